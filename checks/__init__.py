@@ -1,0 +1,1 @@
+"""The judgements: one file per check. Site folders are appended to this package path."""

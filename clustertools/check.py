@@ -1,0 +1,341 @@
+"""What a check is, how checks are found, and how one is run.
+
+    @check(limits=Limits, stages={"preflight", "watch"}, codes={"EccUncorrected": "..."})
+    def gpu_ecc(ctx):
+        "One line that says what it looks at."
+        for gpu in gpus(ctx.host): ...
+            yield ctx.critical("EccUncorrected", gpu_part(gpu.pci), "...", remedy=Remedy.RESET_GPU)
+
+`run` never raises: what could not be looked at becomes UNKNOWN, what does not apply SKIPPED.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pkgutil
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from clustertools.errors import ConfigError, NotApplicable, Unobservable
+from clustertools.host import DEFAULT_TIMEOUT_SECONDS, Completed, FileStat, Host
+from clustertools.model import (
+    Clears,
+    Finding,
+    Job,
+    Reading,
+    Remedy,
+    Status,
+    Subject,
+    Verdict,
+    worst,
+)
+
+#: Where a check may be used. `job` checks look at one run, the others at one node.
+STAGES = frozenset({"preflight", "watch", "prolog", "job"})
+#: A site's own checks, one `NAME.py` each.
+SITE_FOLDERS = ("/etc/clustertools/checks.d",)
+
+
+@dataclass(frozen=True, slots=True)
+class NoLimits:
+    """For checks that compare with nothing."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """A check as declared: the function and what the machine needs to know to run it."""
+
+    name: str
+    look: Callable[[Context], Iterable[Finding | Reading]]
+    doc: str
+    limits: type
+    stages: frozenset[str]
+    codes: Mapping[str, str]
+    confirm: int = 1
+    timeout_seconds: float = 20.0
+    interval_seconds: float = 60.0
+    source: str = ""
+
+    @property
+    def summary(self) -> str:
+        return self.doc.strip().splitlines()[0]
+
+
+_registry: dict[str, Check] = {}
+
+
+def check(
+    *,
+    codes: Mapping[str, str],
+    stages: Iterable[str],
+    limits: type = NoLimits,
+    confirm: int = 1,
+    timeout_seconds: float = 20.0,
+    interval_seconds: float = 60.0,
+) -> Callable[[Callable[[Context], Iterable[Finding | Reading]]], Check]:
+    """Declare a check.
+
+    `codes` maps each code that it may yield to one sentence. `limits` is a frozen dataclass with defaults,
+    which config may override. `confirm` is the number of passes in a row that must report a state before it
+    becomes an incident; events (those that do not clear by recovery) are believed at once.
+    Raises ConfigError when the declaration breaks the rules of the house.
+    """
+
+    def declare(look: Callable[[Context], Iterable[Finding | Reading]]) -> Check:
+        name, module = look.__name__, look.__module__
+        wrong = []
+        if module.rsplit(".", 1)[-1] != name and module != "__main__":
+            wrong.append(f"check {name}: the function must be named as its file ({module})")
+        if not (look.__doc__ or "").strip():
+            wrong.append(f"check {name}: needs a docstring that says what it looks at")
+        if not (dataclasses.is_dataclass(limits) and limits.__dataclass_params__.frozen):  # type: ignore[attr-defined]
+            wrong.append(f"check {name}: limits must be a frozen dataclass")
+        unknown = set(stages) - STAGES
+        if unknown or not set(stages):
+            wrong.append(f"check {name}: stages {sorted(unknown)} unknown; choose from {sorted(STAGES)}")
+        bad = [c for c in codes if not (c[:1].isupper() and c.isalnum())]
+        if bad:
+            wrong.append(f"check {name}: codes must be CamelCase, not {bad}")
+        if name in _registry and _registry[name].look.__module__ != module:
+            wrong.append(f"check {name}: declared twice, in {_registry[name].look.__module__} and {module}")
+        if wrong:
+            raise ConfigError(*wrong)
+        declared = Check(
+            name, look, look.__doc__ or "", limits, frozenset(stages), dict(codes), confirm,
+            timeout_seconds, interval_seconds, getattr(sys.modules.get(module), "__file__", "") or "",
+        )  # fmt: skip
+        _registry[name] = declared
+        return declared
+
+    return declare
+
+
+class Deadlined:
+    """A host whose answers must all come before one moment: no check outlives its own deadline."""
+
+    def __init__(self, host: Host, seconds: float) -> None:
+        self._host = host
+        self._end = time.monotonic() + seconds
+        self._seconds = seconds
+
+    @property
+    def name(self) -> str:
+        return self._host.name
+
+    @property
+    def boot_id(self) -> str:
+        return self._host.boot_id
+
+    def now(self) -> float:
+        return self._host.now()
+
+    def _left(self) -> float:
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise Unobservable(f"the check ran past its own deadline of {self._seconds:g} s")
+        return left
+
+    def run(self, *argv: str, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS, stdin: str = "") -> Completed:
+        return self._host.run(*argv, timeout_seconds=min(timeout_seconds, self._left()), stdin=stdin)
+
+    def read(self, path: str, offset: int = 0, limit: int | None = None) -> str:
+        self._left()
+        return self._host.read(path, offset, limit)
+
+    def stat(self, path: str) -> FileStat:
+        self._left()
+        return self._host.stat(path)
+
+    def glob(self, pattern: str) -> list[str]:
+        self._left()
+        return self._host.glob(pattern)
+
+
+@dataclass
+class Context:
+    """What a check is given: the host, its limits, the node's expectations, and what it remembered.
+
+    `past` is what this check put into `remember` the last time it ran on this subject (empty at first).
+    """
+
+    host: Host
+    check: Check
+    limits: Any
+    subject: Subject
+    expect: Mapping[str, Any] = field(default_factory=dict)
+    past: Mapping[str, Any] = field(default_factory=dict)
+    remember: dict[str, Any] = field(default_factory=dict)
+    job: Job | None = None
+    blind: list[str] = field(default_factory=list)
+    detail: list[str] = field(default_factory=list)
+
+    def _about(self, part: str | Subject) -> Subject:
+        return part if isinstance(part, Subject) else dataclasses.replace(self.subject, part=part)
+
+    def reading(self, name: str, value: float, part: str | Subject = "") -> Reading:
+        """One number; `name` ends in its unit."""
+        return Reading(self._about(part), name, float(value), self.host.now())
+
+    def _finding(self, status: Status, code: str, part: str | Subject, summary: str, **more: Any) -> Finding:
+        if code not in self.check.codes:
+            raise ConfigError(f"check {self.check.name} yields {code}, which it does not declare")
+        more.setdefault("time", self.host.now())
+        return Finding(self.check.name, code, self._about(part), status, summary, **more)
+
+    def critical(
+        self,
+        code: str,
+        part: str | Subject,
+        summary: str,
+        *,
+        evidence: tuple[str, ...] = (),
+        remedy: Remedy = Remedy.NONE,
+        clears: Clears = "recovery",
+        **more: Any,
+    ) -> Finding:
+        """A fault that somebody must act on."""
+        return self._finding(
+            Status.CRITICAL, code, part, summary, evidence=evidence, remedy=remedy, clears=clears, **more
+        )
+
+    def warning(
+        self,
+        code: str,
+        part: str | Subject,
+        summary: str,
+        *,
+        evidence: tuple[str, ...] = (),
+        remedy: Remedy = Remedy.NONE,
+        clears: Clears = "recovery",
+        **more: Any,
+    ) -> Finding:
+        """Something to look at in working hours."""
+        return self._finding(
+            Status.WARNING, code, part, summary, evidence=evidence, remedy=remedy, clears=clears, **more
+        )
+
+    def unseen(self, reason: str) -> None:
+        """Note that a part could not be looked at: the rest counts, but nothing resolves on this pass."""
+        self.blind.append(reason)
+
+    def note(self, text: str) -> None:
+        """A sentence for the person who reads the verdict; not a finding."""
+        self.detail.append(text)
+
+    def skip(self, reason: str) -> NotApplicable:
+        """The exception to raise when the check does not apply here: `raise ctx.skip("no NVIDIA device")`."""
+        return NotApplicable(reason)
+
+
+def run(
+    check: Check,
+    host: Host,
+    *,
+    limits: Any = None,
+    expect: Mapping[str, Any] | None = None,
+    past: Mapping[str, Any] | None = None,
+    job: Job | None = None,
+    cluster: str = "",
+) -> Verdict:
+    """Run one check and give its verdict. Never raises, whatever the check or the machine does."""
+    began = time.monotonic()
+    subject = Subject(cluster=cluster, run=job.run) if job else Subject(cluster=cluster, node=host.name)
+    ctx = Context(
+        Deadlined(host, check.timeout_seconds), check, limits if limits is not None else check.limits(),
+        subject, expect or {}, past or {}, job=job,
+    )  # fmt: skip
+    findings: list[Finding] = []
+    readings: list[Reading] = []
+    status: Status | None = None
+    whole = False
+    try:
+        for item in check.look(ctx) or ():
+            (readings if isinstance(item, Reading) else findings).append(item)  # type: ignore[arg-type]
+        whole = True
+    except NotApplicable as exc:
+        status = Status.SKIPPED
+        ctx.detail.append(str(exc))
+    except Unobservable as exc:
+        ctx.blind.append(str(exc))
+    except Exception as exc:  # noqa: BLE001 - a fault in one check must not take the others with it
+        ctx.blind.append(f"the check itself failed: {type(exc).__name__}: {exc}")
+        ctx.detail.append(traceback.format_exc(limit=-6))
+    if status is None:
+        status = worst(f.status for f in findings)
+        if ctx.blind:
+            status = max(status, Status.UNKNOWN)
+    return Verdict(
+        check.name, subject, status, tuple(findings), tuple(readings), "\n".join(ctx.detail),
+        "; ".join(ctx.blind), time.monotonic() - began, _boot_id(host), host.now(),
+        # a check that broke off may have read more than it told: next time it begins where it began now
+        dict(ctx.remember if whole else ctx.past),
+    )  # fmt: skip
+
+
+def _boot_id(host: Host) -> str:
+    try:
+        return host.boot_id
+    except Unobservable:
+        return ""
+
+
+def discover(site_folders: Iterable[str] = SITE_FOLDERS) -> Mapping[str, Check]:
+    """Import every check: ours, those of installed packs, and the site's own files. Sorted by name.
+
+    Packs register under the entry point group `clustertools.checks`. A site file is `NAME.py` in one of
+    `site_folders`; it imports and lists as `clustertools.checks.NAME`. Raises ConfigError for a file that
+    cannot be imported, with its path: a check that silently does not exist would look like health.
+    """
+    package = importlib.import_module("clustertools.checks")
+
+    for folder in site_folders:
+        if folder not in package.__path__ and Path(folder).is_dir():
+            package.__path__.append(folder)
+    for module in pkgutil.iter_modules(package.__path__, "clustertools.checks."):
+        _import(module.name)
+    for name in _entry_points():
+        _import(name)
+    return dict(sorted(_registry.items()))
+
+
+def _import(name: str) -> None:
+    try:
+        importlib.import_module(name)
+    except ConfigError:
+        raise
+    except Exception as exc:
+        raise ConfigError(f"could not load the check {name}: {type(exc).__name__}: {exc}") from exc
+
+
+def _entry_points() -> Iterator[str]:
+    from importlib.metadata import entry_points
+
+    for point in entry_points(group="clustertools.checks"):
+        yield point.value
+
+
+def select(names: Iterable[str], stage: str, checks: Mapping[str, Check]) -> list[Check]:
+    """The checks called `names`, or all of `stage` when none is named.
+
+    Raises ConfigError for a name that does not exist, with the nearest one that does.
+    """
+    wanted = list(names)
+    if not wanted:
+        return [c for c in checks.values() if stage in c.stages]
+    import difflib
+
+    wrong = []
+    for name in wanted:
+        if name not in checks:
+            near = difflib.get_close_matches(name, checks, 1)
+            hint = f"; did you mean {near[0]}?" if near else "; `clustertools checks list` shows them all"
+            wrong.append(f"there is no check named {name!r}{hint}")
+    if wrong:
+        raise ConfigError(*wrong)
+    return [checks[name] for name in wanted]

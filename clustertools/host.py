@@ -1,0 +1,525 @@
+"""The one window onto a machine: run a command, read a file, look at its size, list names, tell the time.
+
+    host = LocalHost()
+    host.run("uname", "-r").stdout
+    host.read("/proc/meminfo")
+
+Everything that the checks know comes through these calls, so a folder of recorded answers (`RecordedHost`)
+stands in for any machine, and `Recorder` makes such a folder from a live one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import glob as globbing
+import io
+import json
+import os
+import re
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from clustertools.errors import Absent, ConfigError, Unobservable
+
+#: More output than this from one command is cut: a broken tool must not fill our memory.
+OUTPUT_CAP_BYTES = 32 << 20
+DEFAULT_TIMEOUT_SECONDS = 10.0
+#: First word of an argv that means "this Python, isolated": recordings then do not depend on its path.
+PYTHON = "python"
+#: A Slurm prolog starts without PATH.
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+#: Reading from these cannot hang on a server that is away; all else is read in a child with a deadline.
+_LOCAL_FILE_SYSTEMS = frozenset(
+    (
+        "ext2 ext3 ext4 xfs btrfs zfs f2fs tmpfs ramfs overlay proc sysfs devtmpfs devpts cgroup cgroup2 "
+        "debugfs tracefs securityfs efivarfs pstore bpf squashfs erofs vfat iso9660 rootfs"
+    ).split()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """A command that ended. `truncated`: it said more than we kept."""
+
+    argv: tuple[str, ...]
+    returncode: int
+    stdout: str
+    stderr: str
+    elapsed_seconds: float = 0.0
+    truncated: bool = False
+
+    def check(self) -> Completed:
+        """Itself, or Unobservable when the exit code is not 0, with the last line of its complaint."""
+        if self.returncode == 0:
+            return self
+        said = (self.stderr.strip() or self.stdout.strip() or "it said nothing").splitlines()[-1]
+        raise Unobservable(f"{_short(self.argv)} failed with exit code {self.returncode}: {said[:200]}")
+
+
+@dataclass(frozen=True, slots=True)
+class FileStat:
+    """What tells a rotated, truncated or growing file from an unchanged one."""
+
+    size_bytes: int
+    mtime: float
+    inode: int
+    is_dir: bool = False
+
+
+class Host(Protocol):
+    """What a machine can be asked. Whatever cannot be answered raises Unobservable."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def boot_id(self) -> str: ...
+    def run(
+        self, *argv: str, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS, stdin: str = ""
+    ) -> Completed: ...
+    def read(self, path: str, offset: int = 0, limit: int | None = None) -> str: ...
+    def stat(self, path: str) -> FileStat: ...
+    def glob(self, pattern: str) -> list[str]: ...
+    def now(self) -> float: ...
+
+
+class LocalHost:
+    """This machine. No shell; each child has its own process group, a deadline and capped output."""
+
+    def __init__(self, name: str = "") -> None:
+        self.name = name or socket.gethostname().split(".")[0]
+
+    @functools.cached_property
+    def boot_id(self) -> str:
+        return self.read("/proc/sys/kernel/random/boot_id").strip()
+
+    def now(self) -> float:
+        return time.time()
+
+    def run(self, *argv: str, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS, stdin: str = "") -> Completed:
+        """Run `argv` to its end. Raises Absent when there is no such program, Unobservable at the deadline.
+
+        At the deadline the whole process group is killed. A child that cannot be killed (it sits in the
+        kernel, state D) is left behind and named in the error: waiting for it would hang us as well.
+        """
+        words = [sys.executable, "-I", *argv[1:]] if argv[0] == PYTHON else list(argv)
+        began = time.monotonic()
+        try:
+            child = subprocess.Popen(
+                words,
+                stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+                env=_child_environment(),
+            )
+        except FileNotFoundError as exc:
+            raise Absent(f"{argv[0]} is not installed") from exc
+        except OSError as exc:
+            raise Unobservable(f"could not start {argv[0]}: {exc.strerror}") from exc
+        try:
+            out, err, truncated, timed_out = _communicate(child, stdin, began + timeout_seconds)
+        except BaseException:
+            _kill_group(child)
+            raise
+        if timed_out:
+            fate = _kill_group(child)
+            raise Unobservable(f"{_short(argv)} did not answer within {timeout_seconds:g} s; {fate}")
+        _close_pipes(child)
+        return Completed(
+            argv,
+            child.returncode,
+            out.decode("utf-8", "replace"),
+            err.decode("utf-8", "replace"),
+            time.monotonic() - began,
+            truncated,
+        )
+
+    def read(self, path: str, offset: int = 0, limit: int | None = None) -> str:
+        """The text of `path` from byte `offset`, at most `limit` bytes.
+
+        `/dev/kmsg` gives the ring's records, one a line. Files on network and FUSE mounts are read in a child
+        with a deadline, since their server may be away.
+        """
+        if path == "/dev/kmsg":
+            return _read_kmsg()
+        cap = min(limit, OUTPUT_CAP_BYTES) if limit is not None else OUTPUT_CAP_BYTES
+        if _may_hang(path):
+            script = "import sys; f = open(sys.argv[1], 'rb'); f.seek(int(sys.argv[2])); "
+            script += "sys.stdout.buffer.write(f.read(int(sys.argv[3])))"
+            done = self.run(PYTHON, "-c", script, path, str(offset), str(cap))
+            if "FileNotFoundError" in done.stderr:
+                raise Absent(f"{path}: no such file")
+            return done.check().stdout
+        try:
+            with open(path, "rb", buffering=0) as file:
+                if offset:
+                    file.seek(offset)
+                return _read_capped(file, cap).decode("utf-8", "replace")
+        except OSError as exc:
+            raise _unobservable(path, exc) from exc
+
+    def stat(self, path: str) -> FileStat:
+        if _may_hang(path):
+            done = self.run("stat", "-L", "-c", "%s %.6Y %i %F", "--", path)
+            if "No such file" in done.stderr:
+                raise Absent(f"{path}: no such file")
+            size, mtime, inode, kind = done.check().stdout.strip().split(" ", 3)
+            return FileStat(int(size), float(mtime), int(inode), kind == "directory")
+        try:
+            info = os.stat(path)
+        except OSError as exc:
+            raise _unobservable(path, exc) from exc
+        return FileStat(info.st_size, info.st_mtime, info.st_ino, os.path.isdir(path))
+
+    def glob(self, pattern: str) -> list[str]:
+        """Paths that match, sorted; none is an answer, not an error."""
+        if _may_hang(pattern):
+            script = "import glob, json, sys; print(json.dumps(sorted(glob.glob(sys.argv[1]))))"
+            found: list[str] = json.loads(self.run(PYTHON, "-c", script, pattern).check().stdout)
+            return found
+        return sorted(globbing.glob(pattern))
+
+
+def _child_environment() -> dict[str, str]:
+    environment = dict(os.environ)
+    environment.setdefault("PATH", DEFAULT_PATH)
+    environment["LC_ALL"] = "C"
+    # the tools answer in the format that their options ask for, not in one a login script chose
+    for name in ("SQUEUE_FORMAT", "SINFO_FORMAT", "SACCT_FORMAT", "SLURM_TIME_FORMAT", "GREP_OPTIONS"):
+        environment.pop(name, None)
+    return environment
+
+
+def _communicate(
+    child: subprocess.Popen[bytes], stdin: str, deadline: float
+) -> tuple[bytes, bytes, bool, bool]:
+    """Read both pipes up to the cap until the child ends or the deadline passes."""
+    assert child.stdout is not None
+    assert child.stderr is not None
+    kept = {child.stdout: bytearray(), child.stderr: bytearray()}
+    truncated = False
+    with selectors.DefaultSelector() as selector:
+        selector.register(child.stdout, selectors.EVENT_READ)
+        selector.register(child.stderr, selectors.EVENT_READ)
+        pending = memoryview(stdin.encode())
+        if child.stdin:
+            selector.register(child.stdin, selectors.EVENT_WRITE)
+        while selector.get_map():
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return bytes(kept[child.stdout]), bytes(kept[child.stderr]), truncated, True
+            for key, _ in selector.select(left):
+                if key.fileobj is child.stdin:
+                    with contextlib.suppress(BrokenPipeError):
+                        pending = pending[os.write(key.fd, pending[:65536]) :]
+                        if pending:
+                            continue
+                    selector.unregister(child.stdin)
+                    child.stdin.close()
+                    continue
+                data = os.read(key.fd, 1 << 16)
+                if not data:
+                    selector.unregister(key.fileobj)
+                    continue
+                buffer = kept[key.fileobj]  # type: ignore[index]
+                room = OUTPUT_CAP_BYTES - len(buffer)
+                truncated = truncated or len(data) > room
+                buffer += data[: max(0, room)]
+    try:
+        child.wait(max(0.0, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        return bytes(kept[child.stdout]), bytes(kept[child.stderr]), truncated, True
+    return bytes(kept[child.stdout]), bytes(kept[child.stderr]), truncated, False
+
+
+def _kill_group(child: subprocess.Popen[bytes]) -> str:
+    """SIGKILL the child's group; in words, whether that worked."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, signal.SIGKILL)
+    _close_pipes(child)
+    try:
+        child.wait(0.5)
+    except subprocess.TimeoutExpired:
+        # Popen would wait for it again when it is collected; forget it instead
+        child.returncode = -signal.SIGKILL
+        return f"process {child.pid} cannot be killed (it hangs in the kernel, state D)"
+    return "it was killed"
+
+
+def _read_capped(file: io.FileIO, cap: int) -> bytes:
+    # in pieces: the kernel allocates what a read of a sysctl file asks for, and refuses megabytes
+    pieces, left = [], cap
+    while left > 0 and (piece := file.read(min(left, 1 << 18))):
+        pieces.append(piece)
+        left -= len(piece)
+    return b"".join(pieces)
+
+
+def _close_pipes(child: subprocess.Popen[bytes]) -> None:
+    for stream in (child.stdin, child.stdout, child.stderr):
+        if stream:
+            stream.close()
+
+
+def _short(argv: tuple[str, ...]) -> str:
+    return " ".join(argv[:4])
+
+
+def _unobservable(path: str, exc: OSError) -> Unobservable:
+    kind = Absent if exc.errno in (errno.ENOENT, errno.ENOTDIR) else Unobservable
+    return kind(f"{path}: {exc.strerror or exc}")
+
+
+def _read_kmsg() -> str:
+    """All records of the kernel's ring, one a line, as `priority,sequence,microseconds,flags;text`.
+
+    A read that fails with EPIPE means that the ring overwrote records under us; the gap shows in the
+    sequence numbers, so it is counted by the reader of these lines.
+    """
+    try:
+        fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
+    except OSError as exc:
+        hint = " (reading the kernel log needs root or CAP_SYSLOG)" if exc.errno == errno.EPERM else ""
+        raise Unobservable(f"/dev/kmsg: {exc.strerror}{hint}") from exc
+    records: list[str] = []
+    try:
+        while len(records) < 1_000_000:
+            try:
+                record = os.read(fd, 16384)
+            except BlockingIOError:
+                break
+            except BrokenPipeError:
+                continue
+            # continuation lines (" KEY=value") are the device dictionary, not text
+            records.append(record.decode("utf-8", "replace").split("\n", 1)[0])
+    except OSError as exc:
+        raise _unobservable("/dev/kmsg", exc) from exc
+    finally:
+        os.close(fd)
+    return "\n".join(records) + ("\n" if records else "")
+
+
+def mount_of(path: str, mountinfo: str) -> tuple[str, str]:
+    """(mount point, file system type) of the mount that holds `path`, by the text of /proc/self/mountinfo."""
+    best = ("/", "rootfs")
+    # 36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue
+    for line in mountinfo.splitlines():
+        left, separator, right = line.partition(" - ")
+        fields = left.split()
+        if not separator or len(fields) < 5:
+            continue
+        point = re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), fields[4])
+        inside = path == point or path.startswith(point.rstrip("/") + "/")
+        if inside and len(point) >= len(best[0]):
+            best = (point, right.split()[0])
+    return best
+
+
+def _may_hang(path: str) -> bool:
+    """Whether the file system under `path` has a server that can be away. Looks at the mount table only."""
+    if path.startswith(("/proc/", "/sys/", "/dev/")):
+        return False
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:
+            return mount_of(os.path.abspath(path), file.read())[1] not in _LOCAL_FILE_SYSTEMS
+    except OSError:
+        return False
+
+
+class RecordedHost:
+    """A folder of recorded answers: `host.yaml`, `commands/*.yaml`, `files/` (a partial root).
+
+    What was not recorded raises Unobservable, so a check that asks for more than it did when the recording
+    was made shows up as blind, not as healthy. A command recorded as slower than the caller's deadline
+    times out, as it would have live.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.about: Mapping[str, Any] = _load_yaml(self.folder / "host.yaml")
+        if not isinstance(self.about, Mapping):
+            raise ConfigError(f"{self.folder / 'host.yaml'}: expected a mapping with name, boot_id and time")
+        self.name = str(self.about.get("name", self.folder.name))
+        self.boot_id = str(self.about.get("boot_id", "recorded-boot"))
+        self._commands = {}
+        for path in sorted(self.folder.glob("commands/*.yaml")):
+            entry = _load_yaml(path)
+            if not isinstance(entry, Mapping) or not isinstance(entry.get("argv"), list):
+                raise ConfigError(f"{path}: expected a mapping with argv, a list of words")
+            self._commands[tuple(str(word) for word in entry["argv"])] = entry
+        listed = self.folder / "listings.yaml"
+        listings = _load_yaml(listed) if listed.exists() else {}
+        self._globs: Mapping[str, list[str]] = listings.get("globs", {})
+        self._stats: Mapping[str, list[float]] = listings.get("stats", {})
+        self._errors: Mapping[str, str] = listings.get("errors", {})
+
+    def now(self) -> float:
+        return float(self.about.get("time", 0.0))
+
+    def run(self, *argv: str, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS, stdin: str = "") -> Completed:
+        entry = self._commands.get(argv)
+        if entry is None:
+            raise Unobservable(f"{' '.join(argv[:6])} is not in the recording {self.folder.name}")
+        if "error" in entry:
+            raise (Absent if entry.get("absent") else Unobservable)(str(entry["error"]))
+        seconds = float(entry.get("seconds", 0.0))
+        if seconds > timeout_seconds:
+            raise Unobservable(f"{_short(argv)} did not answer within {timeout_seconds:g} s")
+        return Completed(
+            argv,
+            int(entry.get("returncode", 0)),
+            str(entry.get("stdout", "")),
+            str(entry.get("stderr", "")),
+            seconds,
+        )
+
+    def _path(self, path: str) -> Path:
+        return self.folder / "files" / path.lstrip("/")
+
+    def read(self, path: str, offset: int = 0, limit: int | None = None) -> str:
+        if path in self._errors:
+            raise Unobservable(self._errors[path])
+        try:
+            data = self._path(path).read_bytes()
+        except OSError as exc:
+            raise Absent(f"{path} is not in the recording {self.folder.name}") from exc
+        return data[offset : None if limit is None else offset + limit].decode("utf-8", "replace")
+
+    def stat(self, path: str) -> FileStat:
+        if path in self._stats:
+            size, mtime, inode, is_dir = self._stats[path]
+            return FileStat(int(size), float(mtime), int(inode), bool(is_dir))
+        try:
+            info = self._path(path).stat()
+        except OSError as exc:
+            raise Absent(f"{path} is not in the recording {self.folder.name}") from exc
+        return FileStat(info.st_size, self.now(), info.st_ino, self._path(path).is_dir())
+
+    def glob(self, pattern: str) -> list[str]:
+        if pattern in self._globs:
+            return list(self._globs[pattern])
+        root = self.folder / "files"
+        # glob inside the recording; the recording's own path must not be read as a pattern
+        found = globbing.glob(pattern.lstrip("/"), root_dir=root)
+        return sorted("/" + name for name in found)
+
+
+class Recorder:
+    """A host that writes down every answer of another host, in the layout that RecordedHost reads."""
+
+    def __init__(self, host: Host, folder: str | Path) -> None:
+        self.host = host
+        self.folder = Path(folder)
+        (self.folder / "commands").mkdir(parents=True, exist_ok=True)
+        (self.folder / "files").mkdir(exist_ok=True)
+        self._globs: dict[str, list[str]] = {}
+        self._stats: dict[str, list[float]] = {}
+        self._errors: dict[str, str] = {}
+        self._commands: dict[tuple[str, ...], dict[str, Any]] = {}
+        self._files: dict[str, str] = {}
+
+    @property
+    def name(self) -> str:
+        return self.host.name
+
+    @property
+    def boot_id(self) -> str:
+        return self.host.boot_id
+
+    def now(self) -> float:
+        return self.host.now()
+
+    def run(self, *argv: str, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS, stdin: str = "") -> Completed:
+        entry: dict[str, Any] = {"argv": list(argv)}
+        self._commands[argv] = entry
+        try:
+            done = self.host.run(*argv, timeout_seconds=timeout_seconds, stdin=stdin)
+        except Unobservable as exc:
+            entry.update(error=str(exc), absent=isinstance(exc, Absent))
+            raise
+        entry.update(
+            returncode=done.returncode,
+            seconds=round(done.elapsed_seconds, 3),
+            stdout=done.stdout,
+            stderr=done.stderr,
+        )
+        return done
+
+    def read(self, path: str, offset: int = 0, limit: int | None = None) -> str:
+        try:
+            text = self.host.read(path, offset, limit)
+        except Absent:
+            raise
+        except Unobservable as exc:
+            self._errors[path] = str(exc)
+            raise
+        self._files[path] = text if not offset else self.host.read(path, 0, offset + len(text.encode()))
+        return text
+
+    def stat(self, path: str) -> FileStat:
+        info = self.host.stat(path)
+        self._stats[path] = [info.size_bytes, info.mtime, info.inode, float(info.is_dir)]
+        return info
+
+    def glob(self, pattern: str) -> list[str]:
+        self._globs[pattern] = self.host.glob(pattern)
+        return list(self._globs[pattern])
+
+    def save(self, about: Mapping[str, Any], scrub: Any = lambda text: text) -> list[Path]:
+        """Write the folder, every text and path through `scrub` first. Returns the files written."""
+        about = {"name": self.name, "boot_id": self.boot_id, "time": self.now(), **about}
+        written = [_dump_yaml(self.folder / "host.yaml", _scrubbed(about, scrub))]
+        listings = {"globs": self._globs, "stats": self._stats, "errors": self._errors}
+        written.append(_dump_yaml(self.folder / "listings.yaml", _scrubbed(listings, scrub)))
+        for number, entry in enumerate(self._commands.values(), 1):
+            slug = re.sub(r"[^a-z0-9]+", "-", " ".join(entry["argv"][:3]).lower()).strip("-")[:40]
+            path = self.folder / "commands" / f"{number:03d}-{slug}.yaml"
+            written.append(_dump_yaml(path, _scrubbed(entry, scrub)))
+        for name, text in self._files.items():
+            path = self.folder / "files" / scrub(name).lstrip("/")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(scrub(text), encoding="utf-8", errors="replace")
+            written.append(path)
+        return written
+
+
+def _scrubbed(value: Any, scrub: Any) -> Any:
+    if isinstance(value, str):
+        return scrub(value)
+    if isinstance(value, Mapping):
+        return {_scrubbed(k, scrub): _scrubbed(v, scrub) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_scrubbed(v, scrub) for v in value]
+    return value
+
+
+def _load_yaml(path: Path) -> Any:
+    import yaml
+
+    # the safe loaders build plain values only; the C twin reads a megabyte of output in milliseconds
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        return loader(path.read_text(encoding="utf-8")).get_single_data() or {}
+    except OSError as exc:
+        raise ConfigError(f"{path}: {exc.strerror}; a recorded host needs this file") from exc
+    except yaml.YAMLError as exc:
+        raise ConfigError(f"{path}: not YAML: {exc}") from exc
+
+
+def _dump_yaml(path: Path, value: Any) -> Path:
+    import yaml
+
+    text = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=110)
+    path.write_text(text, encoding="utf-8")
+    return path

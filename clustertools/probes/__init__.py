@@ -1,0 +1,1 @@
+"""Small programs that run as children and print JSON."""

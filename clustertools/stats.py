@@ -1,0 +1,47 @@
+"""Robust numbers: medians, rates of counters that wrap or are reset. Standard library only."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+#: A normal distribution's standard deviation is this many median absolute deviations.
+MAD_TO_SIGMA = 1.4826
+
+
+def median_and_spread(values: Sequence[float]) -> tuple[float, float]:
+    """Median and robust standard deviation (MAD times 1.4826). Raises ValueError on no values."""
+    if not values:
+        raise ValueError("the median of nothing")
+    middle = statistics.median(values)
+    return middle, MAD_TO_SIGMA * statistics.median(abs(v - middle) for v in values)
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """Growth of a counter between two looks. `reset`: it went down, so what it counted before is lost."""
+
+    delta: float
+    per_second: float
+    reset: bool
+
+
+def counter_rate(
+    before: float, after: float, seconds: float, *, width_bits: int | None = None
+) -> Rate | None:
+    """The rate between two readings of a counter `seconds` apart; None when no time has passed.
+
+    A counter that went down was reset (a driver reload, a cleared port), unless its width is given and it is
+    nearer to a wrap: then the growth across the wrap is counted. After a reset the new value is the growth.
+    """
+    if seconds <= 0:
+        return None
+    if after >= before:
+        return Rate(after - before, (after - before) / seconds, False)
+    if width_bits is not None:
+        limit = float(2**width_bits)
+        if before > 0.5 * limit and after < 0.5 * limit:
+            grown = limit - before + after
+            return Rate(grown, grown / seconds, False)
+    return Rate(after, after / seconds, True)

@@ -1,0 +1,38 @@
+"""Fixtures that every test may use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clustertools import check as checking
+from clustertools.host import Host, RecordedHost
+from clustertools.model import Job, Verdict
+
+HOSTS = Path(__file__).parent / "hosts"
+
+
+@pytest.fixture
+def run() -> Callable[..., Verdict]:
+    """`run("gpu_ecc", host="h100-dbe-gpu3")`: one check on a folder of tests/hosts, or on any Host."""
+
+    def run_check(
+        name: str,
+        host: str | Path | Host,
+        *,
+        limits: Any = None,
+        expect: Mapping[str, Any] | None = None,
+        past: Mapping[str, Any] | None = None,
+        job: Job | None = None,
+    ) -> Verdict:
+        if isinstance(host, str):
+            host = HOSTS / host
+        if isinstance(host, Path):
+            host = RecordedHost(host)
+        found = checking.discover(site_folders=())
+        return checking.run(found[name], host, limits=limits, expect=expect, past=past, job=job)
+
+    return run_check
