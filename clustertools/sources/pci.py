@@ -1,0 +1,45 @@
+"""Which NVIDIA GPUs sit on the PCI bus, by sysfs alone: needs no driver, no NVML, and cannot hang.
+
+nvidia_devices(host)   # ("0000:18:00.0", "0000:3b:00.0", ...)
+"""
+
+from __future__ import annotations
+
+from clustertools.errors import Absent
+from clustertools.host import Host
+from clustertools.model import pci_address
+
+#: PCI vendor id of NVIDIA (the PCI ID repository, pci-ids.ucw.cz).
+NVIDIA_VENDOR = 0x10DE
+#: PCI base class and subclass: VGA controller and 3D controller (PCI Code and ID Assignment). Data centre
+#: GPUs are 3D controllers. NVSwitches are bridges (0x0680), network functions 0x02xx: neither is a GPU.
+GPU_CLASSES = frozenset((0x0300, 0x0302))
+
+
+def nvidia_devices(host: Host) -> tuple[str, ...]:
+    """PCI addresses of the NVIDIA GPUs, as `model.pci_address` writes them, in bus order.
+
+    Empty on a machine without one. A GPU that fell off the bus may still be listed: the kernel removes it
+    only when it is rescanned. Raises Unobservable when a device is listed but cannot be read.
+    """
+    found = []
+    for path in host.glob("/sys/bus/pci/devices/*/vendor"):
+        folder = path.rsplit("/", 1)[0]
+        try:
+            # vendor "0x10de", class "0x030200"
+            if (
+                _hex(host.read(path)) != NVIDIA_VENDOR
+                or _hex(host.read(f"{folder}/class")) >> 8 not in GPU_CLASSES
+            ):
+                continue
+        except Absent:
+            continue  # it was removed between the listing and the look
+        found.append(pci_address(folder.rsplit("/", 1)[1]))
+    return tuple(sorted(found))
+
+
+def _hex(text: str) -> int:
+    try:
+        return int(text.strip(), 16)
+    except ValueError:
+        return 0
