@@ -1,0 +1,153 @@
+"""The command `clustertools`: which subcommands there are, where they live, and what an exit code means.
+
+Nothing of a subcommand is imported before it is used: a Slurm prolog pays for every import. To add one, put
+one line into COMMANDS.
+
+Exit codes: 0 fine, 1 warning, 2 critical, 3 unknown, wrong usage, wrong config or a fault of our own;
+130 after Ctrl-C. Click's own 2 for wrong usage would read as CRITICAL to Nagios.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import io
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+
+from clustertools import __version__
+from clustertools.errors import ClustertoolsError
+from clustertools.model import Status
+
+#: name -> ("module:attribute", one line for `--help`). The order is that of `--help`.
+COMMANDS: Mapping[str, tuple[str, str]] = {
+    "check": ("clustertools.cli.check:check", "Look at this machine once."),
+    "run": ("clustertools.cli.run:run", "Supervise one command on this machine, without a scheduler."),
+    "watch": ("clustertools.cli.watch:watch", "Watch the cluster: one pass, or for ever."),
+    "status": ("clustertools.cli.oncall:status", "What is wrong now."),
+    "show": ("clustertools.cli.oncall:show", "Everything known about one incident."),
+    "timeline": ("clustertools.cli.oncall:timeline", "What happened to a job or node, in order."),
+    "ack": ("clustertools.cli.oncall:ack", "Say that you have seen an incident."),
+    "silence": ("clustertools.cli.oncall:silence", "Be told nothing of an incident for a while."),
+    "pause": ("clustertools.cli.oncall:pause", "Go on observing, stop acting."),
+    "resume": ("clustertools.cli.oncall:resume", "Act again after a pause."),
+    "approve": ("clustertools.cli.oncall:approve", "Let a planned action happen."),
+    "checkpoints": ("clustertools.cli.oncall:checkpoints", "Which checkpoints are whole."),
+    "stacks": ("clustertools.cli.oncall:stacks", "Where the ranks of a job are stuck."),
+    "explain": ("clustertools.cli.dev:explain", "What a code or an Xid means and what to do about it."),
+    "checks": ("clustertools.cli.dev:checks", "The checks there are."),
+    "record": ("clustertools.cli.dev:record", "Record this machine's answers as a test case."),
+    "new-check": ("clustertools.cli.dev:new_check", "Write the files of a new check."),
+    "config": ("clustertools.cli.config:group", "Check, show and describe the configuration."),
+}
+
+INTERRUPTED = 130
+#: 128 + SIGPIPE, as a shell would say it: the reader went away, so nobody knows our answer.
+READER_LEFT = 141
+
+
+class LazyGroup(click.Group):
+    """A group that imports a subcommand when it is called, and lists them without importing any."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], COMMANDS, 1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise click.UsageError(f"No such command {args[0]!r}.{hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+
+
+EXAMPLES = """\b
+Examples:
+  clustertools check                          every check for a watched node
+  clustertools check gpu_ecc --format nagios  one check, as a monitoring plugin
+  clustertools status                         what is wrong in the cluster
+  clustertools explain "xid 79"               what it means, what to do
+
+\b
+Exit codes: 0 fine, 1 warning, 2 critical, 3 unknown or wrong usage.
+"""
+
+
+@click.group(cls=LazyGroup, epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="clustertools")
+def cli() -> None:
+    """Keeps GPU training clusters training: checks say what is wrong, playbooks what to do about it."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and give its exit code. Raises nothing but SystemExit from shell completion."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # a kernel line may hold anything; a terminal that cannot show it must not end the pass
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        code = _exit_code(cli.main(args=argv, prog_name="clustertools", standalone_mode=False))
+        sys.stdout.flush()
+        return code
+    except click.exceptions.Exit as exc:
+        return exc.exit_code
+    except click.ClickException as exc:
+        exc.show()
+        return Status.UNKNOWN.exit_code
+    except ClustertoolsError as exc:
+        for line in str(exc).splitlines() or [type(exc).__name__]:
+            print(f"clustertools: {line}", file=sys.stderr)
+        return Status.UNKNOWN.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return INTERRUPTED
+    except BrokenPipeError:
+        _swallow_output()
+        return READER_LEFT
+    except SystemExit as exc:
+        return _leave(exc)
+    except Exception as exc:  # noqa: BLE001 - Python's own exit code 1 would be read as WARNING
+        import traceback
+
+        traceback.print_exc()
+        print(f"clustertools: a fault in clustertools itself: {type(exc).__name__}: {exc}", file=sys.stderr)
+        return Status.UNKNOWN.exit_code
+
+
+def _exit_code(value: Any) -> int:
+    """A command returns nothing, a Status or an exit code."""
+    if isinstance(value, Status):
+        return value.exit_code
+    return int(value or 0)
+
+
+def _leave(exc: SystemExit) -> int:
+    # click itself ends with 1 when the reader of its output is gone, and wraps the streams before it does
+    if type(sys.stdout).__name__ == "PacifyFlushWrapper":
+        _swallow_output()
+        return READER_LEFT
+    return exc.code if isinstance(exc.code, int) else Status.UNKNOWN.exit_code if exc.code else 0
+
+
+def _swallow_output() -> None:
+    # the interpreter flushes once more at its end, and would complain about the closed pipe
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+    finally:
+        os.close(nowhere)

@@ -1,0 +1,112 @@
+"""What every command shares: the common options, colour, notes on stderr, one JSON object a line.
+
+    @click.command(epilog=examples("clustertools status -w 5"))
+    @common
+    def status(out: Output) -> Status: ...
+
+A command returns None, a Status or an exit code.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TextIO
+
+import click
+
+from clustertools.model import Status, to_data
+
+#: Version of the objects that `--json` prints. Raised when a field changes its meaning or goes away.
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """How one command talks: results on stdout, notes on stderr."""
+
+    json: bool = False
+    color: bool = False
+    quiet: bool = False
+    verbose: int = 0
+
+    def line(self, text: str = "") -> None:
+        """A line of the answer, for a person."""
+        print(text)
+
+    def record(self, kind: str, data: Mapping[str, Any] | Any) -> None:
+        """One answer as a line of JSON: {"schema": 1, "kind": kind, ...}."""
+        print(json_line(kind, data))
+
+    def note(self, text: str) -> None:
+        """A remark that is not the answer; `-q` leaves it out."""
+        if not self.quiet:
+            print(f"clustertools: {text}", file=sys.stderr)
+
+    def detail(self, text: str) -> None:
+        """A remark that only `-v` shows."""
+        if self.verbose and not self.quiet:
+            print(f"clustertools: {text}", file=sys.stderr)
+
+
+def json_line(kind: str, data: Mapping[str, Any] | Any) -> str:
+    """One versioned JSON object on one line; `data` is a mapping or a value of the model."""
+    plain = to_data(data)
+    if not isinstance(plain, dict):
+        plain = {"value": plain}
+    line = {"schema": SCHEMA, "kind": kind, **plain}
+    try:
+        return json.dumps(line, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        return json.dumps(_without_nan(line), ensure_ascii=False)
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null, so that every reader can parse the line."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {k: _without_nan(v) for k, v in value.items()}
+    return [_without_nan(v) for v in value] if isinstance(value, list) else value
+
+
+def wants_color(stream: TextIO, no_color: bool = False, environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether to colour `stream`: `--no-color`, then NO_COLOR and FORCE_COLOR when set and not empty
+    (no-color.org, force-color.org), then TERM=dumb, then whether it is a terminal."""
+    if no_color or environment.get("NO_COLOR"):
+        return False
+    if environment.get("FORCE_COLOR"):
+        return True
+    return environment.get("TERM") != "dumb" and stream.isatty()
+
+
+def common(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command `--json`, `--no-color`, `-q` and `-v`; the command gets them as `out`, an Output."""
+
+    @click.option("--json", "json_", is_flag=True, help="One JSON object a line on stdout.")
+    @click.option("--no-color", is_flag=True, help="No colour, whatever the terminal says.")
+    @click.option("-q", "--quiet", is_flag=True, help="No notes on stderr.")
+    @click.option("-v", "--verbose", count=True, help="More about how the answer came about.")
+    @functools.wraps(function)
+    def with_output(
+        *args: Any, json_: bool, no_color: bool, quiet: bool, verbose: int, **options: Any
+    ) -> Any:
+        out = Output(json_, wants_color(sys.stdout, no_color) and not json_, quiet, verbose)
+        return function(*args, out=out, **options)
+
+    return with_output
+
+
+def examples(*lines: str) -> str:
+    """The end of a command's help: command lines as they are, not wrapped."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def exit_code(status: Status) -> int:
+    """0 fine, 1 warning, 2 critical, 3 unknown."""
+    return status.exit_code
