@@ -225,6 +225,30 @@ class Outcome:
     time: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One start of a run. `first_step` to `last_step` is what it trained; None is "not known"."""
+
+    run: str
+    number: int
+    token: str
+    job_id: str = ""
+    started_at: float = 0.0
+    ended_at: float = 0.0
+    resume_step: int | None = None
+    resume_path: str = ""
+    first_step: int | None = None
+    last_step: int | None = None
+    end: str = ""
+
+    @property
+    def new_steps(self) -> int | None:
+        """Steps beyond the checkpoint that it began from; None when progress could not be read."""
+        if self.last_step is None:
+            return None
+        return max(0, self.last_step - (self.resume_step or 0))
+
+
 JobState = Literal["pending", "running", "completing", "ended", "unknown"]
 
 
@@ -250,30 +274,7 @@ class Job:
     metrics_path: str = ""
     checkpoint_dir: str = ""
     total_steps: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """One start of a run. `first_step` to `last_step` is what it trained; None is "not known"."""
-
-    run: str
-    number: int
-    token: str
-    job_id: str = ""
-    started_at: float = 0.0
-    ended_at: float = 0.0
-    resume_step: int | None = None
-    resume_path: str = ""
-    first_step: int | None = None
-    last_step: int | None = None
-    end: str = ""
-
-    @property
-    def new_steps(self) -> int | None:
-        """Steps beyond the checkpoint that it began from; None when progress could not be read."""
-        if self.last_step is None:
-            return None
-        return max(0, self.last_step - (self.resume_step or 0))
+    attempts: tuple[Attempt, ...] = ()
 
 
 def to_data(value: Any) -> Any:

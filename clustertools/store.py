@@ -1,0 +1,376 @@
+"""What the watchdog remembers: one SQLite file, one writer, nine tables, one transaction a pass.
+
+Losing the file delays a detection by one threshold; it never invents one. A store that cannot be used raises
+StoreError, and without a store nothing acts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clustertools.errors import StoreError
+from clustertools.model import (
+    Action,
+    Attempt,
+    Incident,
+    Outcome,
+    Reading,
+    Subject,
+    Transition,
+    Verdict,
+    from_data,
+    to_data,
+)
+
+#: File systems on which SQLite's write-ahead log works: it needs shared memory between processes.
+LOCAL_FILE_SYSTEMS = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "overlay"})
+
+_MIGRATIONS = (
+    """
+    CREATE TABLE verdict (
+        name TEXT NOT NULL, subject TEXT NOT NULL, time REAL NOT NULL, data TEXT NOT NULL,
+        PRIMARY KEY (name, subject)) WITHOUT ROWID;
+    CREATE TABLE reading (
+        subject TEXT NOT NULL, name TEXT NOT NULL, time REAL NOT NULL, value REAL NOT NULL,
+        PRIMARY KEY (subject, name, time)) WITHOUT ROWID;
+    CREATE TABLE incident (key TEXT PRIMARY KEY, state TEXT NOT NULL, data TEXT NOT NULL) WITHOUT ROWID;
+    CREATE TABLE transition (
+        id INTEGER PRIMARY KEY, key TEXT NOT NULL, time REAL NOT NULL, kind TEXT NOT NULL, data TEXT NOT NULL);
+    CREATE INDEX transition_time ON transition (time);
+    CREATE TABLE delivery (
+        id INTEGER PRIMARY KEY, sink TEXT NOT NULL, key TEXT NOT NULL, message TEXT NOT NULL,
+        state TEXT NOT NULL DEFAULT 'waiting', tries INTEGER NOT NULL DEFAULT 0,
+        due REAL NOT NULL, reference TEXT NOT NULL DEFAULT '', reason TEXT NOT NULL DEFAULT '');
+    CREATE INDEX delivery_due ON delivery (state, due);
+    CREATE TABLE action (
+        id TEXT PRIMARY KEY, state TEXT NOT NULL, step TEXT NOT NULL DEFAULT '', time REAL NOT NULL,
+        data TEXT NOT NULL, detail TEXT NOT NULL DEFAULT '{}', outcome TEXT NOT NULL DEFAULT '',
+        approved_by TEXT NOT NULL DEFAULT '') WITHOUT ROWID;
+    CREATE TABLE attempt (
+        run TEXT NOT NULL, number INTEGER NOT NULL, data TEXT NOT NULL,
+        PRIMARY KEY (run, number)) WITHOUT ROWID;
+    CREATE TABLE silence (
+        id INTEGER PRIMARY KEY, pattern TEXT NOT NULL, until REAL NOT NULL, by TEXT NOT NULL, why TEXT NOT NULL);
+    CREATE TABLE cursor (
+        name TEXT NOT NULL, subject TEXT NOT NULL, data TEXT NOT NULL,
+        PRIMARY KEY (name, subject)) WITHOUT ROWID;
+    """,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ActionRow:
+    """An action as stored. `state`: planned, blocked, running, done, failed. `step` and `detail` belong to
+    the sequence that performs it."""
+
+    action: Action
+    state: str
+    step: str
+    time: float
+    detail: Mapping[str, Any]
+    outcome: Outcome | None = None
+    approved_by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Silence:
+    """Someone asked not to hear of incidents whose key matches `pattern` until `until`."""
+
+    id: int
+    pattern: str
+    until: float
+    by: str
+    why: str
+
+
+def default_state_dir(environ: Mapping[str, str] = os.environ) -> Path:
+    """`$STATE_DIRECTORY` (systemd), `/var/lib/clustertools` for root, else `$XDG_STATE_HOME/clustertools`."""
+    if environ.get("CLUSTERTOOLS_STATE"):
+        return Path(environ["CLUSTERTOOLS_STATE"])
+    if environ.get("STATE_DIRECTORY"):
+        return Path(environ["STATE_DIRECTORY"].split(":")[0])
+    if os.geteuid() == 0:
+        return Path("/var/lib/clustertools")
+    home = environ.get("XDG_STATE_HOME") or os.path.join(environ.get("HOME", "/"), ".local/state")
+    return Path(home) / "clustertools"
+
+
+class Store:
+    """The state of one watchdog. Use `with store.transaction():` around what belongs together."""
+
+    def __init__(self, path: str | Path, *, file_system: str = "", read_only: bool = False) -> None:
+        """Open or create the store at `path`. Raises StoreError, saying what to try.
+
+        `file_system` is the type of the mount that holds it, when the caller knows; on one that is not local
+        a rollback journal is used and `warning` is set.
+        """
+        self.path = Path(path)
+        self.warning = ""
+        local = not file_system or file_system in LOCAL_FILE_SYSTEMS
+        if not local:
+            self.warning = (
+                f"{self.path} is on {file_system}: keep the state on a local disk "
+                "(CLUSTERTOOLS_STATE); using the slower rollback journal"
+            )
+        try:
+            if read_only:
+                self._db = sqlite3.connect(f"file:{self.path}?mode=ro", uri=True, isolation_level=None)
+            else:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._db = sqlite3.connect(self.path, timeout=5.0, isolation_level=None)
+            with self._errors("open"):
+                if not read_only:
+                    self._db.execute("PRAGMA journal_mode=" + ("WAL" if local else "DELETE"))
+                    self._db.execute("PRAGMA synchronous=" + ("NORMAL" if local else "FULL"))
+                    os.chmod(self.path, 0o600)
+                self._migrate(read_only)
+        except (OSError, sqlite3.Error) as exc:
+            raise StoreError(f"cannot open the state in {self.path}: {exc}; {_advice(exc)}") from exc
+
+    def _migrate(self, read_only: bool) -> None:
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version > len(_MIGRATIONS):
+            raise StoreError(
+                f"{self.path} was written by a newer clustertools (schema {version}, this one knows "
+                f"{len(_MIGRATIONS)}); use that version or another state folder"
+            )
+        if read_only:
+            return
+        for number, script in enumerate(_MIGRATIONS[version:], version + 1):
+            # executescript commits what is open, so the version is set inside the same script
+            self._db.executescript(f"BEGIN IMMEDIATE; {script} PRAGMA user_version={number}; COMMIT;")
+
+    @contextlib.contextmanager
+    def _errors(self, doing: str) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as exc:
+            raise StoreError(f"cannot {doing} the state in {self.path}: {exc}; {_advice(exc)}") from exc
+
+    def close(self) -> None:
+        self._db.close()
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All or nothing. Raises StoreError when it cannot be committed; nothing was changed then."""
+        with self._errors("write"):
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self.commit()
+
+    def commit(self) -> None:
+        """End the transaction. The one point at which anything becomes true."""
+        self._db.execute("COMMIT")
+
+    def _all(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
+        with self._errors("read"):
+            return self._db.execute(sql, values).fetchall()
+
+    def _put(self, sql: str, *values: Any) -> int:
+        with self._errors("write"):
+            return self._db.execute(sql, values).lastrowid or 0
+
+    # incidents and transitions
+
+    def incidents(self) -> dict[str, Incident]:
+        rows = self._all("SELECT data FROM incident")
+        return {i.key: i for i in (from_data(Incident, json.loads(row[0])) for row in rows)}
+
+    def save_incidents(self, before: Mapping[str, Incident], after: Mapping[str, Incident]) -> None:
+        """Write what differs between the two."""
+        for key in before.keys() - after.keys():
+            self._put("DELETE FROM incident WHERE key = ?", key)
+        for key, incident in after.items():
+            if before.get(key) != incident:
+                self._put("REPLACE INTO incident VALUES (?, ?, ?)", key, incident.state, _dump(incident))
+
+    def add_transition(self, transition: Transition) -> int:
+        return self._put(
+            "INSERT INTO transition (key, time, kind, data) VALUES (?, ?, ?, ?)",
+            transition.incident.key, transition.time, transition.kind, _dump(transition),
+        )  # fmt: skip
+
+    def transitions(self, since: float = 0.0) -> list[Transition]:
+        rows = self._all("SELECT data FROM transition WHERE time >= ? ORDER BY id", since)
+        return [from_data(Transition, json.loads(row[0])) for row in rows]
+
+    # verdicts, readings, memories
+
+    def save_verdict(self, verdict: Verdict) -> None:
+        """Keep the latest verdict, its readings and what the check wants to remember."""
+        subject = str(verdict.subject)
+        slim = to_data(verdict)
+        slim["memory"], slim["readings"] = {}, []
+        self._put(
+            "REPLACE INTO verdict VALUES (?, ?, ?, ?)", verdict.check, subject, verdict.time, json.dumps(slim)
+        )
+        self.put_cursor("check:" + verdict.check, subject, dict(verdict.memory))
+        self.add_readings(verdict.readings)
+
+    def verdicts(self) -> list[Verdict]:
+        rows = self._all("SELECT data FROM verdict ORDER BY subject, name")
+        return [from_data(Verdict, json.loads(row[0])) for row in rows]
+
+    def memory(self, check: str, subject: Subject) -> dict[str, Any]:
+        """What a check remembered of a subject; empty at first."""
+        return self.cursor("check:" + check, str(subject))
+
+    def cursor(self, name: str, subject: str = "") -> dict[str, Any]:
+        rows = self._all("SELECT data FROM cursor WHERE name = ? AND subject = ?", name, subject)
+        return dict(json.loads(rows[0][0])) if rows else {}
+
+    def put_cursor(self, name: str, subject: str, data: Mapping[str, Any]) -> None:
+        self._put("REPLACE INTO cursor VALUES (?, ?, ?)", name, subject, json.dumps(data))
+
+    def add_readings(self, readings: Iterable[Reading]) -> None:
+        for r in readings:
+            self._put("REPLACE INTO reading VALUES (?, ?, ?, ?)", str(r.subject), r.name, r.time, r.value)
+
+    def history(self, subject: str, name: str, since: float = 0.0) -> list[tuple[float, float]]:
+        """(time, value) in order of time."""
+        sql = "SELECT time, value FROM reading WHERE subject = ? AND name = ? AND time >= ? ORDER BY time"
+        return [(row[0], row[1]) for row in self._all(sql, subject, name, since)]
+
+    def thin(self, now: float, *, fine_seconds: float = 6 * 3600, keep_seconds: float = 30 * 86400) -> None:
+        """Bound the history: all readings for six hours, then one an hour, none after thirty days."""
+        self._put("DELETE FROM reading WHERE time < ?", now - keep_seconds)
+        self._put(
+            "DELETE FROM reading WHERE time < ? AND (subject, name, time) NOT IN (SELECT subject, name, "
+            "min(time) FROM reading WHERE time < ? GROUP BY subject, name, CAST(time / 3600 AS INTEGER))",
+            now - fine_seconds, now - fine_seconds,
+        )  # fmt: skip
+        self._put("DELETE FROM transition WHERE time < ?", now - 90 * 86400)
+        self._put("DELETE FROM delivery WHERE state != 'waiting' AND due < ?", now - 30 * 86400)
+        self._put(
+            "DELETE FROM action WHERE state IN ('done', 'failed', 'blocked') AND time < ?", now - 90 * 86400
+        )
+        self._put("DELETE FROM silence WHERE until < ?", now - 86400)
+
+    # actions and attempts
+
+    def put_action(self, action: Action, state: str, now: float) -> None:
+        """Write an action down, or bring its row up to date; its step, detail and approval stay."""
+        self._put(
+            "INSERT INTO action (id, state, time, data) VALUES (?, ?, ?, ?) "
+            "ON CONFLICT (id) DO UPDATE SET state = excluded.state, time = excluded.time, data = excluded.data",
+            action.id, state, now, _dump(action),
+        )  # fmt: skip
+
+    def advance_action(self, id: str, state: str, step: str, detail: Mapping[str, Any], now: float) -> None:
+        self._put(
+            "UPDATE action SET state = ?, step = ?, detail = ?, time = ? WHERE id = ?",
+            state, step, json.dumps(detail), now, id,
+        )  # fmt: skip
+
+    def finish_action(self, outcome: Outcome, now: float) -> None:
+        state = "done" if outcome.ok else "failed"
+        self._put(
+            "UPDATE action SET state = ?, outcome = ?, time = ? WHERE id = ?",
+            state, _dump(outcome), now, outcome.action_id,
+        )  # fmt: skip
+
+    def approve(self, id: str, by: str) -> bool:
+        """Approve a blocked action; False when there is none by that id."""
+        with self._errors("write"):
+            done = self._db.execute(
+                "UPDATE action SET approved_by = ? WHERE id = ? AND state = 'blocked'", (by, id)
+            )
+            return done.rowcount == 1
+
+    def actions(self, since: float = 0.0) -> list[ActionRow]:
+        rows = self._all(
+            "SELECT data, state, step, time, detail, outcome, approved_by FROM action "
+            "WHERE time >= ? OR state IN ('planned', 'running') ORDER BY time, id",
+            since,
+        )
+        return [
+            ActionRow(
+                from_data(Action, json.loads(data)), state, step, time, json.loads(detail),
+                from_data(Outcome, json.loads(outcome)) if outcome else None, approved_by,
+            )
+            for data, state, step, time, detail, outcome, approved_by in rows
+        ]  # fmt: skip
+
+    def put_attempt(self, attempt: Attempt) -> None:
+        self._put("REPLACE INTO attempt VALUES (?, ?, ?)", attempt.run, attempt.number, _dump(attempt))
+
+    def attempts(self, run: str) -> list[Attempt]:
+        rows = self._all("SELECT data FROM attempt WHERE run = ? ORDER BY number", run)
+        return [from_data(Attempt, json.loads(row[0])) for row in rows]
+
+    def runs(self) -> list[str]:
+        return [row[0] for row in self._all("SELECT DISTINCT run FROM attempt ORDER BY run")]
+
+    # silences
+
+    def add_silence(self, pattern: str, until: float, by: str, why: str) -> int:
+        return self._put(
+            "INSERT INTO silence (pattern, until, by, why) VALUES (?, ?, ?, ?)", pattern, until, by, why
+        )
+
+    def silences(self, now: float) -> list[Silence]:
+        rows = self._all("SELECT id, pattern, until, by, why FROM silence WHERE until > ?", now)
+        return [Silence(*row) for row in rows]
+
+    # the outbox
+
+    def enqueue(self, sink: str, key: str, message: Mapping[str, Any], now: float) -> int:
+        """Put a message in the outbox, to be sent after the transaction."""
+        return self._put(
+            "INSERT INTO delivery (sink, key, message, due) VALUES (?, ?, ?, ?)",
+            sink, key, json.dumps(message), now,
+        )  # fmt: skip
+
+    def waiting(self, now: float, limit: int) -> list[tuple[int, str, str, Mapping[str, Any], str, int]]:
+        """(id, sink, key, message, reference, tries) of what is due, oldest first.
+
+        `reference` is what the sink returned for the same incident before.
+        """
+        rows = self._all(
+            "SELECT d.id, d.sink, d.key, d.message, coalesce((SELECT p.reference FROM delivery p "
+            "WHERE p.sink = d.sink AND p.key = d.key AND p.state = 'sent' AND p.reference != '' "
+            "ORDER BY p.id LIMIT 1), ''), d.tries FROM delivery d "
+            "WHERE d.state = 'waiting' AND d.due <= ? ORDER BY d.id LIMIT ?",
+            now, limit,
+        )  # fmt: skip
+        return [(i, sink, key, json.loads(text), ref, tries) for i, sink, key, text, ref, tries in rows]
+
+    def delivered(self, id: int, reference: str, now: float) -> None:
+        self._put(
+            "UPDATE delivery SET state = 'sent', reference = ?, due = ? WHERE id = ?", reference, now, id
+        )
+
+    def not_delivered(self, id: int, reason: str, next_try: float | None, now: float) -> None:
+        """Another try at `next_try`, or (None) give up."""
+        self._put(
+            "UPDATE delivery SET state = ?, tries = tries + 1, reason = ?, due = ? WHERE id = ?",
+            "waiting" if next_try is not None else "failed", reason, next_try or now, id,
+        )  # fmt: skip
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(to_data(value), separators=(",", ":"))
+
+
+def _advice(exc: Exception) -> str:
+    text = str(exc)
+    if "locked" in text:
+        return "another watchdog or command holds it; is a second one running?"
+    if "malformed" in text or "not a database" in text:
+        return "it is damaged: move it aside and start anew (open incidents will be found again)"
+    if "readonly" in text or "read-only" in text or isinstance(exc, PermissionError):
+        return "it cannot be written: check the owner and the mount, or set CLUSTERTOOLS_STATE"
+    if "full" in text:
+        return "the disk is full: make room"
+    return "set CLUSTERTOOLS_STATE to a writable folder on a local disk"
