@@ -42,7 +42,8 @@ _MIGRATIONS = (
         PRIMARY KEY (subject, name, time)) WITHOUT ROWID;
     CREATE TABLE incident (key TEXT PRIMARY KEY, state TEXT NOT NULL, data TEXT NOT NULL) WITHOUT ROWID;
     CREATE TABLE transition (
-        id INTEGER PRIMARY KEY, key TEXT NOT NULL, time REAL NOT NULL, kind TEXT NOT NULL, data TEXT NOT NULL);
+        id INTEGER PRIMARY KEY, key TEXT NOT NULL, time REAL NOT NULL, kind TEXT NOT NULL,
+        data TEXT NOT NULL);
     CREATE INDEX transition_time ON transition (time);
     CREATE TABLE delivery (
         id INTEGER PRIMARY KEY, sink TEXT NOT NULL, key TEXT NOT NULL, message TEXT NOT NULL,
@@ -57,7 +58,8 @@ _MIGRATIONS = (
         run TEXT NOT NULL, number INTEGER NOT NULL, data TEXT NOT NULL,
         PRIMARY KEY (run, number)) WITHOUT ROWID;
     CREATE TABLE silence (
-        id INTEGER PRIMARY KEY, pattern TEXT NOT NULL, until REAL NOT NULL, by TEXT NOT NULL, why TEXT NOT NULL);
+        id INTEGER PRIMARY KEY, pattern TEXT NOT NULL, until REAL NOT NULL, by TEXT NOT NULL,
+        why TEXT NOT NULL);
     CREATE TABLE cursor (
         name TEXT NOT NULL, subject TEXT NOT NULL, data TEXT NOT NULL,
         PRIMARY KEY (name, subject)) WITHOUT ROWID;
@@ -164,10 +166,11 @@ class Store:
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield
+                self.commit()
             except BaseException:
-                self._db.execute("ROLLBACK")
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
                 raise
-            self.commit()
 
     def commit(self) -> None:
         """End the transaction. The one point at which anything becomes true."""
@@ -263,7 +266,8 @@ class Store:
         """Write an action down, or bring its row up to date; its step, detail and approval stay."""
         self._put(
             "INSERT INTO action (id, state, time, data) VALUES (?, ?, ?, ?) "
-            "ON CONFLICT (id) DO UPDATE SET state = excluded.state, time = excluded.time, data = excluded.data",
+            "ON CONFLICT (id) DO UPDATE "
+            "SET state = excluded.state, time = excluded.time, data = excluded.data",
             action.id, state, now, _dump(action),
         )  # fmt: skip
 

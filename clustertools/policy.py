@@ -1,0 +1,353 @@
+"""From incidents to actions: playbooks, guards, and `plan`. Pure, apart from reading the playbook files.
+
+An action that a guard stops is planned all the same, with the reason in `blocked`: what would be done, and
+why it is not, is what people need to see before they trust the tool with more.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from clustertools.errors import ConfigError
+from clustertools.model import Action, Attempt, Incident, Job, Playbook, Step, Subject
+
+#: Everything a playbook may ask for. `run` is only for commands named in config.
+STEPS = frozenset(
+    "capture drain resume cancel requeue restart exclude reset_gpu reboot notify silence run".split()
+)
+#: Steps that only look or tell need no permission.
+HARMLESS = frozenset({"capture", "notify"})
+ON_RUNS = frozenset({"restart", "requeue", "cancel"})
+MODES = ("observe", "ask", "act")
+SITE_FOLDERS = ("/etc/clustertools/playbooks.d",)
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """One action of the past, as the guards need it."""
+
+    id: str
+    kind: str
+    target: Subject
+    playbook: str
+    state: str
+    blocked: str
+    time: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """What was done before: actions, and the attempts of each run."""
+
+    actions: tuple[Past, ...] = ()
+    attempts: Mapping[str, Sequence[Attempt]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """What is true now, as the guards need it.
+
+    `drained` maps a drained node to its reason. `owned_runs` are the runs that config or the command line
+    names. `fresh` holds the keys that this very pass reported. `supported` are the steps that the scheduler
+    can carry out here. `class_size` is the number of nodes that the circuit breaker's share is taken of.
+    """
+
+    mode: str = "observe"
+    playbook_modes: Mapping[str, str] = field(default_factory=dict)
+    paused: str = ""
+    fresh: frozenset[str] = frozenset()
+    owned_runs: frozenset[str] = frozenset()
+    jobs: tuple[Job, ...] = ()
+    drained: Mapping[str, str] = field(default_factory=dict)
+    supported: frozenset[str] = STEPS
+    class_size: int = 1
+    approved: frozenset[str] = frozenset()
+    preview: Callable[[str, Subject, Mapping[str, Any]], str] = lambda kind, target, options: (
+        f"{kind} {target}"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Budgets:
+    """Limits on what may be done, whatever the playbooks say.
+
+    The circuit breaker opens when more than `breaker_nodes` nodes and more than `breaker_share` of them
+    ask for the same step inside `breaker_window_seconds`: such a fault is ours or the fabric's.
+    """
+
+    per_node_per_day: int = 2
+    restarts_per_hour: int = 6
+    without_progress: int = 3
+    breaker_nodes: int = 4
+    breaker_share: float = 0.1
+    breaker_window_seconds: float = 1800.0
+
+
+def plan(
+    incidents: Mapping[str, Incident],
+    playbooks: Iterable[Playbook],
+    ledger: Ledger,
+    world: World,
+    now: float,
+    budgets: Budgets | None = None,
+) -> list[Action]:
+    """The actions that the open incidents call for and that are not yet under way, in order.
+
+    Those that a guard stops carry the reason in `blocked`. The same inputs give the same ids, so a plan made
+    again after a crash adds nothing.
+    """
+    budgets = budgets or Budgets()
+    by_code = {code: book for book in playbooks for code in book.codes}
+    under_way = {p.id for p in ledger.actions if p.state in ("planned", "running", "done", "failed")}
+    stopped = {p.id: p.blocked for p in ledger.actions if p.state == "blocked"}
+    planned: list[Action] = []
+    for key in sorted(incidents):
+        incident = incidents[key]
+        book = by_code.get(incident.finding.code)
+        if book is None or incident.state != "open" or now - incident.opened_at < book.after_seconds:
+            continue
+        for action in _actions(incident, book, world, now):
+            if action.id in under_way:
+                continue
+            why = _guards(action, incident, book, ledger, planned, world, now, budgets)
+            action = dataclasses.replace(action, blocked=why)
+            if not why or stopped.get(action.id) != why:
+                planned.append(action)
+    return planned
+
+
+def _actions(incident: Incident, book: Playbook, world: World, now: float) -> Iterator[Action]:
+    for number, step in enumerate(book.steps):
+        if step.kind in ("notify", "silence"):
+            continue  # told through the sinks
+        for target in _targets(step, incident, world):
+            yield Action(
+                id=f"{incident.key}@{incident.opened_at:.3f}/{number}:{step.kind}:{target}",
+                kind=step.kind, target=target, because=incident.key, playbook=book.name,
+                preview=world.preview(step.kind, target, step.options), options=step.options, planned_at=now,
+            )  # fmt: skip
+
+
+def _targets(step: Step, incident: Incident, world: World) -> list[Subject]:
+    subject = incident.finding.subject
+    nodes = [subject.node] if subject.node else list(incident.finding.nodes)
+    if step.kind in ON_RUNS or (step.kind == "capture" and subject.run):
+        if subject.run:
+            return [Subject(run=subject.run)]
+        hit = (j.run for j in world.jobs if j.state == "running" and set(nodes) & set(j.nodes))
+        return [Subject(run=run) for run in sorted(set(hit))]
+    part = subject.part if step.kind in ("reset_gpu", "capture") else ""
+    return [Subject(cluster=subject.cluster, node=node, part=part) for node in nodes]
+
+
+def _guards(
+    action: Action,
+    incident: Incident,
+    book: Playbook,
+    ledger: Ledger,
+    planned: Sequence[Action],
+    world: World,
+    now: float,
+    budgets: Budgets,
+) -> str:
+    """The first guard that stops the action, in words; empty when none does."""
+    if action.kind not in world.supported:
+        return f"{action.kind} is not possible here"
+    if action.kind in HARMLESS:
+        return _stale(incident, world)
+    return (
+        _mode(action, book, world)
+        or _ownership(action, world)
+        or _budget(action, book, ledger, planned, now, budgets)
+        or _circuit_breaker(action, ledger, planned, world, now, budgets)
+        or _stale(incident, world)
+        or (f"paused: {world.paused}" if world.paused else "")
+        or _person(incident, now)
+    )
+
+
+def _mode(action: Action, book: Playbook, world: World) -> str:
+    mode = world.playbook_modes.get(book.name, world.mode)
+    if mode == "act" or (mode == "ask" and action.id in world.approved):
+        return ""
+    if mode == "ask":
+        return f"waits for approval: clustertools approve '{action.id}'"
+    return "observe mode"
+
+
+def _ownership(action: Action, world: World) -> str:
+    target = action.target
+    if target.run and target.run not in world.owned_runs:
+        return f"run {target.run} is not named in the config"
+    reason = world.drained.get(target.node, "")
+    if target.node and reason and not reason.startswith("clustertools:"):
+        return f"{target.node} was drained by somebody else: {reason}"
+    if action.kind == "resume" and target.node not in world.drained:
+        return f"{target.node} is not drained"
+    return ""
+
+
+def _budget(
+    action: Action, book: Playbook, ledger: Ledger, planned: Sequence[Action], now: float, budgets: Budgets
+) -> str:
+    done = [p for p in ledger.actions if p.state in ("planned", "running", "done", "failed")]
+    if action.target.node:
+        limit = int(book.limits.get("per_node_per_day", budgets.per_node_per_day))
+        spent = sum(
+            p.kind == action.kind and p.target.node == action.target.node and now - p.time < 86400
+            for p in done
+        )
+        if spent >= limit:
+            return f"budget: {action.kind} of {action.target.node} {spent} times in 24 h (limit {limit})"
+    if action.kind in ("restart", "requeue"):
+        busy = [p for p in done if p.kind == action.kind and p.state in ("planned", "running")]
+        twice = [a for a in planned if a.kind == action.kind and not a.blocked]
+        if any(x.target.run == action.target.run for x in (*busy, *twice)):
+            return f"a {action.kind} of {action.target.run} is already under way"
+        recent = [p for p in done if p.kind == action.kind and now - p.time < 3600]
+        if len(recent) >= budgets.restarts_per_hour:
+            return f"budget: {len(recent)} restarts in the last hour (limit {budgets.restarts_per_hour})"
+        limit = int(book.limits.get("without_progress", budgets.without_progress))
+        lost = starts_without_progress(ledger.attempts.get(action.target.run, ()))
+        if lost >= limit:
+            return f"crash loop: {lost} starts in a row made no new step (limit {limit})"
+    return ""
+
+
+def starts_without_progress(attempts: Sequence[Attempt]) -> int:
+    """Ended attempts in a row, newest first, that are known to have made no new step.
+
+    One whose progress is unknown neither counts nor ends the row: scoring it as zero would stop a healthy
+    run, scoring it as progress would let a crash loop go on.
+    """
+    lost = 0
+    for attempt in reversed(attempts):
+        if not attempt.ended_at and attempt is attempts[-1] and not attempt.end:
+            # still running: it counts only for what it has already reached
+            if attempt.new_steps:
+                break
+            continue
+        if attempt.new_steps is None:
+            continue
+        if attempt.new_steps > 0:
+            break
+        lost += 1
+    return lost
+
+
+def _circuit_breaker(
+    action: Action,
+    ledger: Ledger,
+    planned: Sequence[Action],
+    world: World,
+    now: float,
+    budgets: Budgets,
+) -> str:
+    if not action.target.node:
+        return ""
+    nodes = {action.target.node}
+    window = budgets.breaker_window_seconds
+    nodes |= {a.target.node for a in planned if a.kind == action.kind and a.target.node}
+    nodes |= {
+        p.target.node
+        for p in ledger.actions
+        if p.kind == action.kind and p.target.node and now - p.time < window and p.state != "blocked"
+    }
+    if len(nodes) > budgets.breaker_nodes and len(nodes) > budgets.breaker_share * world.class_size:
+        return (
+            f"circuit breaker: {len(nodes)} nodes ask for {action.kind} within "
+            f"{window / 60:.0f} min; that is the fabric's fault or ours, not theirs"
+        )
+    return ""
+
+
+def _stale(incident: Incident, world: World) -> str:
+    return "" if incident.key in world.fresh else "not seen on this pass"
+
+
+def _person(incident: Incident, now: float) -> str:
+    if incident.acknowledged_until > now:
+        return f"{incident.acknowledged_by} has taken it"
+    return ""
+
+
+# playbooks
+
+
+def parse_playbook(data: Any, source: str) -> Playbook:
+    """A playbook from its YAML data. Raises ConfigError with every problem at once."""
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{source}: a playbook is a mapping with name, codes and runbook")
+    problems = [
+        f"{source}: {key!r} is not known; a playbook has name, codes, after, steps, explains, limits, runbook"
+        for key in data.keys() - {"name", "codes", "after", "steps", "explains", "limits", "runbook"}
+    ]
+    problems += [f"{source}: {key} is missing" for key in ("name", "codes", "runbook") if not data.get(key)]
+    steps = []
+    for item in data.get("steps") or ():
+        kind, options = (
+            next(iter(item.items())) if isinstance(item, Mapping) and len(item) == 1 else (item, {})
+        )
+        if kind not in STEPS:
+            problems.append(f"{source}: step {kind!r} is not one of {', '.join(sorted(STEPS))}")
+        elif not isinstance(options or {}, Mapping):
+            problems.append(f"{source}: the options of {kind} must be a mapping")
+        else:
+            steps.append(Step(str(kind), dict(options or {})))
+    after = _seconds(data.get("after", "0s"))
+    if after is None:
+        problems.append(f"{source}: after must be a duration such as 30s, 5m or 2h")
+    if problems:
+        raise ConfigError(*problems)
+    return Playbook(
+        str(data["name"]), tuple(data["codes"]), str(data["runbook"]), after or 0.0, tuple(steps),
+        tuple(data.get("explains") or ()), dict(data.get("limits") or {}),
+    )  # fmt: skip
+
+
+def _seconds(text: Any) -> float | None:
+    units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+    text = str(text)
+    if text[-1:] in units and text[:-1].replace(".", "", 1).isdigit():
+        return float(text[:-1]) * units[text[-1]]
+    return None
+
+
+@functools.cache
+def load_playbooks(site_folders: tuple[str, ...] = SITE_FOLDERS) -> tuple[Playbook, ...]:
+    """Ours, then the site's; a site's playbook of the same name replaces ours. Raises ConfigError."""
+    import yaml
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    found: dict[str, Playbook] = {}
+    problems: list[str] = []
+    files = [f for f in resources.files("clustertools.playbooks").iterdir() if f.name.endswith(".yaml")]
+    site = [p for folder in site_folders for p in sorted(Path(folder).glob("*.yaml"))]
+    for file in (*sorted(files, key=lambda f: f.name), *site):
+        try:
+            book = parse_playbook(loader(file.read_text(encoding="utf-8")).get_single_data(), str(file))
+        except ConfigError as exc:
+            problems += exc.problems
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as exc:
+            problems.append(f"{file}: {exc}")
+        else:
+            found[book.name] = book
+    if problems:
+        raise ConfigError(*problems)
+    return tuple(found.values())
+
+
+def playbook_for(code: str, playbooks: Iterable[Playbook]) -> Playbook | None:
+    """The playbook that answers a code, if any."""
+    return next((book for book in playbooks if code in book.codes), None)
+
+
+def explains(playbooks: Iterable[Playbook]) -> dict[str, frozenset[str]]:
+    """Root code -> the codes that it explains, from what the playbooks say."""
+    return {code: frozenset(book.explains) for book in playbooks if book.explains for code in book.codes}
