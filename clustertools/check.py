@@ -274,7 +274,7 @@ def run(
         check.name, subject, status, tuple(findings), tuple(readings), "\n".join(ctx.detail),
         "; ".join(ctx.blind), time.monotonic() - began, _boot_id(host), host.now(),
         # a check that broke off may have read more than it told: next time it begins where it began now
-        dict(ctx.remember if whole else ctx.past),
+        dict(ctx.remember if whole or (status is Status.SKIPPED and ctx.remember) else ctx.past),
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import functools
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -247,6 +247,22 @@ class Attempt:
         if self.last_step is None:
             return None
         return max(0, self.last_step - (self.resume_step or 0))
+
+
+def starts_without_progress(attempts: Sequence[Attempt]) -> int:
+    """Ended attempts in a row, newest first, that are known to have made no new step.
+
+    One whose progress is unknown neither counts nor ends the row: scoring it as zero would stop a healthy
+    run, scoring it as progress would let a crash loop go on.
+    """
+    lost = 0
+    for attempt in reversed(attempts):
+        if attempt.new_steps:
+            break
+        # one that still runs has not failed to advance; one whose progress is unknown says nothing
+        if attempt.end and attempt.new_steps == 0:
+            lost += 1
+    return lost
 
 
 JobState = Literal["pending", "running", "completing", "ended", "unknown"]

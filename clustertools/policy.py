@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from clustertools.errors import ConfigError
-from clustertools.model import Action, Attempt, Incident, Job, Playbook, Step, Subject
+from clustertools.model import (
+    Action,
+    Attempt,
+    Incident,
+    Job,
+    Playbook,
+    Step,
+    Subject,
+    starts_without_progress,
+)
 
 #: Everything a playbook may ask for. `run` is only for commands named in config.
 STEPS = frozenset(
@@ -206,9 +215,9 @@ def _budget(
         if spent >= limit:
             return f"budget: {action.kind} of {action.target.node} {spent} times in 24 h (limit {limit})"
     if action.kind in ("restart", "requeue"):
-        busy = [p for p in done if p.kind == action.kind and p.state in ("planned", "running")]
-        twice = [a for a in planned if a.kind == action.kind and not a.blocked]
-        if any(x.target.run == action.target.run for x in (*busy, *twice)):
+        busy = [p.target.run for p in done if p.kind == action.kind and p.state in ("planned", "running")]
+        busy += [a.target.run for a in planned if a.kind == action.kind and not a.blocked]
+        if action.target.run in busy:
             return f"a {action.kind} of {action.target.run} is already under way"
         recent = [p for p in done if p.kind == action.kind and now - p.time < 3600]
         if len(recent) >= budgets.restarts_per_hour:
@@ -218,27 +227,6 @@ def _budget(
         if lost >= limit:
             return f"crash loop: {lost} starts in a row made no new step (limit {limit})"
     return ""
-
-
-def starts_without_progress(attempts: Sequence[Attempt]) -> int:
-    """Ended attempts in a row, newest first, that are known to have made no new step.
-
-    One whose progress is unknown neither counts nor ends the row: scoring it as zero would stop a healthy
-    run, scoring it as progress would let a crash loop go on.
-    """
-    lost = 0
-    for attempt in reversed(attempts):
-        if not attempt.ended_at and attempt is attempts[-1] and not attempt.end:
-            # still running: it counts only for what it has already reached
-            if attempt.new_steps:
-                break
-            continue
-        if attempt.new_steps is None:
-            continue
-        if attempt.new_steps > 0:
-            break
-        lost += 1
-    return lost
 
 
 def _circuit_breaker(
