@@ -115,6 +115,7 @@ def plan(
     by_code = {code: book for book in playbooks for code in book.codes}
     under_way = {p.id for p in ledger.actions if p.state in ("planned", "running", "done", "failed")}
     stopped = {p.id: p.blocked for p in ledger.actions if p.state == "blocked"}
+    busy = {p.target.run for p in ledger.actions if p.kind in ON_RUNS and p.state in ("planned", "running")}
     planned: list[Action] = []
     for key in sorted(incidents):
         incident = incidents[key]
@@ -122,7 +123,7 @@ def plan(
         if book is None or incident.state != "open" or now - incident.opened_at < book.after_seconds:
             continue
         for action in _actions(incident, book, world, now):
-            if action.id in under_way:
+            if action.id in under_way or (action.kind in ON_RUNS and action.target.run in busy):
                 continue
             why = _guards(action, incident, book, ledger, planned, world, now, budgets)
             action = dataclasses.replace(action, blocked=why)
@@ -136,8 +137,10 @@ def _actions(incident: Incident, book: Playbook, world: World, now: float) -> It
         if step.kind in ("notify", "silence"):
             continue  # told through the sinks
         for target in _targets(step, incident, world):
+            # an incident may span several attempts of its run: each may be restarted once
+            attempt = next((f"#{j.attempt}" for j in world.jobs if target.run and j.run == target.run), "")
             yield Action(
-                id=f"{incident.key}@{incident.opened_at:.3f}/{number}:{step.kind}:{target}",
+                id=f"{incident.key}@{incident.opened_at:.3f}/{number}:{step.kind}:{target}{attempt}",
                 kind=step.kind, target=target, because=incident.key, playbook=book.name,
                 preview=world.preview(step.kind, target, step.options), options=step.options, planned_at=now,
             )  # fmt: skip
@@ -215,9 +218,7 @@ def _budget(
         if spent >= limit:
             return f"budget: {action.kind} of {action.target.node} {spent} times in 24 h (limit {limit})"
     if action.kind in ("restart", "requeue"):
-        busy = [p.target.run for p in done if p.kind == action.kind and p.state in ("planned", "running")]
-        busy += [a.target.run for a in planned if a.kind == action.kind and not a.blocked]
-        if action.target.run in busy:
+        if any(a.kind == action.kind and a.target == action.target and not a.blocked for a in planned):
             return f"a {action.kind} of {action.target.run} is already under way"
         recent = [p for p in done if p.kind == action.kind and now - p.time < 3600]
         if len(recent) >= budgets.restarts_per_hour:

@@ -109,7 +109,7 @@ class LocalScheduler:
             return dataclasses.replace(job, state="running", pids=tuple(left), exit_reason=cancelled)
         if running:
             return _ended(job, 0.0, None, cancelled or "its supervisor was killed or the node rebooted")
-        if time.time() - attempt.started_at < CLAIM_SECONDS:
+        if not folder.exists() or time.time() - attempt.started_at < CLAIM_SECONDS:
             return job
         return _ended(job, 0.0, None, cancelled or "it was never started")
 
