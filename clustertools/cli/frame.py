@@ -10,8 +10,6 @@ A command returns None, a Status or an exit code.
 from __future__ import annotations
 
 import functools
-import json
-import math
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -20,10 +18,10 @@ from typing import Any, TextIO
 
 import click
 
-from clustertools.model import Status, to_data
+from clustertools.model import Status
+from clustertools.render.json_lines import SCHEMA, json_line
 
-#: Version of the objects that `--json` prints. Raised when a field changes its meaning or goes away.
-SCHEMA = 1
+__all__ = ["SCHEMA", "Output", "common", "examples", "exit_code", "json_line", "wants_color"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,27 +50,6 @@ class Output:
         """A remark that only `-v` shows."""
         if self.verbose and not self.quiet:
             print(f"clustertools: {text}", file=sys.stderr)
-
-
-def json_line(kind: str, data: Mapping[str, Any] | Any) -> str:
-    """One versioned JSON object on one line; `data` is a mapping or a value of the model."""
-    plain = to_data(data)
-    if not isinstance(plain, dict):
-        plain = {"value": plain}
-    line = {"schema": SCHEMA, "kind": kind, **plain}
-    try:
-        return json.dumps(line, ensure_ascii=False, allow_nan=False)
-    except ValueError:
-        return json.dumps(_without_nan(line), ensure_ascii=False)
-
-
-def _without_nan(value: Any) -> Any:
-    """JSON has no NaN and no infinity: null, so that every reader can parse the line."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {k: _without_nan(v) for k, v in value.items()}
-    return [_without_nan(v) for v in value] if isinstance(value, list) else value
 
 
 def wants_color(stream: TextIO, no_color: bool = False, environment: Mapping[str, str] = os.environ) -> bool:

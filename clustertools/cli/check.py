@@ -1,0 +1,172 @@
+"""`clustertools check`: look at one machine once, and say how it is in the form that the caller reads."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+
+from clustertools import check as checking
+from clustertools.check import Check
+from clustertools.cli import node_memory
+from clustertools.cli.frame import Output, common, examples
+from clustertools.errors import ConfigError, Unobservable
+from clustertools.host import Host, LocalHost, RecordedHost
+from clustertools.model import Status, Subject, Verdict
+from clustertools.render import formats
+from clustertools.render.json_lines import json_line
+from clustertools.shared_host import SharedHost
+
+SYSTEM_CONFIG = "/etc/clustertools/config.yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """What config says about the checks on this node; without config, nothing."""
+
+    limits: Mapping[str, Any] = field(default_factory=dict)
+    expect: Mapping[str, Any] = field(default_factory=dict)
+    disabled: frozenset[str] = frozenset()
+    cluster: str = ""
+
+
+@click.command(
+    epilog=examples(
+        "clustertools check                              the checks of a watched node",
+        "clustertools check --stage preflight            all that should hold before a launch",
+        "clustertools check gpu_ecc --format nagios      one check, as a monitoring plugin",
+        "clustertools check --host tests/hosts/NAME      the same on a recorded machine",
+        "clustertools check --remember --timeout 45      with memory for rates and the kernel log",
+    )
+)
+@click.argument("names", nargs=-1)
+@click.option(
+    "--stage",
+    type=click.Choice(sorted(checking.STAGES)),
+    default="watch",
+    show_default=True,
+    help="Which checks to run when none is named.",
+)
+@click.option(
+    "--host",
+    "recording",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Look at a recorded host, not at this one.",
+)
+@click.option("--format", "format_name", type=click.Choice(list(formats.FORMATS)), default="text")
+@click.option(
+    "--timeout", "seconds", type=float, metavar="SECONDS", help="All together; what did not start is UNKNOWN."
+)
+@click.option("--config", "config_path", type=click.Path(path_type=Path), help=f"Default: {SYSTEM_CONFIG}.")
+@click.option("--remember", is_flag=True, help="Keep cursors and previous readings for the next look.")
+@click.option("--list", "list_only", is_flag=True, help="Say which checks would run.")
+@common
+def check(
+    names: tuple[str, ...],
+    stage: str,
+    recording: Path | None,
+    format_name: str,
+    seconds: float | None,
+    config_path: Path | None,
+    remember: bool,
+    list_only: bool,
+    out: Output,
+) -> int:
+    """Look at this machine once.
+
+    Changes nothing. Exits 0 when all is well, 1 on a warning, 2 when something is critical, 3 when
+    something could not be looked at. `--format npd` follows node-problem-detector instead: 1 is a problem.
+    """
+    format_name = "json" if out.json else format_name
+    chosen = checking.select(names, stage, checking.discover())
+    host: Host = RecordedHost(recording) if recording else LocalHost()
+    orders = orders_for(host, config_path)
+    chosen = [c for c in chosen if c.name not in orders.disabled or c.name in names]
+    if not chosen:
+        raise ConfigError(f"there is no check to run for the stage {stage}: nothing was looked at")
+    if list_only:
+        for each in chosen:
+            out.line(each.name)
+        return 0
+    memory, path = _recall(out) if remember else ({}, None)
+    verdicts: list[Verdict] = []
+    for verdict in look(chosen, host, orders, memory, seconds):
+        verdicts.append(verdict)
+        if format_name == "json":
+            # as they come: a caller that kills us at its own deadline has what was known by then
+            print(json_line("verdict", verdict), flush=True)
+    if path:
+        _keep(path, memory, verdicts, out)
+    if format_name == "text":
+        out.line(formats.text(verdicts, color=out.color, quiet=out.quiet, verbose=out.verbose))
+    elif format_name != "json":
+        out.line(formats.FORMATS[format_name](verdicts))
+    return formats.exit_code(format_name, verdicts)
+
+
+def look(
+    chosen: Sequence[Check],
+    host: Host,
+    orders: Orders,
+    memory: Mapping[str, Mapping[str, Any]],
+    seconds: float | None = None,
+) -> Iterator[Verdict]:
+    """Run the checks one after the other, all on one answer per question, within `seconds` together."""
+    host = SharedHost(host)
+    end = time.monotonic() + seconds if seconds is not None else None
+    for each in chosen:
+        left = each.timeout_seconds if end is None else end - time.monotonic()
+        if left <= 0:
+            yield _not_started(each, host, orders.cluster, f"not started: the {seconds:g} s were over")
+            continue
+        yield checking.run(
+            dataclasses.replace(each, timeout_seconds=min(each.timeout_seconds, left)),
+            host,
+            limits=orders.limits.get(each.name),
+            expect=orders.expect,
+            past=memory.get(each.name),
+            cluster=orders.cluster,
+        )
+
+
+def _not_started(each: Check, host: Host, cluster: str, reason: str) -> Verdict:
+    subject = Subject(cluster=cluster, node=host.name)
+    return Verdict(each.name, subject, Status.UNKNOWN, blind=reason, time=host.now())
+
+
+def orders_for(host: Host, config_path: Path | None) -> Orders:
+    """Limits and expectations for this node: from config when there is any, and from a recording itself."""
+    if isinstance(host, RecordedHost) and config_path is None:
+        return Orders(expect=dict(host.about.get("expect") or {}))
+    path = config_path or Path(os.environ.get("CLUSTERTOOLS_CONFIG", SYSTEM_CONFIG))
+    if config_path is None and not path.exists():
+        return Orders()
+    return Orders()
+
+
+def _recall(out: Output) -> tuple[dict[str, dict[str, Any]], Path | None]:
+    try:
+        path = node_memory.folder() / node_memory.NAME
+    except Unobservable as exc:
+        out.note(f"{exc}; looking without memory")
+        return {}, None
+    try:
+        return node_memory.load(path), path
+    except Unobservable as exc:
+        out.note(f"{exc}; beginning with an empty memory")
+        return {}, path
+
+
+def _keep(path: Path, memory: Mapping[str, Any], verdicts: Sequence[Verdict], out: Output) -> None:
+    kept = {**memory, **{v.check: dict(v.memory) for v in verdicts if v.memory}}
+    try:
+        node_memory.save(path, kept)
+    except Unobservable as exc:
+        out.note(str(exc))
