@@ -1,0 +1,99 @@
+"""The commands about configuration: is it right, what is in force and why, and what an editor should know."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import click
+
+from clustertools import config as configuration
+from clustertools.check import Check, discover
+from clustertools.cli.frame import Output, common, examples
+from clustertools.config import Loaded
+from clustertools.errors import ConfigError
+from clustertools.model import Status
+
+
+def config_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command `--config FILE` and `-o path.to.key=value`.
+
+    The command gets `load`, which loads the config and raises ConfigError.
+    """
+
+    @click.option(
+        "--config", "files", multiple=True, metavar="FILE",
+        help="A config file, in place of $CLUSTERTOOLS_CONFIG. It is read after /etc/clustertools.",
+    )  # fmt: skip
+    @click.option(
+        "-o", "overrides", multiple=True, metavar="KEY=VALUE", help="One value, as policy.mode=ask."
+    )
+    @functools.wraps(function)
+    def with_config(*args: Any, files: tuple[str, ...], overrides: tuple[str, ...], **options: Any) -> Any:
+        return function(*args, load=lambda: configuration.load(files or None, overrides), **options)
+
+    return with_config
+
+
+def _validated(load: Callable[[], Loaded]) -> tuple[Loaded, Mapping[str, Check]]:
+    """The config, with limits and names held against the checks that there are."""
+    loaded = load()
+    checks = discover(loaded.config.site_checks)
+    configuration.validate_limits(loaded, checks)
+    return loaded, checks
+
+
+@click.group()
+def group() -> None:
+    """Check, show and describe the configuration."""
+
+
+@group.command(epilog=examples("clustertools config check", "clustertools config check --config new.yaml"))
+@config_options
+@common
+def check(load: Callable[[], Loaded], out: Output) -> Status:
+    """Say everything that is wrong with the config, with file and line."""
+    try:
+        loaded, _ = _validated(load)
+    except ConfigError as exc:
+        if not out.json:
+            raise
+        out.record("config-check", {"ok": False, "problems": exc.problems, "files": ()})
+        return Status.UNKNOWN
+    if out.json:
+        out.record("config-check", {"ok": True, "problems": (), "files": loaded.files})
+    else:
+        out.line(f"config is fine: {', '.join(loaded.files) or 'no files, all defaults'}")
+    return Status.OK
+
+
+@group.command(
+    epilog=examples("clustertools config show --origin", "clustertools config show -o policy.mode=act")
+)
+@click.option("--origin", is_flag=True, help="Where each value comes from.")
+@config_options
+@common
+def show(load: Callable[[], Loaded], origin: bool, out: Output) -> None:
+    """Print the config that is in force."""
+    loaded, _ = _validated(load)
+    if out.json:
+        data: dict[str, Any] = {"config": loaded.config, "files": loaded.files}
+        out.record("config", {**data, "origins": loaded.origins} if origin else data)
+    else:
+        out.line(configuration.show(loaded, origin).rstrip("\n"))
+
+
+@group.command(epilog=examples("clustertools config schema > clustertools.schema.json"))
+@common
+def schema(out: Output) -> None:
+    """Print a JSON Schema, for editors that complete and check YAML."""
+    out.line(json.dumps(configuration.schema(discover()), indent=None if out.json else 2))
+
+
+@group.command(epilog=examples("clustertools config sample > /etc/clustertools/config.yaml"))
+@common
+def sample(out: Output) -> None:
+    """Print an example config with every key explained."""
+    out.line(configuration.sample().rstrip("\n"))

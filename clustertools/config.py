@@ -1,0 +1,460 @@
+"""What an operator says about the cluster: layered YAML files, read into frozen dataclasses.
+
+    loaded = load()
+    loaded.config.policy.mode
+
+Later layers win: the defaults below, /etc/clustertools/config.yaml, /etc/clustertools/config.d/*.yaml in the
+order of their names, $CLUSTERTOOLS_CONFIG or --config, and `-o path.to.key=value`. YAML keys are the field
+names without their unit (`interval_seconds` is `interval: 5m`). Secrets are never in here, only their places.
+"""
+
+# ruff: noqa: RUF009 - option() gives a dataclasses.field, which ruff cannot know
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import stat
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import yaml
+
+from clustertools.config_lines import (
+    Dumper,
+    Node,
+    Problems,
+    join,
+    merge,
+    read_file,
+    read_override,
+)
+from clustertools.config_shape import WRONG, Reader, leaves, nearest, option
+from clustertools.config_shape import schema as schema_of
+from clustertools.errors import ConfigError
+from clustertools.model import Status
+
+ETC = "/etc/clustertools"
+
+Mode = Literal["observe", "ask", "act"]
+TransitionKind = Literal["opened", "reopened", "worsened", "resolved"]
+SinkKind = Literal["terminal", "slack", "webhook", "pagerduty", "alertmanager", "deadman", "metrics"]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeClass:
+    """What to expect of some nodes. Without an expectation a check that needs one answers UNKNOWN."""
+
+    nodes: str = option(doc="the nodes of this class, as a node set: gpu-[001-128]")
+    gpu_count: int | None = option(None, "GPUs in a node", at_least=0)
+    gpu_name: str | None = option(None, "the product name that NVML gives, or a part of it")
+    gpu_memory_bytes: int | None = option(None, "memory of one GPU")
+    memory_bytes: int | None = option(None, "memory of a node")
+    cpu_count: int | None = option(None, "logical CPUs of a node", at_least=1)
+    ib_ports: int | None = option(None, "active InfiniBand or RoCE ports", at_least=0)
+    ib_rate_bits_per_second: int | None = option(None, "rate of each of these ports")
+    allreduce_busbw_bytes_per_second: int | None = option(None, "bus bandwidth of an all-reduce in one node")
+    expect: Mapping[str, Any] = option(dict, "further expectations, handed to the checks as they are")
+
+    def expectations(self) -> dict[str, Any]:
+        """What the checks get as `ctx.expect`: the fields that are set, by field name, and `expect`."""
+        fields = (f.name for f in dataclasses.fields(self) if f.name not in ("nodes", "expect"))
+        known = {name: getattr(self, name) for name in fields}
+        return {**{k: v for k, v in known.items() if v is not None}, **self.expect}
+
+
+@dataclass(frozen=True, slots=True)
+class CheckConfig:
+    """How one check runs here. None means: as the check itself declares."""
+
+    enabled: bool = option(True, "false: never run it")
+    observe: bool = option(False, "true: run and report it, but never act on its findings")
+    interval_seconds: float | None = option(None, "time between two runs", at_least=1)
+    confirm: int | None = option(None, "passes in a row before a state is believed", at_least=1)
+    timeout_seconds: float | None = option(None, "deadline of one run", at_least=0.1)
+    limits: Mapping[str, Any] = option(dict, "the check's own limits; `clustertools checks list` shows them")
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeConfig:
+    """How a restarted run is told which checkpoint to begin from."""
+
+    kind: Literal["env", "placeholder", "tracker", "none"] = option(
+        "none",
+        "env: in the environment variable `name`; placeholder: put in place of `name` in the command; "
+        "tracker: the framework finds it through its own file; none: it is not told",
+    )
+    name: str = option("", "the variable, the placeholder, or the tracker file")
+
+
+@dataclass(frozen=True, slots=True)
+class HangConfig:
+    """When silence of a run is a hang: the larger of `minimum` and `factor` median steps."""
+
+    minimum_seconds: float = option(300.0, "never call a shorter silence a hang", at_least=1)
+    # 5 times the longest interval: NVIDIA/nvidia-resiliency-ext, fault_tolerance/timeouts_calc.py
+    factor: float = option(5.0, "silence in units of the run's own step time", at_least=1)
+    # the NeMo plugin of nvidia-resiliency-ext waits 1800 s for the first heartbeat
+    startup_seconds: float = option(1800.0, "time allowed before the first step", at_least=1)
+
+
+@dataclass(frozen=True, slots=True)
+class JobConfig:
+    """Runs to watch, and how to restart them. Jobs that are not named here are never touched."""
+
+    name: str = option("", "the scheduler's job name, as a pattern; default: the key of this entry")
+    user: str = option("", "only jobs of this user")
+    partition: str = option("", "only jobs in this partition")
+    log: tuple[str, ...] = option((), "log files, as patterns")
+    metrics: str = option("", "a file of metrics, if the run writes one")
+    checkpoints: str = option("", "the directory that checkpoints are written to")
+    total_steps: int | None = option(None, "the last step of the run", at_least=1)
+    command: tuple[str, ...] = option((), "what to start, for the local scheduler")
+    resume: ResumeConfig = option(ResumeConfig)
+    hang: HangConfig = option(HangConfig)
+    # 3 cycles without progress: NVIDIA/nvidia-resiliency-ext, fault_tolerance/progress_tracker.py
+    max_restarts_without_progress: int = option(3, "then give up, loudly", at_least=0)
+    # Slurm's KillWait has the same default
+    grace_seconds: float = option(30.0, "time between SIGTERM and SIGKILL", at_least=0)
+
+
+@dataclass(frozen=True, slots=True)
+class SinkConfig:
+    """Where news go. Secrets are named by file or by environment variable."""
+
+    kind: SinkKind = option(doc="what is there")
+    channel: str = option("", "the Slack channel, by name or id")
+    url: str = option("", "the address, when it is not a secret (Alertmanager)")
+    path: str = option("", "the file that metrics are written to, ending in .prom")
+    token_file: str = option("", "a file that holds the bot token or routing key")
+    token_env: str = option("", "an environment variable that holds it")
+    webhook_file: str = option("", "a file that holds the address, when that is the secret")
+    webhook_env: str = option("", "an environment variable that holds it")
+    min_status: Status = option(Status.WARNING, "nothing below this is sent")
+    kinds: tuple[TransitionKind, ...] = option(
+        ("opened", "reopened", "worsened", "resolved"), "the changes of an incident that are sent"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetConfig:
+    """Limits on acting, whatever the playbooks say."""
+
+    per_node_per_day: int = option(2, "actions on one node", at_least=0)
+    restarts_per_hour: int = option(6, "restarts of one run", at_least=0)
+
+
+@dataclass(frozen=True, slots=True)
+class CircuitBreakerConfig:
+    """When more than `nodes` nodes and more than `fraction` of them ask for the same step, nobody acts."""
+
+    nodes: int = option(4, "nodes that ask for the same step", at_least=1)
+    fraction: float = option(0.1, "their share of all, from 0 to 1", at_least=0, at_most=1)
+    window_seconds: float = option(1800.0, "the time in which they are counted", at_least=1)
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyConfig:
+    """What may be done. Nothing, until somebody says so."""
+
+    mode: Mode = option("observe", "observe: only say it; ask: wait for approval; act: do it")
+    per_playbook: Mapping[str, Mode] = option(dict, "the mode of single playbooks")
+    budgets: BudgetConfig = option(BudgetConfig)
+    circuit_breaker: CircuitBreakerConfig = option(CircuitBreakerConfig)
+    flap_window_seconds: float = option(
+        1800.0, "an incident that returns within this is the same", at_least=0
+    )
+    pause_file: str = option("", "while this file exists nothing is done")
+    commands: Mapping[str, tuple[str, ...]] = option(dict, "commands that the step `run` may name")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Everything that was configured, for one cluster."""
+
+    cluster: str = option("", "the name of the cluster, in every message")
+    node_classes: Mapping[str, NodeClass] = option(dict, "what to expect of which nodes")
+    checks: Mapping[str, CheckConfig] = option(dict, "checks that run otherwise than they declare")
+    jobs: Mapping[str, JobConfig] = option(dict, "runs to watch")
+    sinks: Mapping[str, SinkConfig] = option(dict, "where news go")
+    policy: PolicyConfig = option(PolicyConfig)
+    state_dir: str = option("", "where the state is kept, on a local disk")
+    site_checks: tuple[str, ...] = option(("/etc/clustertools/checks.d",), "folders of the site's own checks")
+
+    def check(self, name: str) -> CheckConfig:
+        """How the check runs here: the defaults when nothing was configured for it."""
+        return self.checks.get(name) or CheckConfig()
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A config, and where each of its values came from.
+
+    `origins` maps a path (`policy.mode`) to "FILE:LINE", "-o" or "default". `tree` is the merged YAML.
+    """
+
+    config: Config
+    origins: Mapping[str, str]
+    files: tuple[str, ...]
+    tree: Node
+
+
+class Checkable(Protocol):
+    """What `validate_limits` needs to know of a check: the type of its limits."""
+
+    @property
+    def limits(self) -> type: ...
+
+
+def load(
+    files: Iterable[str | os.PathLike[str]] | None = None,
+    overrides: Iterable[str] = (),
+    *,
+    etc: str | os.PathLike[str] = ETC,
+    environ: Mapping[str, str] = os.environ,
+) -> Loaded:
+    """The effective config. `files` (from --config) replace $CLUSTERTOOLS_CONFIG; they must exist.
+
+    Raises ConfigError with every problem of every layer, each with file and line.
+    """
+    problems = Problems()
+    layers: list[Node] = []
+    read: list[str] = []
+    for path, must_exist in _files(files, Path(etc), environ, problems):
+        before = len(problems.found)
+        node = read_file(path, problems, must_exist=must_exist)
+        if node is not None:
+            layers.append(node)
+        if node is not None or (len(problems.found) == before and path.exists()):
+            read.append(str(path))
+    layers += [node for text in overrides if (node := read_override(text, problems)) is not None]
+    for layer in layers:  # each by itself, so that a mistake is told even where a later layer hides it
+        Reader(problems, whole=False).record(Config, layer, "")
+    tree = merge([n for n in layers if isinstance(n.value, dict)])
+    config = Reader(problems).record(Config, tree, "")
+    if config is not WRONG:
+        _relations(config, tree, problems)
+    problems.stop()
+    return Loaded(config, _origins(config, tree), tuple(read), tree)
+
+
+def _files(
+    files: Iterable[str | os.PathLike[str]] | None, etc: Path, environ: Mapping[str, str], problems: Problems
+) -> list[tuple[Path, bool]]:
+    """The files in their order, and whether each has to exist."""
+    found = [(etc / "config.yaml", False)]
+    folder = etc / "config.d"
+    try:
+        names = sorted(p.name for p in folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        names = []
+    except OSError as exc:
+        problems.add(str(folder), "", f"cannot be read: {exc.strerror}")
+        names = []
+    for name in names:
+        if name.endswith(".yml"):
+            problems.add(str(folder / name), "", f"would not be read; name it {name[:-3]}yaml")
+        elif name.endswith(".yaml") and not name.startswith("."):
+            found.append((folder / name, True))
+    if files is not None:
+        found += [(Path(f), True) for f in files]
+    elif environ.get("CLUSTERTOOLS_CONFIG"):
+        found.append((Path(environ["CLUSTERTOOLS_CONFIG"]), True))
+    return found
+
+
+def find(tree: Node, keys: Sequence[str]) -> Node | None:
+    """The node at the end of `keys`; None when nobody wrote it."""
+    node: Node | None = tree
+    for key in keys:
+        node = node.value.get(key) if node is not None and isinstance(node.value, dict) else None
+    return node
+
+
+def _path(keys: Iterable[str]) -> str:
+    path = ""
+    for key in keys:
+        path = join(path, key)
+    return path
+
+
+def _origins(config: Config, tree: Node) -> dict[str, str]:
+    origins = {}
+    for keys, _ in leaves(config):
+        node = find(tree, keys)
+        # the merged sections that hold nothing are nobody's
+        origin = node.origin if node is not None and node.value is not None else "default"
+        origins[_path(keys)] = "-o" if origin.startswith("-o ") else origin
+    return origins
+
+
+# an environment variable, in capitals: a pasted token or routing key does not look like one
+_VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*")
+# what every sink of a kind needs: one of each group
+_NEEDS: Mapping[str, tuple[tuple[str, ...], ...]] = {
+    "slack": (("token_file", "token_env", "webhook_file", "webhook_env"),),
+    "webhook": (("webhook_file", "webhook_env", "url"),),
+    "pagerduty": (("token_file", "token_env"),),
+    "alertmanager": (("url",),),
+    "deadman": (("webhook_file", "webhook_env", "url"),),
+    "metrics": (("path",),),
+}
+
+
+def _relations(config: Config, tree: Node, problems: Problems) -> None:
+    """What no single field can say: which of them belong together."""
+
+    def wrong(keys: tuple[str, ...], text: str) -> None:
+        at = max((n for n in range(len(keys) + 1) if find(tree, keys[:n]) is not None), default=0)
+        node = find(tree, keys[:at])
+        problems.add(node.origin if node else "default", _path(keys), text)
+
+    for name, sink in config.sinks.items():
+        _sink_relations(sink, ("sinks", name), wrong)
+    for name, job in config.jobs.items():
+        keys = ("jobs", name, "resume")
+        if job.resume.kind in ("env", "placeholder") and not job.resume.name:
+            wrong(keys, f"resume by {job.resume.kind} needs a name")
+        elif job.resume.kind == "env" and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", job.resume.name):
+            wrong((*keys, "name"), f"{job.resume.name!r} is not the name of an environment variable")
+        elif (
+            job.resume.kind == "placeholder" and job.command and job.resume.name not in " ".join(job.command)
+        ):
+            wrong((*keys, "name"), f"{job.resume.name!r} does not occur in the command")
+    for name, node_class in config.node_classes.items():
+        if not node_class.nodes.strip() or node_class.nodes.count("[") != node_class.nodes.count("]"):
+            wrong(("node_classes", name, "nodes"), "not a node set; write one such as gpu-[001-128]")
+
+
+def _sink_relations(sink: SinkConfig, keys: tuple[str, ...], wrong: Any) -> None:
+    for group in _NEEDS.get(sink.kind, ()):
+        if not any(getattr(sink, field) for field in group):
+            wrong(keys, f"a sink of the kind {sink.kind} needs {' or '.join(group)}")
+    if sink.kind == "slack" and (sink.token_file or sink.token_env) and not sink.channel:
+        wrong(keys, "a Slack token needs a channel as well")
+    for secret in ("token", "webhook"):
+        file, variable = getattr(sink, f"{secret}_file"), getattr(sink, f"{secret}_env")
+        if file and variable:
+            wrong((*keys, f"{secret}_env"), f"{secret}_file is set too; keep one of them")
+        if file and not file.startswith("/"):
+            wrong((*keys, f"{secret}_file"), "must be the full path of a file, beginning with /")
+        if variable and not _VARIABLE.fullmatch(variable):
+            wrong((*keys, f"{secret}_env"), "must be the name of an environment variable, in capitals")
+    if sink.url and not re.match(r"https?://", sink.url):
+        wrong((*keys, "url"), "must begin with http:// or https://")
+    elif "@" in sink.url or "hooks.slack.com" in sink.url:
+        wrong((*keys, "url"), "this address is a secret; write webhook_file or webhook_env")
+
+
+def validate_limits(
+    loaded: Loaded, checks: Mapping[str, Checkable], playbooks: Iterable[str] | None = None
+) -> dict[str, Any]:
+    """The limits of every check, with what config says in place of the defaults.
+
+    Raises ConfigError for a check or a playbook that does not exist and for limits that are wrong, all at
+    once, each with file and line.
+    """
+    problems = Problems()
+    known = list(playbooks) if playbooks is not None else list(loaded.config.policy.per_playbook)
+    for section, names, there, what in (
+        (("checks",), loaded.config.checks, list(checks), "check"),
+        (("policy", "per_playbook"), loaded.config.policy.per_playbook, known, "playbook"),
+    ):
+        for name in names:
+            node = find(loaded.tree, (*section, name))
+            if name not in there:
+                problems.add(
+                    node.origin if node else "", _path((*section, name)),
+                    f"there is no {what} of this name{nearest(name, there)}",
+                )  # fmt: skip
+    result: dict[str, Any] = {}
+    for name, check in checks.items():
+        keys = ("checks", name, "limits")
+        node = find(loaded.tree, keys) or Node(None, "default")
+        result[name] = Reader(problems).record(check.limits, node, _path(keys))
+    problems.stop()
+    return result
+
+
+def show(loaded: Loaded, origin: bool = False) -> str:
+    """The effective config as YAML that loads again, with the origin of each value as a comment if wanted."""
+    tree: dict[str, Any] = {}
+    for keys, value in leaves(loaded.config):
+        if value == "" and loaded.origins[_path(keys)] == "default":
+            continue  # not set, and nothing to learn from it
+        branch = tree
+        for key in keys[:-1]:
+            branch = branch.setdefault(key, {})
+        branch[keys[-1]] = (value, loaded.origins[_path(keys)])
+    return "".join(_lines(tree, 0, origin))
+
+
+def _lines(tree: Mapping[str, Any], depth: int, origin: bool) -> Iterable[str]:
+    for key, value in tree.items():
+        start = f"{'  ' * depth}{_yaml(key)}:"
+        if isinstance(value, dict):
+            yield f"{start}\n"
+            yield from _lines(value, depth + 1, origin)
+        else:
+            yield f"{start} {_yaml(value[0])}{f'  # {value[1]}' if origin else ''}\n"
+
+
+def _yaml(value: Any) -> str:
+    text = yaml.dump(value, Dumper=Dumper, default_flow_style=True, width=1 << 20, allow_unicode=True)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def schema(checks: Mapping[str, Checkable] | None = None) -> dict[str, Any]:
+    """A JSON Schema for editors; with `checks`, of the limits of each as well."""
+    result = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "clustertools config",
+        **schema_of(Config),
+    }
+    if checks is not None:
+        known = {}
+        for name, check in checks.items():
+            known[name] = schema_of(CheckConfig)
+            known[name]["properties"]["limits"] = schema_of(check.limits)
+        result["properties"]["checks"] = {
+            "type": "object",
+            "properties": known,
+            "additionalProperties": False,
+        }
+    return result
+
+
+def read_secret(file: str, variable: str, environ: Mapping[str, str] = os.environ) -> str:
+    """The secret kept in `file` or in the environment variable `variable`; "" when neither is named.
+
+    Raises ConfigError when it is not there, empty, or in a file that everybody may read. Its text never
+    appears in a message.
+    """
+    if variable:
+        if not environ.get(variable, "").strip():
+            raise ConfigError(f"the environment variable {variable} is not set")
+        return environ[variable].strip()
+    if not file:
+        return ""
+    try:
+        with open(file, encoding="utf-8") as opened:
+            if os.fstat(opened.fileno()).st_mode & stat.S_IROTH:
+                raise ConfigError(f"{file}: everybody may read this secret; chmod o-r {file}")
+            secret = opened.read(1 << 16).strip()
+    except OSError as exc:
+        raise ConfigError(f"{file}: cannot be read: {exc.strerror}") from exc
+    except UnicodeDecodeError as exc:
+        raise ConfigError(f"{file}: not text") from exc
+    if not secret:
+        raise ConfigError(f"{file}: empty")
+    return secret
+
+
+def sample() -> str:
+    """A config with every key, explained; it loads as it is."""
+    from clustertools.config_sample import SAMPLE
+
+    return SAMPLE

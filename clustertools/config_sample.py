@@ -1,0 +1,101 @@
+"""The sample config: every key once, with its meaning. It loads as it is, and a test sees to that."""
+
+SAMPLE = """\
+# clustertools: /etc/clustertools/config.yaml
+# Every key is optional unless it says otherwise. Files in /etc/clustertools/config.d/*.yaml are read after
+# this one, then $CLUSTERTOOLS_CONFIG or --config FILE, then -o path.to.key=value; the later one wins.
+# Durations and sizes carry units: 90s, 5m, 1h30m, 2d; 80GiB (binary), 80GB (decimal); 400Gb/s (bits).
+# `clustertools config check` checks it, `clustertools config show --origin` says where each value comes from.
+
+cluster: alps                       # in every message
+state_dir: /var/lib/clustertools    # on a local disk, never on NFS, Lustre or GPFS
+site_checks: [/etc/clustertools/checks.d]
+
+# What to expect of the nodes. A check that needs an expectation and has none answers UNKNOWN.
+node_classes:
+  h100:
+    nodes: gpu-[001-128]            # required
+    gpu_count: 8
+    gpu_name: H100
+    gpu_memory: 80GiB
+    memory: 2TiB
+    cpu_count: 224
+    ib_ports: 8
+    ib_rate: 400Gb/s
+    allreduce_busbw: 360GB/s        # inside one node
+    expect:                         # for the site's own checks, handed over as it is
+      scratch_bytes: 3TB
+
+# Only checks that shall run otherwise than they declare. `clustertools checks list` shows them all.
+checks:
+  gpu_ecc:
+    enabled: true
+    observe: true                   # report, but never act on it
+    interval: 5m
+    confirm: 2                      # passes in a row before it is believed
+    timeout: 20s
+    limits: {}                      # the check's own, such as {uncorrected: 0}
+
+# Runs to watch. A job that is not named here is never touched.
+jobs:
+  pretrain:
+    name: pretrain-*                # the scheduler's job name; default: the key
+    user: alice
+    partition: large
+    log: [/shared/runs/pretrain/logs/*.log]
+    metrics: /shared/runs/pretrain/metrics.jsonl
+    checkpoints: /shared/runs/pretrain/checkpoints
+    total_steps: 500000
+    command: [python, train.py, --resume, "{checkpoint}"]    # for one machine without a scheduler
+    resume:                         # how a restarted run learns where to begin
+      kind: placeholder             # env, placeholder, tracker (the framework's own file) or none
+      name: "{checkpoint}"
+    hang:                           # silence longer than both of the first two is a hang
+      minimum: 5m
+      factor: 5                     # times the run's own median step
+      startup: 30m                  # before the first step
+    max_restarts_without_progress: 3
+    grace: 30s                      # between SIGTERM and SIGKILL
+
+# Where news go. A secret is never in this file: name the file or the environment variable that holds it.
+# A systemd credential is a file: /run/credentials/clustertools.service/NAME.
+sinks:
+  team:
+    kind: slack
+    channel: "#gpu-oncall"
+    token_file: /etc/clustertools/slack-token     # or token_env: SLACK_BOT_TOKEN
+    min_status: WARNING
+    kinds: [opened, reopened, worsened, resolved]
+  chat:
+    kind: webhook
+    webhook_file: /etc/clustertools/webhook       # the whole address; or webhook_env: CHAT_WEBHOOK
+  pager:
+    kind: pagerduty
+    token_env: PAGERDUTY_ROUTING_KEY
+    min_status: CRITICAL
+  alerts:
+    kind: alertmanager
+    url: http://alertmanager:9093
+  heartbeat:
+    kind: deadman                   # called only after a pass that could see everything
+    webhook_env: DEADMAN_URL
+  prometheus:
+    kind: metrics
+    path: /var/lib/node_exporter/clustertools.prom
+
+# What may be done. Nothing, until you say so.
+policy:
+  mode: observe                     # observe, ask or act
+  per_playbook: {}                  # such as {gpu-reset: ask}
+  budgets:
+    per_node_per_day: 2
+    restarts_per_hour: 6
+  circuit_breaker:                  # more nodes than both of these want the same: stop, a person must look
+    nodes: 4
+    fraction: 0.1
+    window: 30m
+  flap_window: 30m                  # an incident that returns within this is the same one
+  pause_file: /etc/clustertools/pause
+  commands:                         # all that the step `run` of a playbook may name
+    notify-vendor: [/usr/local/sbin/open-vendor-ticket, --quiet]
+"""
