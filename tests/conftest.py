@@ -12,6 +12,7 @@ from clustertools import check as checking
 from clustertools.host import Host, RecordedHost
 from clustertools.model import Job, Verdict
 
+pytest_plugins = ["tests.lab.nvml"]
 HOSTS = Path(__file__).parent / "hosts"
 
 

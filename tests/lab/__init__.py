@@ -1,0 +1,1 @@
+"""The test lab: real components, and stand-ins where the hardware is missing."""

@@ -1,0 +1,210 @@
+"""Healthy machines for the NVML stand-in, as its "key=value" lines.
+
+Figures from the makers' data sheets and from the output of `nvidia-smi -q` as NVIDIA documents it; nothing
+here was measured. What a card does not have is not named, and then is NOT_SUPPORTED.
+"""
+
+from __future__ import annotations
+
+#: The PCI addresses of a DGX H100's GPUs, in NVML's order.
+DGX_H100 = (
+    "0000:18:00.0", "0000:2a:00.0", "0000:3a:00.0", "0000:5d:00.0",
+    "0000:9a:00.0", "0000:ab:00.0", "0000:ba:00.0", "0000:db:00.0",
+)  # fmt: skip
+#: Of a DGX A100.
+DGX_A100 = (
+    "0000:07:00.0", "0000:0f:00.0", "0000:47:00.0", "0000:4e:00.0",
+    "0000:87:00.0", "0000:90:00.0", "0000:b7:00.0", "0000:bd:00.0",
+)  # fmt: skip
+DGX_V100 = ("0000:06:00.0", "0000:07:00.0")
+WORKSTATION = ("0000:01:00.0",)
+
+_H100 = """
+driver=570.133.20
+nvml=12.570.133.20
+cuda=12080
+name=NVIDIA H100 80GB HBM3
+vbios=96.00.89.00.01
+temperature=31
+margin=56
+shutdown=92
+slowdown=89
+gpu_max=87
+memory_max=95
+field.82=41
+field.193=i-8
+field.194=i-2
+field.196=i0
+power_mw=72300
+power_limit_mw=700000
+power_default_limit_mw=700000
+power_min_limit_mw=200000
+power_max_limit_mw=700000
+energy_mj=81234567
+sm_clock=345
+sm_clock_max=1980
+memory_clock=2619
+memory_clock_max=2619
+throttle=0x1
+violation.0=0
+violation.1=0
+violation.3=0
+violation.5=0
+utilisation=0
+memory_utilisation=0
+memory_total=85520809984
+memory_used=0
+memory_reserved=543817728
+ecc=1
+ecc_default=1
+ecc_locations=dram,sram
+sram_threshold_exceeded=0
+remap.correctable=0
+remap.histogram=2560,0,0,0,0
+persistence=1
+compute_mode=0
+mig=0
+field.230=0
+pcie_generation=5
+pcie_generation_max=5
+pcie_width=16
+pcie_width_max=16
+pcie_replay=0
+nvlinks=18
+field.164=26562
+field.38=0
+field.45=0
+field.52=0
+field.59=0
+fabric.state=3
+fabric.status=0
+fabric.clique=0
+"""
+
+_A100 = """
+driver=535.161.08
+nvml=12.535.161.08
+cuda=12020
+name=NVIDIA A100-SXM4-80GB
+vbios=92.00.45.00.03
+temperature=29
+shutdown=92
+slowdown=89
+gpu_max=85
+memory_max=95
+field.82=30
+power_mw=61200
+power_limit_mw=400000
+power_default_limit_mw=400000
+power_min_limit_mw=100000
+power_max_limit_mw=400000
+energy_mj=71234567
+sm_clock=210
+sm_clock_max=1410
+memory_clock=1593
+memory_clock_max=1593
+throttle=0x1
+violation.1=0
+utilisation=0
+memory_utilisation=0
+memory_total=85899345920
+memory_used=0
+memory_reserved=620756992
+ecc=1
+ecc_default=1
+ecc_locations=dram,sram
+remap.correctable=0
+remap.histogram=640,0,0,0,0
+persistence=1
+compute_mode=0
+mig=0
+pcie_generation=4
+pcie_generation_max=4
+pcie_width=16
+pcie_width_max=16
+pcie_replay=0
+nvlinks=12
+field.164=25000
+field.38=0
+field.45=0
+field.52=0
+field.59=0
+"""
+
+_V100 = """
+driver=535.161.08
+nvml=12.535.161.08
+cuda=12020
+name=Tesla V100-SXM2-32GB
+vbios=88.00.80.00.01
+temperature=33
+shutdown=90
+slowdown=87
+gpu_max=83
+memory_max=85
+field.82=32
+power_mw=42000
+power_limit_mw=300000
+sm_clock=135
+sm_clock_max=1530
+throttle=0x1
+memory_total=34359738368
+memory_used=0
+ecc=1
+ecc_default=1
+ecc_locations=dram
+field.29=0
+field.30=0
+retired_pending=0
+persistence=1
+compute_mode=0
+pcie_generation=3
+pcie_generation_max=3
+pcie_width=16
+pcie_width_max=16
+nvlinks=6
+"""
+
+_GEFORCE = """
+driver=570.133.20
+nvml=12.570.133.20
+cuda=12080
+name=NVIDIA GeForce RTX 3060
+vbios=94.06.14.00.B2
+temperature=44
+shutdown=98
+slowdown=95
+gpu_max=93
+power_mw=15200
+power_limit_mw=170000
+sm_clock=210
+sm_clock_max=2130
+throttle=0x1
+memory_total=12884901888
+memory_used=412090368
+persistence=0
+compute_mode=0
+pcie_generation=1
+pcie_generation_max=4
+pcie_width=16
+pcie_width_max=16
+"""
+
+
+def profile(lines: str, addresses: tuple[str, ...]) -> str:
+    """`lines` for all GPUs, and for each its number, address, UUID and serial."""
+    own = []
+    for index, address in enumerate(addresses):
+        own += [
+            f"{index}.pci={address}",
+            f"{index}.minor={index}",
+            f"{index}.uuid=GPU-00000000-0000-4000-8000-{index:012d}",
+            f"{index}.serial=16500000000{index:02d}",
+        ]
+    return "\n".join([lines.strip(), f"count={len(addresses)}", *own, ""])
+
+
+H100 = profile(_H100, DGX_H100)
+A100 = profile(_A100, DGX_A100)
+V100 = profile(_V100, DGX_V100)
+GEFORCE = profile(_GEFORCE, WORKSTATION)
