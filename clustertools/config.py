@@ -213,17 +213,20 @@ def load(
     files: Iterable[str | os.PathLike[str]] | None = None,
     overrides: Iterable[str] = (),
     *,
-    etc: str | os.PathLike[str] = ETC,
+    etc: str | os.PathLike[str] | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> Loaded:
     """The effective config. `files` (from --config) replace $CLUSTERTOOLS_CONFIG; they must exist.
 
+    `etc` is the system's folder: $CLUSTERTOOLS_ETC, or /etc/clustertools.
     Raises ConfigError with every problem of every layer, each with file and line.
     """
     problems = Problems()
     layers: list[Node] = []
     read: list[str] = []
-    for path, must_exist in _files(files, Path(etc), environ, problems):
+    for path, must_exist in _files(
+        files, Path(etc or environ.get("CLUSTERTOOLS_ETC") or ETC), environ, problems
+    ):
         before = len(problems.found)
         node = read_file(path, problems, must_exist=must_exist)
         if node is not None:

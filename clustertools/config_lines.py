@@ -107,12 +107,19 @@ for _name, _regexp, _first in _RESOLVERS:
 
 
 class Dumper(yaml.SafeDumper):
-    """Quotes what either our rules or YAML 1.1 would take for something else than text."""
+    """Quotes what our rules or YAML 1.1 would take for something else, escapes what cannot be seen."""
 
     yaml_implicit_resolvers = {
         first: [*_Loader.yaml_implicit_resolvers.get(first, []), *known]
         for first, known in yaml.SafeDumper.yaml_implicit_resolvers.items()
     }
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    return dumper.represent_scalar(_TAG + "str", text, style=None if text.isprintable() else '"')
+
+
+Dumper.add_representer(str, _represent_text)
 
 
 def read_file(path: Path, problems: Problems, *, must_exist: bool = True) -> Node | None:
@@ -150,9 +157,10 @@ def read_text(text: str, name: str, problems: Problems, *, numbered: bool = True
         return None
     except yaml.reader.ReaderError as exc:
         line = f":{text.count(chr(10), 0, exc.position) + 1}" if numbered else ""
-        problems.add(
-            f"{name}{line}", "", f"the character U+{ord(str(exc.character)):04X} is not allowed in YAML"
-        )
+        problems.add(f"{name}{line}", "", f"the character U+{exc.character:04X} is not allowed in YAML")
+        return None
+    except (ValueError, OverflowError) as exc:  # PyYAML on "\UFFFFFFFF", which is no character
+        problems.add(name, "", f"not YAML: {exc}")
         return None
     if root is None:
         return None

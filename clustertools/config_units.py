@@ -22,6 +22,12 @@ SIZE_UNITS = {
 BIT_RATE_UNITS = {"b/s": 1, "kb/s": 10**3, "Mb/s": 10**6, "Gb/s": 10**9, "Tb/s": 10**12}
 BYTE_RATE_UNITS = {f"{unit}/s": factor for unit, factor in SIZE_UNITS.items()}
 
+#: What people write for these units, without its plural s.
+_LONG_NAMES = {
+    "week": "w", "day": "d", "hour": "h", "hr": "h", "minute": "m", "min": "m", "second": "s", "sec": "s",
+    "millisecond": "ms", "msec": "ms", "microsecond": "us", "usec": "us",
+}  # fmt: skip
+
 #: Longer than anything sensible; keeps the arithmetic below small whatever is written.
 _LONGEST = 40
 
@@ -141,8 +147,8 @@ def _duration_advice(text: str) -> str:
     near = _NEAR_DURATION.fullmatch(text)
     if near:
         word = near[2].lower()
-        unit = word if word in ("ms", "us") else {"mi": "m", "mo": ""}.get(word[:2], word[0])
-        if unit in DURATION_UNITS:
+        unit = word if word in DURATION_UNITS else _LONG_NAMES.get(word.removesuffix("s"))
+        if unit:
             return f"{text!r} is not a duration; write {near[1]}{unit}"
     return f"{text!r} is not a duration; write a number with s, m, h or d, such as 90s, 5m or 1h30m"
 

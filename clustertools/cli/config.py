@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import click
 
 from clustertools import config as configuration
-from clustertools.check import Check, discover
+from clustertools.check import discover
 from clustertools.cli.frame import Output, common, examples
 from clustertools.config import Loaded
 from clustertools.errors import ConfigError
@@ -37,14 +37,6 @@ def config_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return with_config
 
 
-def _validated(load: Callable[[], Loaded]) -> tuple[Loaded, Mapping[str, Check]]:
-    """The config, with limits and names held against the checks that there are."""
-    loaded = load()
-    checks = discover(loaded.config.site_checks)
-    configuration.validate_limits(loaded, checks)
-    return loaded, checks
-
-
 @click.group()
 def group() -> None:
     """Check, show and describe the configuration."""
@@ -56,7 +48,9 @@ def group() -> None:
 def check(load: Callable[[], Loaded], out: Output) -> Status:
     """Say everything that is wrong with the config, with file and line."""
     try:
-        loaded, _ = _validated(load)
+        loaded = load()
+        # what the config says of limits can only be judged by the checks themselves
+        configuration.validate_limits(loaded, discover(loaded.config.site_checks))
     except ConfigError as exc:
         if not out.json:
             raise
@@ -77,7 +71,7 @@ def check(load: Callable[[], Loaded], out: Output) -> Status:
 @common
 def show(load: Callable[[], Loaded], origin: bool, out: Output) -> None:
     """Print the config that is in force."""
-    loaded, _ = _validated(load)
+    loaded = load()
     if out.json:
         data: dict[str, Any] = {"config": loaded.config, "files": loaded.files}
         out.record("config", {**data, "origins": loaded.origins} if origin else data)
