@@ -48,8 +48,8 @@ _MIGRATIONS = (
     CREATE TABLE delivery (
         id INTEGER PRIMARY KEY, sink TEXT NOT NULL, key TEXT NOT NULL, message TEXT NOT NULL,
         state TEXT NOT NULL DEFAULT 'waiting', tries INTEGER NOT NULL DEFAULT 0,
-        due REAL NOT NULL, reference TEXT NOT NULL DEFAULT '', reason TEXT NOT NULL DEFAULT '');
-    CREATE INDEX delivery_due ON delivery (state, due);
+        due REAL NOT NULL, reason TEXT NOT NULL DEFAULT '');
+    CREATE INDEX delivery_state ON delivery (state, id);
     CREATE TABLE action (
         id TEXT PRIMARY KEY, state TEXT NOT NULL, step TEXT NOT NULL DEFAULT '', time REAL NOT NULL,
         data TEXT NOT NULL, detail TEXT NOT NULL DEFAULT '{}', outcome TEXT NOT NULL DEFAULT '',
@@ -336,24 +336,15 @@ class Store:
             sink, key, json.dumps(message), now,
         )  # fmt: skip
 
-    def waiting(self, now: float, limit: int) -> list[tuple[int, str, str, Mapping[str, Any], str, int]]:
-        """(id, sink, key, message, reference, tries) of what is due, oldest first.
+    def waiting(self, limit: int = 2000) -> list[tuple[int, str, Mapping[str, Any], float, int]]:
+        """(id, sink, message, due, tries) of what was not sent yet, oldest first."""
+        sql = "SELECT id, sink, message, due, tries FROM delivery WHERE state = 'waiting' ORDER BY id LIMIT ?"
+        return [
+            (i, sink, json.loads(text), due, tries) for i, sink, text, due, tries in self._all(sql, limit)
+        ]
 
-        `reference` is what the sink returned for the same incident before.
-        """
-        rows = self._all(
-            "SELECT d.id, d.sink, d.key, d.message, coalesce((SELECT p.reference FROM delivery p "
-            "WHERE p.sink = d.sink AND p.key = d.key AND p.state = 'sent' AND p.reference != '' "
-            "ORDER BY p.id LIMIT 1), ''), d.tries FROM delivery d "
-            "WHERE d.state = 'waiting' AND d.due <= ? ORDER BY d.id LIMIT ?",
-            now, limit,
-        )  # fmt: skip
-        return [(i, sink, key, json.loads(text), ref, tries) for i, sink, key, text, ref, tries in rows]
-
-    def delivered(self, id: int, reference: str, now: float) -> None:
-        self._put(
-            "UPDATE delivery SET state = 'sent', reference = ?, due = ? WHERE id = ?", reference, now, id
-        )
+    def delivered(self, id: int, now: float) -> None:
+        self._put("UPDATE delivery SET state = 'sent', due = ? WHERE id = ?", now, id)
 
     def not_delivered(self, id: int, reason: str, next_try: float | None, now: float) -> None:
         """Another try at `next_try`, or (None) give up."""

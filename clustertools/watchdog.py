@@ -23,6 +23,7 @@ from clustertools import actions, incidents, policy
 from clustertools import check as checking
 from clustertools.actions.restart import attempt_token, how_it_ended
 from clustertools.check import Check
+from clustertools.delivery import Mail
 from clustertools.errors import ActionFailed, StoreError, Unobservable
 from clustertools.host import Host
 from clustertools.model import (
@@ -41,7 +42,6 @@ from clustertools.model import (
 from clustertools.policy import Budgets, Ledger, Past, World
 from clustertools.schedulers import RunSpec, Scheduler
 from clustertools.shared_host import SharedHost
-from clustertools.sinks import Sink, outbox
 from clustertools.sinks.message import Message, fold_messages, from_outcome, from_transition
 from clustertools.store import ActionRow, Store
 
@@ -103,7 +103,7 @@ class Watchdog:
     checks: Sequence[Check]
     specs: Sequence[RunSpec] = ()
     playbooks: Sequence[Playbook] = ()
-    sinks: Sequence[Sink] = ()
+    mail: Mail = field(default_factory=Mail)
     settings: Settings = field(default_factory=Settings)
     evidence_folder: Path = Path("/var/lib/clustertools/evidence")
 
@@ -261,14 +261,12 @@ class Watchdog:
 
     def _enqueue(self, messages: Sequence[Message], now: float) -> None:
         for message in messages:
-            for sink in self.sinks:
-                outbox.enqueue(self.store, sink, message, now)
+            self.mail.enqueue(self.store, message, now)
 
     # deliver
 
     def _deliver(self, now: float) -> list[str]:
-        summary = outbox.deliver_due(outbox.StoreOutbox(self.store), self.sinks, now)
-        return list(summary.sentences)
+        return list(self.mail.deliver(self.store, now).sentences)
 
     # perform
 
@@ -310,7 +308,8 @@ class Watchdog:
             if not progress.step:
                 outcome = Outcome(action.id, progress.ok, progress.said, now - action.planned_at, now)
                 self.store.finish_action(outcome, now)
-                self._enqueue([from_outcome(action, outcome)], now)
+                incident = self.store.incidents().get(action.because)
+                self._enqueue([from_outcome(action, outcome, incident=incident)], now)
         return progress.said, outcome
 
     def _scene(self, action: Action, now: float) -> actions.Scene:
@@ -344,6 +343,11 @@ class Watchdog:
             return False
         self.scheduler.submit(spec, attempts[0])
         return True
+
+    def request(self, action: Action) -> None:
+        """A person's order: write an action down that the next pass begins with."""
+        with self.store.transaction():
+            self.store.put_action(action, "planned", action.planned_at)
 
 
 def _token(name: str, now: float) -> str:

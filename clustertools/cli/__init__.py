@@ -36,6 +36,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "pause": ("clustertools.cli.oncall:pause", "Go on observing, stop acting."),
     "resume": ("clustertools.cli.oncall:resume", "Act again after a pause."),
     "approve": ("clustertools.cli.oncall:approve", "Let a planned action happen."),
+    "restart": ("clustertools.cli.oncall:restart", "Restart a run from its last good checkpoint."),
     "checkpoints": ("clustertools.cli.oncall:checkpoints", "Which checkpoints are whole."),
     "stacks": ("clustertools.cli.oncall:stacks", "Where the ranks of a job are stuck."),
     "explain": ("clustertools.cli.dev:explain", "What a code or an Xid means and what to do about it."),
