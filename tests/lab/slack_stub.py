@@ -52,7 +52,7 @@ class Posted:
 class SlackStub:
     """The server; its attributes are what a test sets and looks at."""
 
-    token = "xoxb-loopback-secret-token"  # noqa: S105 - made up
+    token = "xoxb-loopback-secret-token"
 
     def __init__(self) -> None:
         self.script: collections.deque[Answer] = collections.deque()
