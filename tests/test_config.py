@@ -4,33 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
-import math
-import re
 import time
-import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clustertools import cli, config, config_shape
-from clustertools.config import Loaded, load, read_secret, sample, schema, show, validate_limits
-from clustertools.config_units import (
-    format_bit_rate,
-    format_byte_rate,
-    format_duration,
-    format_size,
-    parse_bit_rate,
-    parse_byte_rate,
-    parse_duration,
-    parse_size,
-)
+from clustertools import config
+from clustertools.config import Loaded, load, read_secret, sample, validate_limits
 from clustertools.errors import ConfigError
 from clustertools.model import Status
 
@@ -462,89 +447,6 @@ def test_a_damaged_sample_loads_or_is_a_config_error(
         load([path], etc="/nonexistent", environ={})
 
 
-# --- units
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [("5m", 300), ("90s", 90), ("1h30m", 5400), ("2d", 172800), ("1w", 604800), ("250ms", 0.25),
-     ("50us", 5e-5), ("1.5h", 5400), ("0s", 0), ("1d2h3m4s", 93784)],
-)  # fmt: skip
-def test_durations(text: str, seconds: float) -> None:
-    assert parse_duration(text) == seconds
-
-
-@pytest.mark.parametrize(
-    ("text", "advice"),
-    [("300", "write 300s or 5m"), ("45", "write 45s or 45m"), ("5 min", "write 5m"),
-     ("10 seconds", "write 10s"), ("2hours", "write 2h"), ("3M", "write 3m"), ("20msec", "write 20ms"),
-     ("5m5m", "as in 1h30m"), ("30m1h", "as in 1h30m"),
-     ("2months", "such as 90s"), ("-5s", "such as 90s"), ("", "such as 90s"), ("٣s", "such as 90s"),
-     ("9" * 400 + "s", "too long")],
-)  # fmt: skip
-def test_wrong_durations(text: str, advice: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(advice)):
-        parse_duration(text)
-
-
-@pytest.mark.parametrize(
-    ("parse", "text", "amount"),
-    [(parse_size, "80GiB", 80 << 30), (parse_size, "80GB", 80 * 10**9), (parse_size, "80 kB", 80_000),
-     (parse_size, "1.5TiB", 3 << 39), (parse_size, "0B", 0), (parse_bit_rate, "400Gb/s", 400 * 10**9),
-     (parse_bit_rate, "1.6Tb/s", 1600 * 10**9), (parse_byte_rate, "360GB/s", 360 * 10**9),
-     (parse_byte_rate, "2GiB/s", 2 << 30)],
-)  # fmt: skip
-def test_amounts(parse: Callable[[str], int], text: str, amount: int) -> None:
-    assert parse(text) == amount
-
-
-@pytest.mark.parametrize(
-    ("parse", "text", "advice"),
-    [(parse_size, "80", "80 has no unit"), (parse_size, "80G", "write 80GB or 80GiB"),
-     (parse_size, "80Gb", "(b is bits, B is bytes); write 80GB or 80GiB"),
-     (parse_size, "80KB", "write 80kB or 80KiB"),
-     (parse_size, "1.5B", "not a whole number of bytes"), (parse_size, "lots", "write 80GiB"),
-     (parse_bit_rate, "400Gb", "write 400Gb/s"), (parse_bit_rate, "400Gbps", "write 400Gb/s"),
-     (parse_bit_rate, "400GB/s", "(b is bits, B is bytes); write 400Gb/s"),
-     (parse_byte_rate, "360Gb/s", "(b is bits, B is bytes); write 360GB/s or 360GiB/s"),
-     (parse_byte_rate, "360", "360 has no unit")],
-)  # fmt: skip
-def test_wrong_amounts(parse: Callable[[str], int], text: str, advice: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(advice)):
-        parse(text)
-
-
-@settings(max_examples=100)
-@given(
-    st.one_of(
-        st.integers(0, 10**9).map(float), st.integers(0, 10**9).map(lambda n: n / 1000), st.floats(1e-6, 1e9)
-    )
-)
-def test_durations_survive_being_written(seconds: float) -> None:
-    assert parse_duration(format_duration(seconds)) == seconds
-
-
-@settings(max_examples=100)
-@given(st.one_of(st.integers(0, 2**60), st.integers(0, 4000).map(lambda n: n << 30)))
-def test_amounts_survive_being_written(count: int) -> None:
-    assert parse_size(format_size(count)) == count
-    assert parse_bit_rate(format_bit_rate(count)) == count
-    assert parse_byte_rate(format_byte_rate(count)) == count
-
-
-def test_what_is_written_is_short() -> None:
-    assert [format_duration(s) for s in (0, 300, 5400, 90, 93600, 86400, 0.25)] == [
-        "0s", "5m", "90m", "90s", "26h", "1d", "250ms"
-    ]  # fmt: skip
-    assert [format_size(n) for n in (0, 80 << 30, 80 * 10**9, 1000, 1025)] == [
-        "0B",
-        "80GiB",
-        "80GB",
-        "1kB",
-        "1025B",
-    ]
-
-
 # --- limits of the checks
 
 
@@ -615,153 +517,3 @@ def test_expectations_have_the_names_that_checks_ask_for(loads: Load) -> None:
         "gpu_count": 8, "memory_bytes": 2 << 40, "ib_rate_bits_per_second": 400 * 10**9,
         "scratch_bytes": 3 * 10**12, "ecc": True,
     }  # fmt: skip
-
-
-# --- show, sample, schema
-
-
-def test_what_is_shown_loads_again(loads: Load) -> None:
-    loaded = loads(sample(), "policy.mode=ask", "jobs.pretrain.hang.factor=2.5")
-    for text in (show(loaded), show(loaded, origin=True)):
-        assert loads(text).config == loaded.config
-
-
-def test_origins_are_shown(loads: Load, tmp_path: Path) -> None:
-    shown = show(loads("cluster: a\n", "policy.mode=ask"), origin=True)
-    assert f"cluster: a  # {tmp_path}/c.yaml:1\n" in shown
-    assert "  mode: ask  # -o\n" in shown
-    assert "  flap_window: 30m  # default\n" in shown
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20))
-def test_any_text_survives_being_shown(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
-    path = tmp_path_factory.getbasetemp() / "shown.yaml"
-    path.write_text(json.dumps({"cluster": text, "jobs": {"a": {"log": [text]}}}), encoding="utf-8")
-    try:
-        loaded = load([path], etc="/nonexistent", environ={})
-    except ConfigError:
-        return
-    path.write_text(show(loaded, origin=True), encoding="utf-8")
-    assert load([path], etc="/nonexistent", environ={}).config == loaded.config
-
-
-def _records(kind: Any) -> set[type]:
-    inner = {r for arg in typing.get_args(kind) for r in _records(arg)}
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        return {kind} | {r for s in config_shape.slots(kind).values() for r in _records(s.kind)}
-    return inner
-
-
-def test_the_sample_loads_and_has_every_key(loads: Load) -> None:
-    loaded = loads(sample())
-    assert loaded.config.jobs["pretrain"].hang.factor == 5
-    records = _records(config.Config)
-    assert len(records) == 10
-    missing = {
-        key
-        for record in records
-        for key in config_shape.slots(record)
-        if not re.search(rf"\b{key}:", sample())
-    }
-    assert missing == set()
-
-
-def test_the_sample_states_the_defaults_of_policy(loads: Load) -> None:
-    policy = loads(sample()).config.policy
-    assert dataclasses.replace(policy, pause_file="", commands={}) == config.PolicyConfig()
-
-
-def _fits(value: Any, rule: Mapping[str, Any]) -> bool:
-    """As much of JSON Schema as the schema uses."""
-    if "anyOf" in rule:
-        return any(_fits(value, r) for r in rule["anyOf"])
-    if "enum" in rule:
-        return value in rule["enum"]
-    kinds = {"object": dict, "array": list, "string": str, "integer": int, "number": (int, float),
-             "boolean": bool, "null": type(None)}  # fmt: skip
-    wanted = rule.get("type", [])
-    wanted = [wanted] if isinstance(wanted, str) else wanted
-    if wanted and not any(isinstance(value, kinds[w]) for w in wanted):
-        return False
-    if isinstance(value, dict):
-        more = rule.get("additionalProperties", True)
-        rules = {k: rule.get("properties", {}).get(k, more) for k in value}
-        if any(r is False or (r is not True and not _fits(value[k], r)) for k, r in rules.items()):
-            return False
-        return set(rule.get("required", ())) <= set(value)
-    if isinstance(value, list):
-        return all(_fits(v, rule.get("items", {})) for v in value)
-    if isinstance(value, (int, float)):
-        return rule.get("minimum", -math.inf) <= value <= rule.get("maximum", math.inf)
-    return not isinstance(value, str) or bool(re.search(rule.get("pattern", ""), value))
-
-
-def test_the_schema_agrees_with_load(loads: Load) -> None:
-    rule = json.loads(json.dumps(schema(CHECKS)))
-    assert _fits(yaml.safe_load(sample()), rule)
-    for wrong in (
-        "polcy: {}", "policy: {flap_window: 300}", "policy: {mode: acts}", "checks: {gpu_ec: {}}",
-        "checks: {gpu_ecc: {limits: {max_age_seconds: 5m}}}", "node_classes: {a: {gpu_count: 8}}",
-        "policy: {circuit_breaker: {fraction: 10}}",
-    ):  # fmt: skip
-        assert not _fits(yaml.safe_load(wrong), rule), wrong
-    assert rule["properties"]["policy"]["properties"]["flap_window"]["default"] == "30m"
-    assert "observe" in rule["properties"]["policy"]["properties"]["mode"]["description"]
-
-
-# --- the commands
-
-
-@pytest.fixture
-def command(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
-) -> Callable[..., tuple[int, str, str]]:
-    """`command("config", "check", ...)` gives the exit code and what was said on stdout and stderr."""
-    monkeypatch.setenv("CLUSTERTOOLS_ETC", str(tmp_path / "none"))
-    monkeypatch.delenv("CLUSTERTOOLS_CONFIG", raising=False)
-
-    def run_command(*argv: str) -> tuple[int, str, str]:
-        code = cli.main(argv)
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return run_command
-
-
-def test_config_check(command: Any, write: Any) -> None:
-    path = str(write("cluster: a\npolcy: {}\nchecks: {gpu_ecc: {interval: 5}}\n"))
-    code, out, err = command("config", "check", "--config", path)
-    assert (code, out) == (3, "")
-    assert f"{path}:2: polcy: unknown key; did you mean policy?" in err
-    assert f"{path}:3: checks.gpu_ecc.interval: 5 has no unit" in err
-    code, out, err = command("config", "check", "--json", "--config", path)
-    assert code == 3
-    assert [json.loads(out)[k] for k in ("schema", "kind", "ok")] == [1, "config-check", False]
-
-
-def test_config_check_knows_the_limits_of_the_checks(command: Any, write: Any) -> None:
-    path = str(write("checks: {gpu_ecc: {limits: {nonsense: 1}}, gpu_eccc: {}}\n"))
-    code, _, err = command("config", "check", "--config", path)
-    assert code == 3
-    assert "checks.gpu_ecc.limits.nonsense: unknown key" in err
-    assert "checks.gpu_eccc: there is no check of this name; did you mean gpu_ecc?" in err
-
-
-def test_config_that_is_fine(command: Any, write: Any) -> None:
-    path = str(write("cluster: a\n"))
-    assert command("config", "check", "--config", path) == (0, f"config is fine: {path}\n", "")
-    code, out, _ = command("config", "show", "--origin", "--config", path, "-o", "policy.mode=ask")
-    assert code == 0
-    assert f"cluster: a  # {path}:1\n" in out
-    assert "mode: ask  # -o\n" in out
-    code, out, _ = command("config", "show", "--json", "--origin", "--config", path)
-    assert json.loads(out)["origins"]["cluster"] == f"{path}:1"
-
-
-def test_config_schema_and_sample(command: Any, write: Any) -> None:
-    code, out, _ = command("config", "schema")
-    assert code == 0
-    assert "gpu_ecc" in json.loads(out)["properties"]["checks"]["properties"]
-    code, out, _ = command("config", "sample")
-    assert (code, out) == (0, sample())
