@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -23,13 +23,15 @@ from clustertools.render import formats
 from clustertools.render.json_lines import json_line
 from clustertools.shared_host import SharedHost
 
-SYSTEM_CONFIG = "/etc/clustertools/config.yaml"
+if TYPE_CHECKING:
+    from clustertools.config import CheckConfig
 
 
 @dataclass(frozen=True, slots=True)
 class Orders:
-    """What config says about the checks on this node; without config, nothing."""
+    """The checks there are, and what config says about them on this node; without config, nothing."""
 
+    checks: Mapping[str, Check]
     limits: Mapping[str, Any] = field(default_factory=dict)
     expect: Mapping[str, Any] = field(default_factory=dict)
     disabled: frozenset[str] = frozenset()
@@ -64,7 +66,13 @@ class Orders:
 @click.option(
     "--timeout", "seconds", type=float, metavar="SECONDS", help="All together; what did not start is UNKNOWN."
 )
-@click.option("--config", "config_path", type=click.Path(path_type=Path), help=f"Default: {SYSTEM_CONFIG}.")
+@click.option(
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A config file, besides those in /etc/clustertools.",
+)
 @click.option("--remember", is_flag=True, help="Keep cursors and previous readings for the next look.")
 @click.option("--list", "list_only", is_flag=True, help="Say which checks would run.")
 @common
@@ -85,10 +93,11 @@ def check(
     something could not be looked at. `--format npd` follows node-problem-detector instead: 1 is a problem.
     """
     format_name = "json" if out.json else format_name
-    chosen = checking.select(names, stage, checking.discover())
     host: Host = RecordedHost(recording) if recording else LocalHost()
     orders = orders_for(host, config_path)
-    chosen = [c for c in chosen if c.name not in orders.disabled or c.name in names]
+    chosen = [
+        c for c in checking.select(names, stage, orders.checks) if names or c.name not in orders.disabled
+    ]
     if not chosen:
         raise ConfigError(f"there is no check to run for the stage {stage}: nothing was looked at")
     if list_only:
@@ -142,13 +151,47 @@ def _not_started(each: Check, host: Host, cluster: str, reason: str) -> Verdict:
 
 
 def orders_for(host: Host, config_path: Path | None) -> Orders:
-    """Limits and expectations for this node: from config when there is any, and from a recording itself."""
-    if isinstance(host, RecordedHost) and config_path is None:
-        return Orders(expect=dict(host.about.get("expect") or {}))
-    path = config_path or Path(os.environ.get("CLUSTERTOOLS_CONFIG", SYSTEM_CONFIG))
-    if config_path is None and not path.exists():
-        return Orders()
-    return Orders()
+    """The checks with their limits and expectations for this host.
+
+    Config is read when there is any (a recording: only the one that is named), and imported only then. A
+    recording may say itself what is expected of it: `expect:` in its host.yaml.
+    """
+    recorded = host.about if isinstance(host, RecordedHost) else None
+    expect = dict(recorded.get("expect") or {}) if recorded else {}
+    if config_path is None and (recorded is not None or not _configured()):
+        return Orders(checking.discover(), expect=expect)
+    from clustertools import config as configuration
+    from clustertools.cli.assemble import expectations
+
+    loaded = configuration.load([config_path] if config_path else None)
+    config = loaded.config
+    found = checking.discover(config.site_checks)
+    checks = {name: _adjusted(each, config.check(name)) for name, each in found.items()}
+    named = config.node_classes.get(str(recorded.get("node_class"))) if recorded else None
+    expect = {**(named.expectations() if named else expectations(config, host.name)), **expect}
+    return Orders(
+        checks,
+        configuration.validate_limits(loaded, found),
+        expect,
+        frozenset(name for name in checks if not config.check(name).enabled),
+        config.cluster,
+    )
+
+
+def _configured(etc: str = "/etc/clustertools") -> bool:
+    return bool(os.environ.get("CLUSTERTOOLS_CONFIG")) or any(
+        os.path.exists(os.path.join(etc, name)) for name in ("config.yaml", "config.d")
+    )
+
+
+def _adjusted(declared: Check, wanted: CheckConfig) -> Check:
+    """The check as config wants it; what config leaves open stays as declared."""
+    changes = {
+        name: value
+        for name in ("confirm", "interval_seconds", "timeout_seconds")
+        if (value := getattr(wanted, name)) is not None
+    }
+    return dataclasses.replace(declared, **changes)
 
 
 def _recall(out: Output) -> tuple[dict[str, dict[str, Any]], Path | None]:

@@ -72,7 +72,11 @@ def explain(words: tuple[str, ...], out: Output) -> None:
     if xid:
         from clustertools.catalog import explain_xid
 
-        out.line(explain_xid(int(xid[1])))
+        text = explain_xid(int(xid[1]))
+        if out.json:
+            out.record("explanation", {"xid": int(xid[1]), "text": text})
+        else:
+            out.line(text)
         return
     found = checking.discover()
     playbooks = load_playbooks()

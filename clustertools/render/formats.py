@@ -75,13 +75,19 @@ def text(verdicts: Sequence[Verdict], *, color: bool = False, quiet: bool = Fals
     skipped = [v for v in verdicts if v.status is Status.SKIPPED]
     if skipped and not quiet:
         lines.append(f"skipped {len(skipped)}: {_folded(skipped)}")
-    status = worst(v.status for v in verdicts)
+    status = _overall(verdicts)
     nodes = sorted({str(v.subject) for v in verdicts})
     where = nodes[0] if len(nodes) == 1 else f"{len(nodes)} nodes"
     counts = Counter(v.status for v in verdicts)
     tally = ", ".join(f"{counts[s]} {s.name.lower()}" for s in sorted(counts, reverse=True))
     lines.append(f"{paint(status.name, status, color)}: {where}: {tally or 'nothing was looked at'}")
     return "\n".join(lines)
+
+
+def _overall(verdicts: Iterable[Verdict]) -> Status:
+    """The worst status; a check that does not apply here says nothing once another one ran."""
+    statuses = {v.status for v in verdicts}
+    return worst(statuses - {Status.SKIPPED}) if len(statuses) > 1 else worst(statuses)
 
 
 def _text_of(verdict: Verdict, width: int, color: bool, verbose: int) -> list[str]:
@@ -152,13 +158,19 @@ def _perfdata(readings: Iterable[Reading]) -> str:
     for reading in readings:
         label = f"{reading.subject.part} {reading.name}".strip().translate(str.maketrans("'=|\n", "____"))
         unit = next((u for end, u in _NAGIOS_UNITS if reading.name.endswith(end)), "")
-        value = f"{reading.value:.10g}{unit}" if math.isfinite(reading.value) else "U"
-        piece = f"'{plain(label)}'={value}"
+        piece = f"'{plain(label)}'={_number(reading.value)}{unit if math.isfinite(reading.value) else ''}"
         size += len(piece.encode()) + 1
         if size > _PERFDATA_BYTES:
             break
         pieces.append(piece)
     return " ".join(pieces)
+
+
+def _number(value: float) -> str:
+    """Without an exponent, which not every reader of performance data knows; "U" says unknown."""
+    if not math.isfinite(value):
+        return "U"
+    return f"{value:.9f}".rstrip("0").rstrip(".")
 
 
 def npd(verdicts: Sequence[Verdict]) -> str:
