@@ -42,14 +42,16 @@ class Limits:
 def gpu_remap(ctx: Context) -> Iterator[Finding | Reading]:
     """Reads row remapping (A100 and later) or page retirement (V100 and older) of each GPU."""
     found = gpus(ctx.host)
-    fields = ("remap_pending", "remap_failed", "remapped_uncorrectable")
-    old = ("retired_pages_pending", "retired_pages_corrected", "retired_pages_uncorrected")
+    fields = (
+        "remap_pending", "remap_failed", "remapped_uncorrectable", "remap_histogram",
+        "retired_pages_pending", "retired_pages_corrected", "retired_pages_uncorrected",
+    )  # fmt: skip
     if all(g.remap_pending is None and g.retired_pages_pending is None for g in found) and not any(
-        g.blind(*fields, *old) for g in found
+        g.blind(*fields) for g in found
     ):
         raise ctx.skip(f"{found[0].name or 'this GPU'} neither remaps rows nor retires pages")
     for gpu in found:
-        if why := gpu.blind(*(old if gpu.remap_pending is None and not gpu.error else fields)):
+        if why := gpu.blind(*fields):
             ctx.unseen(why)
         for name in ("remapped_correctable", "remapped_uncorrectable"):
             if (count := getattr(gpu, name)) is not None:

@@ -37,7 +37,7 @@ TIMEOUT_SECONDS = 25.0
 class NvmlError:
     """An NVML call that failed: nvmlReturn_t as number and name (`GPU_IS_LOST`), and what was asked.
 
-    `fields` are the names of the figures that are unknown for that reason.
+    `fields` are the names of the figures that are unknown for that reason; empty: all of the GPU's.
     """
 
     code: int
@@ -189,8 +189,11 @@ class Gpu:
 
     def blind(self, *fields: str) -> str:
         """Why some of `fields` could not be looked at; empty when they could or this card lacks them."""
-        lost = [self.error] if self.error and any(getattr(self, f) is None for f in fields) else []
-        reasons = [*lost, *(e for e in self.failures if set(e.fields) & set(fields))]
+        reasons = [f for f in self.failures if set(f.fields) & set(fields)]
+        # a GPU that wants a reset may still answer much: only the calls that failed are unknown
+        whole = self.error and (self.error.name != "RESET_REQUIRED" or not self.error.fields)
+        if self.error and whole and any(getattr(self, f) is None for f in fields):
+            reasons.append(self.error)
         if not reasons:
             return ""
         return f"GPU {self.index} ({self.part}): {'; '.join(sorted({str(e) for e in reasons}))}"

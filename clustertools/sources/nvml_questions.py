@@ -261,9 +261,11 @@ class Asker:
         self.entry.update(zip(fields, value if len(fields) > 1 else (value,), strict=True))
 
     def _note(self, found: NvmlError) -> None:
+        if found.name in NOT_HERE:
+            return
         if found.name in DEVICE_ERRORS:
             self.error = self.error or found
-        elif found.name not in NOT_HERE:
+        if found.name not in GONE:
             self.failures.append(found)
 
     def _values(self, wanted: list[Any], fields: list[str]) -> list[tuple[int, Any]] | None:

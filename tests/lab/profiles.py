@@ -19,7 +19,7 @@ DGX_A100 = (
 DGX_V100 = ("0000:06:00.0", "0000:07:00.0")
 WORKSTATION = ("0000:01:00.0",)
 
-_H100 = """
+H100_VALUES = """
 driver=570.133.20
 nvml=12.570.133.20
 cuda=12080
@@ -81,7 +81,7 @@ fabric.status=0
 fabric.clique=0
 """
 
-_A100 = """
+A100_VALUES = """
 driver=535.161.08
 nvml=12.535.161.08
 cuda=12020
@@ -131,7 +131,7 @@ field.52=0
 field.59=0
 """
 
-_V100 = """
+V100_VALUES = """
 driver=535.161.08
 nvml=12.535.161.08
 cuda=12020
@@ -165,7 +165,7 @@ pcie_width_max=16
 nvlinks=6
 """
 
-_GEFORCE = """
+GEFORCE_VALUES = """
 driver=570.133.20
 nvml=12.570.133.20
 cuda=12080
@@ -204,7 +204,7 @@ def profile(lines: str, addresses: tuple[str, ...]) -> str:
     return "\n".join([lines.strip(), f"count={len(addresses)}", *own, ""])
 
 
-H100 = profile(_H100, DGX_H100)
-A100 = profile(_A100, DGX_A100)
-V100 = profile(_V100, DGX_V100)
-GEFORCE = profile(_GEFORCE, WORKSTATION)
+H100 = profile(H100_VALUES, DGX_H100)
+A100 = profile(A100_VALUES, DGX_A100)
+V100 = profile(V100_VALUES, DGX_V100)
+GEFORCE = profile(GEFORCE_VALUES, WORKSTATION)

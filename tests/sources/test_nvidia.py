@@ -94,6 +94,10 @@ def test_a_gpu_that_wants_a_reset_is_still_asked(nvml):
     gpu = nvidia.nvml(nvml.host).gpus[2]
     assert gpu.error.name == "RESET_REQUIRED"
     assert gpu.ecc_uncorrected_volatile == 0
+    assert gpu.blind("ecc_uncorrected_volatile", "retired_pages_pending") == ""
+    assert "RESET_REQUIRED" in gpu.blind("gpu_utilisation_percent")
+    nvml.set("2.err.nvmlDeviceGetHandleByIndex_v2=16")
+    assert nvidia.nvml(nvml.host).gpus[2].blind("temperature_celsius")
 
 
 def test_one_failing_call_is_told_apart_from_not_supported(nvml):
