@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from clustertools import policy
-from clustertools.check import discover
+from clustertools.check import Check, discover
 from clustertools.delivery import Mail
 from clustertools.errors import ConfigError, StoreError
 from clustertools.host import LocalHost, mount_of
@@ -122,6 +122,42 @@ def local_watchdog(
         ),
         evidence_folder=folder / "evidence",
     )
+
+
+def node_watchdog(options: Mapping[str, Any], *, terminal: bool) -> Watchdog:
+    """The watchdog of this machine's own health, as the config says. Raises ConfigError and StoreError."""
+    loaded = load_config(options["config_file"])
+    folder = state_folder(options["state"], loaded.config if loaded else None)
+    now, post, checks = reloaded(options, terminal=terminal)
+    lock(folder, "this machine")
+    host = LocalHost()
+    return Watchdog(
+        store=open_store(folder),
+        host=host,
+        scheduler=LocalScheduler(folder / "attempts", host.name),
+        checks=checks,
+        playbooks=policy.load_playbooks(),
+        mail=post,
+        settings=now,
+        evidence_folder=folder / "evidence",
+    )
+
+
+def reloaded(options: Mapping[str, Any], *, terminal: bool) -> tuple[Settings, Mail, list[Check]]:
+    """Settings, sinks and checks as the config says now. Raises ConfigError."""
+    loaded = load_config(options["config_file"])
+    config = loaded.config if loaded else None
+    checks = discover(config.site_checks) if config else discover()
+    base = settings(loaded, LocalHost().name) if loaded else Settings()
+    interval = options["interval"] if options["interval"] is not None else base.interval_seconds
+    base = dataclasses.replace(
+        base,
+        mode=base.mode if options["act"] else "observe",
+        interval_seconds=interval,
+        limits=_limits(loaded, checks),
+    )
+    chosen = [c for c in checks.values() if "watch" in c.stages and _enabled(config, c.name)]
+    return base, mail(config, terminal=terminal), chosen
 
 
 def _limits(loaded: Loaded | None, checks: Mapping[str, Any]) -> dict[str, Any]:
