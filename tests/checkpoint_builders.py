@@ -1,0 +1,140 @@
+"""Writes checkpoints of every kind without PyTorch: for the fast tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import struct
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+AN_HOUR = 3600.0
+
+
+def _text(value: str) -> bytes:
+    data = value.encode()
+    return b"X" + struct.pack("<I", len(data)) + data
+
+
+def _number(value: int) -> bytes:
+    return b"J" + struct.pack("<i", value)
+
+
+def _global(module: str, name: str) -> bytes:
+    return b"c" + f"{module}\n{name}\n".encode()
+
+
+def _tensor(key: str, count: int) -> bytes:
+    # _rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks), as torch.save writes it
+    storage = b"(" + _text("storage") + _global("torch", "FloatStorage")
+    storage += _text(key) + _text("cpu") + _number(count) + b"tQ"
+    hooks = _global("collections", "OrderedDict") + b")R"
+    shape = b"(" + _number(count) + b"t(" + _number(1) + b"t"
+    return (
+        _global("torch._utils", "_rebuild_tensor_v2")
+        + b"("
+        + storage
+        + b"K\0"
+        + shape
+        + b"\x89"
+        + hooks
+        + b"tR"
+    )
+
+
+def index(storages: dict[str, int], extra: bytes = b"", **numbers: int) -> bytes:
+    """A data.pkl: a dictionary of `numbers` and one float tensor for each key and element count."""
+    body = b"".join(_text(k) + _number(v) for k, v in numbers.items())
+    body += b"".join(_text(f"w{k}") + _tensor(k, n) for k, n in storages.items())
+    return b"\x80\x02}(" + body + extra + b"u."
+
+
+def torch_zip(
+    path: Path, count: int = 256, *, extra: bytes = b"", age: float = AN_HOUR, **numbers: int
+) -> Path:
+    """A torch.save archive with two tensors of `count` floats."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as out:
+        out.writestr("archive/data.pkl", index({"0": count, "1": count}, extra, **numbers))
+        out.writestr("archive/byteorder", "little")
+        for key in "01":
+            out.writestr(f"archive/data/{key}", os.urandom(4 * count))
+        out.writestr("archive/version", "3\n")
+    return aged(path, age)
+
+
+def aged(path: Path, age: float = AN_HOUR) -> Path:
+    """The same file or folder, with everything in it last changed `age` seconds ago."""
+    then = time.time() - age
+    for each in [*path.rglob("*"), path] if path.is_dir() else [path]:
+        os.utime(each, (then, then))
+    return path
+
+
+def hostile(marker: Path) -> bytes:
+    """A pickle that creates `marker` when somebody loads it."""
+
+    class Payload:
+        def __reduce__(self) -> Any:
+            return os.system, (f"touch '{marker}'",)
+
+    return pickle.dumps({"step": 1, "model": Payload()}, 2)
+
+
+def safetensors(path: Path, tensors: dict[str, int] | None = None, age: float = AN_HOUR) -> Path:
+    """One file with float tensors of so many elements each."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for name, count in (tensors or {"a": 64, "b": 32}).items():
+        header[name] = {"dtype": "F32", "shape": [count], "data_offsets": [at, at + 4 * count]}
+        at += 4 * count
+    text = json.dumps(header).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(struct.pack("<Q", len(text)) + text + os.urandom(at))
+    return aged(path, age)
+
+
+def hf_checkpoint(folder: Path, step: int, age: float = AN_HOUR) -> Path:
+    """checkpoint-<step> as Transformers' Trainer leaves it, with two shards and an index."""
+    where = folder / f"checkpoint-{step}"
+    shards = {f"model-0000{n}-of-00002.safetensors": {f"t{n}": 64} for n in (1, 2)}
+    for name, tensors in shards.items():
+        safetensors(where / name, tensors)
+    weight_map = {tensor: name for name, tensors in shards.items() for tensor in tensors}
+    (where / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {"total_size": 512}, "weight_map": weight_map})
+    )
+    (where / "config.json").write_text("{}")
+    torch_zip(where / "optimizer.pt")
+    torch_zip(where / "scheduler.pt", 4)
+    for rank in range(4):
+        torch_zip(where / f"rng_state_{rank}.pth", 8)
+    (where / "trainer_state.json").write_text(json.dumps({"global_step": step, "log_history": []}))
+    return aged(where, age)
+
+
+def megatron_checkpoint(
+    folder: Path, step: int, tensor: int = 2, pipeline: int = 2, age: float = AN_HOUR
+) -> Path:
+    """iter_<step> in Megatron-LM's older layout, one folder for each model-parallel rank."""
+    where = folder / f"iter_{step:07d}"
+    for t in range(tensor):
+        for p in range(pipeline):
+            for name in ("model_optim_rng.pt", "distrib_optim.pt"):
+                torch_zip(where / f"mp_rank_{t:02d}_{p:03d}" / name, 16, iteration=step)
+    return aged(where, age)
+
+
+def deepspeed_checkpoint(
+    folder: Path, step: int, ranks: int = 4, told: int | None = None, age: float = AN_HOUR
+) -> Path:
+    """global_step<step> of DeepSpeed's ZeRO stage 1 or 2."""
+    where = folder / f"global_step{step}"
+    numbers = {"global_steps": step, **({"dp_world_size": told} if told else {})}
+    torch_zip(where / "mp_rank_00_model_states.pt", 16, **numbers)
+    for rank in range(ranks):
+        torch_zip(where / f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt", 16)
+    return aged(where, age)
