@@ -138,8 +138,8 @@ def _stack(host: Host, rank: int, one: Process, native: bool, timeout_seconds: f
         try:
             thread, frames = _dump(host, one.pid, native, timeout_seconds)
         except Unparsable:
-            # the process ran on while py-spy read it: the second look mostly succeeds
-            thread, frames = _dump(host, one.pid, native, timeout_seconds)
+            # the process ran on while py-spy read it, or could not be held: the second look mostly succeeds
+            thread, frames = _dump(host, one.pid, False, timeout_seconds)
         if frames:
             return Stack(one.pid, rank, thread, frames, one.state, wchan)
         reason = f"process {one.pid} has no Python frames (it is starting or ending)"

@@ -94,9 +94,9 @@ def test_corrected_errors_after_a_reset_of_the_counter(
     past = dict(run("host_memory", corrected(variant, 431, 0)).memory)
     verdict = run("host_memory", corrected(variant, 3, 1), past=past)
     assert not verdict.findings
-    verdict = run("host_memory", corrected(variant, 12, 2), past=dict(verdict.memory))
+    verdict = run("host_memory", corrected(variant, 438, 2), past=dict(verdict.memory))
     assert verdict.codes == {"HostMemoryCorrected"}
-    assert "12 corrected" in verdict.findings[0].summary
+    assert "438 corrected" in verdict.findings[0].summary
 
 
 def swapping(variant: Callable[..., RecordedHost], free: int, pages: int, seconds: float) -> RecordedHost:

@@ -57,7 +57,7 @@ def test_one_line() -> None:
 
 
 def test_names_with_blanks_and_the_uppermost_of_two() -> None:
-    table = LINE.replace("/mnt2", "/my\\040disk\\134x") + LINE + LINE.replace("36 35", "99 35")
+    table = LINE + LINE.replace("/mnt2", "/my\\040disk\\134x") + LINE.replace("36 35", "99 35")
     found = mounts(Table(table))
     assert [(m.id, m.point) for m in found] == [(36, "/my disk\\x"), (99, "/mnt2")]
 

@@ -188,6 +188,26 @@ def test_ranks_of_other_launchers(variables: str) -> None:
     assert (found.rank, found.world_size) == (3, 8)
 
 
+def test_a_wrapper_of_a_site_is_not_the_rank() -> None:
+    host = Proc(
+        {
+            **program(10, 1, "/opt/site/launch-it train.py", "RANK=2 LOCAL_RANK=2"),
+            **program(11, 10, "/opt/conda/bin/python3.11 train.py", "RANK=2 LOCAL_RANK=2"),
+        }
+    )
+    assert ranks(host, [10]) == {2: 11}
+
+
+def test_the_topmost_counts_also_when_pids_wrapped_around() -> None:
+    host = Proc(
+        {
+            **program(900, 1, "python3 train.py", "RANK=0 LOCAL_RANK=0"),
+            **program(15, 900, "python3 train.py", "RANK=0 LOCAL_RANK=0"),
+        }
+    )
+    assert ranks(host, [900]) == {0: 900}
+
+
 def test_a_new_attempt_beside_an_old_zombie() -> None:
     host = Proc(
         {

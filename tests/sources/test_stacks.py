@@ -140,6 +140,8 @@ def test_the_main_thread_is_chosen() -> None:
         "MainThread",
         (Frame("outer", "/srv/train.py", 6),),
     )
+    # in another pid namespace the kernel's id says nothing
+    assert parse_dump(json.dumps([worker, THREAD]), 1)[0] == "MainThread"
     unnamed = {**THREAD, "thread_name": None}
     assert parse_dump(json.dumps([worker, unnamed]), 6700)[1]
     assert parse_dump(json.dumps([worker]), 6700) == ("pin_memory", ())
@@ -262,3 +264,4 @@ def test_native_frames_and_a_stopped_rank_together(two_ranks: dict[int, int]) ->
     functions = [f.function for f in report.stacks[0].frames]
     assert "collective" in functions
     assert any("sleep" in f for f in functions)
+    assert "dataset" in [f.function for f in report.stacks[1].frames]
