@@ -22,12 +22,13 @@ import logging
 import os
 import re
 import stat
+import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from clustertools.errors import ConfigError, DeliveryFailed
 from clustertools.model import Status
@@ -35,6 +36,8 @@ from clustertools.sinks.message import Message, plain, plain_block
 
 if TYPE_CHECKING:
     from slack_sdk import WebClient
+
+T = TypeVar("T")
 
 #: Block Kit: a header holds 150 characters, the text of a section 3,000. All blocks of a message together
 #: were refused (`msg_blocks_too_long`) from about 13,000 on (slackapi/bolt-js issue 2509), so: small.
@@ -277,7 +280,7 @@ class SlackSink:
         from slack_sdk.errors import SlackApiError, SlackClientError
 
         try:
-            data = method(**fields).data
+            data = self._in_time(lambda: method(**fields)).data
         except SlackApiError as exc:
             raise _no(exc.response.status_code, exc.response.headers, exc.response.data) from None
         except (SlackClientError, *_TRANSPORT) as exc:
@@ -299,6 +302,30 @@ class SlackSink:
             retry_handlers=[],
             logger=_SILENT,
         )
+
+    def _in_time(self, call: Callable[[], T]) -> T:
+        """What `call` gives or raises, or TimeoutError after three timeouts.
+
+        urllib's timeout is for each read and leaves out the resolver, so an answer that drips in would
+        hold the watchdog for ever. A thread cannot be stopped; one that is late is left behind.
+        """
+        given: list[T] = []
+        raised: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                given.append(call())
+            except BaseException as exc:  # noqa: BLE001 - raised again by the thread that waits
+                raised.append(exc)
+
+        thread = threading.Thread(target=run, name=f"{self.name} delivery", daemon=True)
+        thread.start()
+        thread.join(3 * self._timeout_seconds)
+        if raised:
+            raise raised[0]
+        if not given:
+            raise TimeoutError
+        return given[0]
 
     # webhook
 
@@ -325,7 +352,7 @@ class SlackSink:
                 retry_handlers=[],
                 logger=_SILENT,
             )
-            answer = client.send_dict(body)
+            answer = self._in_time(lambda: client.send_dict(body))
         except (SlackClientError, *_TRANSPORT) as exc:
             raise _unreachable(exc, url) from None
         said = str(answer.body).strip()

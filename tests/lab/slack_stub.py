@@ -24,12 +24,16 @@ WEBHOOK_PATH = "/services/T000/B000/secretwebhookpart"
 
 @dataclass(frozen=True)
 class Answer:
-    """What to say to one request. `wait_seconds`: say nothing for that long first."""
+    """What to say to one request. `wait_seconds`: say nothing for that long first.
+
+    Status 0 closes the connection without a word. `drip_seconds`: then one byte at a time, that far apart.
+    """
 
     status: int = 200
     body: Any = None
     headers: dict[str, str] = field(default_factory=dict)
     wait_seconds: float = 0.0
+    drip_seconds: float = 0.0
 
 
 @dataclass
@@ -162,6 +166,9 @@ class SlackStub:
                     answer = stub.answer(self.path, self.headers.get("authorization", ""), body)
                 if answer.wait_seconds:
                     stub.released.wait(answer.wait_seconds)
+                if answer.status == 0:
+                    self.close_connection = True
+                    return
                 said = answer.body if isinstance(answer.body, str) else json.dumps(answer.body)
                 try:
                     self.send_response(answer.status)
@@ -170,7 +177,11 @@ class SlackStub:
                         self.send_header(name, value)
                     self.send_header("content-length", str(len(said.encode())))
                     self.end_headers()
-                    self.wfile.write(said.encode())
+                    for byte in said.encode() if answer.drip_seconds else b"":
+                        self.wfile.write(bytes([byte]))
+                        if stub.released.wait(answer.drip_seconds):
+                            return
+                    self.wfile.write(b"" if answer.drip_seconds else said.encode())
                 except OSError:
                     self.close_connection = True  # the client gave up waiting
 

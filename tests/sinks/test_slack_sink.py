@@ -174,7 +174,7 @@ HOSTILE = Message(
     title="<!channel> & <@U1> *bold* \x1b[31mred\x1b[0m \x00 @here " + "t" * 400,
     lines=tuple(f"{n} <https://evil.example|click> ``` & " + "x" * 10_000 for n in range(16)),
     evidence=("```\n<!here> `x` ~s~ <#C2> http://evil.example", "\x00\x1b]0;t\x07" + "&" * 10_000) * 5,
-    runbook="<!everyone>\n" * 5000,
+    runbook="<!here>\n" + "r" * 5000,
     time=1.0,
 )
 
@@ -190,6 +190,7 @@ def test_hostile_text_is_escaped_bounded_and_accepted(slack: SlackStub, sink: Ma
     header, *sections = body["blocks"]
     assert len(header["text"]["text"]) <= 150
     assert all(len(s["text"]["text"]) <= 3000 for s in sections)
+    assert len(sections[-1]["text"]["text"]) < 3000  # a runbook is a hint here, not the whole book
     assert (body["parse"], body["link_names"], body["mrkdwn"]) == ("none", False, False)
     for block in body["blocks"]:
         if block["text"]["type"] == "plain_text":
@@ -306,6 +307,22 @@ def test_an_answer_that_does_not_come(slack: SlackStub, sink: MakeSink) -> None:
     assert not failure.permanent
     assert "in time" in str(failure)
     assert len(slack.requests) == 1  # no retry inside
+
+
+@pytest.mark.parametrize("options", [{}, {"webhook_env": "SLACK_HOOK"}], ids=["token", "webhook"])
+def test_an_answer_that_drips_in_for_ever(slack: SlackStub, sink: MakeSink, options: dict[str, str]) -> None:
+    slack.script.append(Answer(body="x" * 1000, drip_seconds=0.05))
+    failure = failure_of(sink(timeout_seconds=0.15, **options))
+    assert not failure.permanent
+    assert "in time" in str(failure)
+
+
+def test_a_connection_that_breaks_is_not_tried_again_inside(slack: SlackStub, sink: MakeSink) -> None:
+    slack.script += [Answer(0), Answer(0)]
+    failure = failure_of(sink())
+    assert not failure.permanent
+    assert "could not reach Slack" in str(failure)
+    assert len(slack.requests) == 1
 
 
 def test_nobody_listens(sink: MakeSink) -> None:
