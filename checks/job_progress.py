@@ -17,13 +17,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from clustertools.sources.training_log import Follow, ProgressTracker, follow
-
 from clustertools.check import Context, check
 from clustertools.errors import Absent, Unobservable
 from clustertools.model import Finding, Job, Reading, Remedy, from_data, to_data
 from clustertools.sources.processes import Process, processes, ranks, tree
 from clustertools.sources.stacks import Stack, StackReport, fold, render, same, stacks
+from clustertools.sources.training_log import follow
+from clustertools.sources.training_progress import ProgressTracker
+from clustertools.sources.training_values import Event, Point
 
 #: A core that is busy less than this is idle: a waiting rank still polls now and then.
 IDLE_CPU_SHARE = 0.05
@@ -63,52 +64,70 @@ def job_progress(ctx: Context) -> Iterator[Finding | Reading]:
     job = ctx.job
     if job is None or job.state not in ("running", "completing", "ended"):
         raise ctx.skip(f"the job is {job.state if job else 'not known'}")
-    new_attempt = ctx.past.get("attempt") != job.attempt
-    past: Mapping[str, Any] = {} if new_attempt else ctx.past
-    tracker = ProgressTracker.from_state(ctx.past.get("tracker", {}))
-    if new_attempt:
-        tracker.begin_attempt()
-    files = _read(ctx, job, tracker, ctx.past.get("files", {}))
     now = ctx.host.now()
-    silent = _silent_seconds(ctx, past, tracker, now)
+    past: Mapping[str, Any] = ctx.past if ctx.past.get("attempt") == job.attempt else {}
+    tracker = _tracker(ctx.past.get("tracker", {}), bool(past), now)
+    files, news = _read(ctx, job, tracker, ctx.past.get("files", {}), now)
+    silent = 0.0 if news else _silent_seconds(ctx, past, now)
     ctx.remember.update(
         attempt=job.attempt, files=files, tracker=tracker.state(), looked_at=now, silent_seconds=silent
     )
     yield from _readings(ctx, tracker, silent)
     if job.state == "ended":
         raise ctx.skip("the job has ended")
+    if job.exit_reason.startswith("clustertools:"):
+        raise ctx.skip("the job is being stopped by us")
     yield from _judge(ctx, job, tracker, past, silent)
 
 
+def _tracker(state: Mapping[str, Any], same_attempt: bool, now: float) -> ProgressTracker:
+    """What was learned so far. A new attempt keeps the pace that was learned and begins its steps anew."""
+    try:
+        tracker = ProgressTracker.from_state(state)
+    except ValueError:
+        tracker = ProgressTracker()
+    if not same_attempt:
+        tracker.begin(now)
+        tracker.first_step = tracker.last_step = None
+    return tracker
+
+
 def _read(
-    ctx: Context, job: Job, tracker: ProgressTracker, files: Mapping[str, Any]
-) -> dict[str, Mapping[str, Any]]:
-    """Take in what the logs say since the last look. Raises Unobservable when none could be read."""
+    ctx: Context, job: Job, tracker: ProgressTracker, files: Mapping[str, Any], now: float
+) -> tuple[dict[str, Mapping[str, Any]], bool]:
+    """Take in what the logs say since the last look; whether there was news.
+
+    Raises Unobservable when no log could be read, or when one is written to and no step is recognised in it.
+    """
     kept: dict[str, Mapping[str, Any]] = {}
+    items: list[Point | Event] = []
     paths = [p for p in (job.metrics_path, *job.log_paths) if p]
     if not paths:
         raise Unobservable(f"no log of {job.run} is known: say --log or --metrics")
-    absent: list[str] = []
+    age = now - job.started_at
+    unknown = ""
     for path in paths:
         try:
-            seen: Follow = follow(ctx.host, path, files.get(path, {}))
+            seen = follow(ctx.host, path, files.get(path, {}))
         except Absent:
-            absent.append(path)
             continue
         kept[path] = seen.memory
-        tracker.take(seen.points, seen.events, ctx.host.now())
-    age = ctx.host.now() - job.started_at
-    if len(absent) == len(paths) and job.state != "ended" and age > ctx.limits.minimum_silence_seconds:
-        raise Unobservable(f"{absent[0]} does not exist {age:.0f} s after the start")
-    return kept
+        items += seen.items
+        if seen.note:
+            ctx.note(seen.note)
+        if seen.grew and seen.format is None:
+            unknown = path
+    tracker.add(items, now)
+    if not kept and job.state != "ended" and age > ctx.limits.minimum_silence_seconds:
+        raise Unobservable(f"{paths[0]} does not exist {age:.0f} s after the start")
+    if unknown and tracker.last_step is None and age > ctx.limits.startup_seconds:
+        raise Unobservable(f"{unknown} is written to, but no step is recognised in it: say --metrics")
+    return kept, bool(items)
 
 
-def _silent_seconds(ctx: Context, past: Mapping[str, Any], tracker: ProgressTracker, now: float) -> float:
+def _silent_seconds(ctx: Context, past: Mapping[str, Any], now: float) -> float:
     """How long looks have found nothing new. Time in which nobody looked does not count as silence."""
-    last_look = float(past.get("looked_at", now))
-    if tracker.last_advance_time is not None and tracker.last_advance_time >= now:
-        return 0.0
-    gap = now - last_look
+    gap = now - float(past.get("looked_at", now))
     if not 0 <= gap <= ctx.limits.longest_gap_seconds:
         gap = 0.0
     return float(past.get("silent_seconds", 0.0)) + gap
@@ -128,11 +147,10 @@ def _judge(
 ) -> Iterator[Finding]:
     limits = ctx.limits
     never = tracker.last_step is None
-    limit = (
-        limits.startup_seconds
-        if never
-        else tracker.limit_seconds(limits.minimum_silence_seconds, limits.factor)
-    )
+    done = tracker.phase == "finished"
+    limit = limits.minimum_silence_seconds
+    if not done:
+        limit = tracker.limit_seconds(limit, limits.factor, limits.startup_seconds)
     seen = processes(ctx.host)
     inside = {pid: seen[pid] for pid in tree(seen, job.pids) if pid in seen}
     ctx.remember["cpu"] = {str(p.pid): [p.start_ticks, p.cpu_seconds] for p in inside.values()}
@@ -153,10 +171,10 @@ def _judge(
         *render(fold(report.stacks), report.unseen).splitlines(),
         "CPU use: " + ("not known yet" if busy is None else f"{busy:.0%} of a core in the busiest process"),
     )
-    if tracker.phase == "finished" or (never and busy is not None and busy < IDLE_CPU_SHARE):
-        done = "finished but has not ended" if tracker.phase == "finished" else "never made a step"
+    if done or (never and busy is not None and busy < IDLE_CPU_SHARE):
+        why = "finished but has not ended" if done else "never made a step"
         yield ctx.critical(
-            "JobIdle", "", f"run {job.run} {done}: {what}", evidence=evidence, nodes=job.nodes
+            "JobIdle", "", f"run {job.run} {why}: {what}", evidence=evidence, nodes=job.nodes
         )  # fmt: skip
     elif signs:
         yield ctx.critical(

@@ -125,6 +125,8 @@ def plan(
         for action in _actions(incident, book, world, now):
             if action.id in under_way or (action.kind in ON_RUNS and action.target.run in busy):
                 continue
+            if action.kind in HARMLESS and key not in world.fresh:
+                continue  # what is not seen now cannot be looked at now
             why = _guards(action, incident, book, ledger, planned, world, now, budgets)
             action = dataclasses.replace(action, blocked=why)
             if not why or stopped.get(action.id) != why:
@@ -172,7 +174,7 @@ def _guards(
     if action.kind not in world.supported:
         return f"{action.kind} is not possible here"
     if action.kind in HARMLESS:
-        return _stale(incident, world)
+        return ""
     return (
         _mode(action, book, world)
         or _ownership(action, world)

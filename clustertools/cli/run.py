@@ -177,7 +177,7 @@ class Supervision:
             self.out.record("pass", {"sentence": result.sentence, "status": result.status.name})
         else:
             self.out.detail(result.sentence)
-            for said in result.steps:
+            for said in result.steps if not self.out.verbose else ():
                 self.out.note(said)
         job = next((j for j in result.jobs if j.run == self.spec.name), None)
         under_way = [r for r in self.watchdog.store.actions() if r.state in ("planned", "running")]
