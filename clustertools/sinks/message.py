@@ -132,9 +132,9 @@ def in_words(seconds: float) -> str:
 
 def named(names: Iterable[str], shown: int = NAMES_SHOWN) -> str:
     """Names in a row, at most `shown` of them and then "and 23 more"."""
-    every = [plain(name, 100) for name in names]
+    every = list(names)
     rest = len(every) - shown
-    return ", ".join(every[:shown]) + (f" and {rest} more" if rest > 0 else "")
+    return ", ".join(plain(name, 100) for name in every[:shown]) + (f" and {rest} more" if rest > 0 else "")
 
 
 # one message
