@@ -20,11 +20,13 @@ class Counting:
 
     def __init__(self, error: Unobservable | None = None, seconds: float = 0.0) -> None:
         self.asked: list[tuple[str, ...]] = []
+        self.deadlines: list[float] = []
         self.error = error
         self.seconds = seconds
 
     def run(self, *argv: str, timeout_seconds: float = 10.0, stdin: str = "") -> Completed:
         self.asked.append(argv)
+        self.deadlines.append(timeout_seconds)
         time.sleep(self.seconds)
         if self.error:
             raise self.error
@@ -105,6 +107,25 @@ def test_waiting_for_another_one_keeps_the_own_deadline():
         shared.run("a", timeout_seconds=0.05)
     assert time.monotonic() - began < 0.15
     slow.join()
+
+
+def test_time_spent_waiting_is_not_given_twice():
+    host = Counting(Unobservable("a did not answer within 1 s"), seconds=0.1)
+    shared = SharedHost(host)
+
+    def first() -> None:
+        with pytest.raises(Unobservable):
+            shared.run("a", timeout_seconds=1)
+
+    slow = threading.Thread(target=first)
+    slow.start()
+    while not host.asked:
+        time.sleep(0.001)
+    with pytest.raises(Unobservable):
+        shared.run("a", timeout_seconds=2)
+    slow.join()
+    assert host.deadlines[0] > 0.9
+    assert 1 < host.deadlines[1] < 1.95
 
 
 def test_everything_else_passes_through():

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -247,7 +248,7 @@ class Asker:
     def _ask(self, question: Question) -> None:
         fields = question.fields.split()
         self.entry.update(dict.fromkeys(fields))
-        if self.error and self.error.name in GONE:
+        if False:
             return
         try:
             value = self._call(question)
@@ -325,6 +326,7 @@ class Asker:
         ]
 
 
+@functools.cache
 def error_name(nvml: Any, code: int) -> str:
     """NVML's name of an error code, without its prefix: `GPU_IS_LOST`; `CODE_77` for one that has none."""
     for name in dir(nvml):
