@@ -76,7 +76,7 @@ _MAC_DASHED = re.compile(
 )
 # b8ce:f603:00d9:2f3a, as sysfs prints a node's GUID, and 0xb8cef60300d92f3a after the word
 _GUID = re.compile(
-    r"(?<![0-9A-Za-z:])[0-9a-fA-F]{4}(?::[0-9a-fA-F]{4}){3}(?![0-9A-Za-z:])"
+    r"(?<![0-9A-Za-z:])[0-9a-fA-F]{4}(?::[0-9a-fA-F]{4}){3}(?![0-9A-Za-z]|:[0-9a-fA-F])"
     r"|(?<=(?i:guid): )0x[0-9a-fA-F]{16}(?![0-9A-Za-z])"
 )
 # 2001:db8::5, fe80::1%eth0, addr:fe80::1; not the "::" of C++ names
@@ -253,11 +253,9 @@ class Redactor:
         return match[0] if set(match[0]) <= set("0x:") else self._numbered("guid", match[0], form)
 
     def _ipv6(self, text: str) -> str:
-        value = text
-        while value and not _is_address(value):
-            if value[-1] not in ":.":
-                return text
-            value = value[:-1]  # "fe80::1: no route", "from 2001:db8::5."
+        # "fe80::1: no route", "from 2001:db8::5."; the longest written address has 45 characters
+        endings = (text[: len(text) - n] for n in range(3) if not text[len(text) - n :].strip(":."))
+        value = next((v for v in endings if len(v) <= 45 and _is_address(v)), "")
         if not value:
             return text
         address = ipaddress.IPv6Address(value)

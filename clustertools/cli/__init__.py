@@ -51,6 +51,10 @@ INTERRUPTED = 130
 READER_LEFT = 141
 
 
+class ReaderLeft(Exception):
+    """Nobody reads our output any more; click would end the process with 1, which says WARNING."""
+
+
 class LazyGroup(click.Group):
     """A group that imports a subcommand when it is called, and lists them without importing any."""
 
@@ -72,6 +76,12 @@ class LazyGroup(click.Group):
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise click.UsageError(f"No such command {args[0]!r}.{hint}", ctx)
         return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as exc:
+            raise ReaderLeft from exc
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -97,7 +107,7 @@ def cli() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line and give its exit code. Raises nothing but SystemExit from shell completion."""
+    """Run one command line and give its exit code. Shell completion ends with SystemExit."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # a kernel line may hold anything; a terminal that cannot show it must not end the pass
@@ -106,8 +116,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = _exit_code(cli.main(args=argv, prog_name="clustertools", standalone_mode=False))
         sys.stdout.flush()
         return code
-    except click.exceptions.Exit as exc:
-        return exc.exit_code
     except click.ClickException as exc:
         exc.show()
         return Status.UNKNOWN.exit_code
@@ -117,11 +125,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return Status.UNKNOWN.exit_code
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
-    except BrokenPipeError:
+    except (BrokenPipeError, ReaderLeft):
         _swallow_output()
         return READER_LEFT
-    except SystemExit as exc:
-        return _leave(exc)
     except Exception as exc:  # noqa: BLE001 - Python's own exit code 1 would be read as WARNING
         import traceback
 
@@ -135,14 +141,6 @@ def _exit_code(value: Any) -> int:
     if isinstance(value, Status):
         return value.exit_code
     return int(value or 0)
-
-
-def _leave(exc: SystemExit) -> int:
-    # click itself ends with 1 when the reader of its output is gone, and wraps the streams before it does
-    if type(sys.stdout).__name__ == "PacifyFlushWrapper":
-        _swallow_output()
-        return READER_LEFT
-    return exc.code if isinstance(exc.code, int) else Status.UNKNOWN.exit_code if exc.code else 0
 
 
 def _swallow_output() -> None:

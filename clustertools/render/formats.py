@@ -159,7 +159,7 @@ def _perfdata(readings: Iterable[Reading]) -> str:
         label = f"{reading.subject.part} {reading.name}".strip().translate(str.maketrans("'=|\n", "____"))
         unit = next((u for end, u in _NAGIOS_UNITS if reading.name.endswith(end)), "")
         piece = f"'{plain(label)}'={_number(reading.value)}{unit if math.isfinite(reading.value) else ''}"
-        size += len(piece.encode()) + 1
+        size += len(piece.encode("utf-8", "replace")) + 1
         if size > _PERFDATA_BYTES:
             break
         pieces.append(piece)
