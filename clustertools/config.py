@@ -57,6 +57,8 @@ class NodeClass:
     ib_ports: int | None = option(None, "active InfiniBand or RoCE ports", at_least=0)
     ib_rate_bits_per_second: int | None = option(None, "rate of each of these ports")
     allreduce_busbw_bytes_per_second: int | None = option(None, "bus bandwidth of an all-reduce in one node")
+    ecc: bool | None = option(None, "whether ECC is to be on; unset: as the card has it by default")
+    mounts: tuple[str, ...] | None = option(None, "mount points that have to be there")
     expect: Mapping[str, Any] = option(dict, "further expectations, handed to the checks as they are")
 
     def expectations(self) -> dict[str, Any]:

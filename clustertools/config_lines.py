@@ -138,7 +138,7 @@ def read_file(path: Path, problems: Problems, *, must_exist: bool = True) -> Nod
         problems.add(str(path), "", f"larger than {LARGEST_BYTES >> 20} MiB, which no config needs")
         return None
     try:
-        text = raw.decode("utf-8-sig")
+        text = raw.decode("utf-8")
     except UnicodeDecodeError as exc:
         line = raw.count(b"\n", 0, exc.start) + 1
         problems.add(f"{path}:{line}", "", "not UTF-8 text; save the file as UTF-8")

@@ -23,6 +23,8 @@ node_classes:
     ib_ports: 8
     ib_rate: 400Gb/s
     allreduce_busbw: 360GB/s        # inside one node
+    ecc: true
+    mounts: [/home, /scratch]
     expect:                         # for the site's own checks, handed over as it is
       scratch_bytes: 3TB
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-import math
 import re
 import types
 import typing
@@ -258,8 +257,6 @@ class Reader:
         least = slot.field.metadata.get("at_least") if slot else None
         most = slot.field.metadata.get("at_most") if slot else None
         show = slot.unit.format if slot and slot.unit else "{:g}".format
-        if isinstance(value, float) and not math.isfinite(value):
-            return self.wrong(node, path, f"{node.text} is too large")
         if least is not None and value < least:
             return self.wrong(node, path, f"must be at least {show(least)}, not {node.text}")
         if most is not None and value > most:

@@ -113,6 +113,13 @@ def test_a_section_with_everything_commented_out_changes_nothing(write: Any, tmp
     loaded = load([a, b], etc=tmp_path / "none", environ={})
     assert loaded.config.policy.mode == "ask"
     assert loaded.config.checks == {}
+    assert loaded.origins["checks"] == "default"
+
+
+def test_a_layer_need_not_repeat_what_an_earlier_one_said(write: Any, tmp_path: Path) -> None:
+    a = write("sinks: {s: {kind: slack, channel: one, token_env: A}}", "a.yaml")
+    b = write("sinks: {s: {channel: two}}", "b.yaml")
+    assert load([a, b], etc=tmp_path / "none", environ={}).config.sinks["s"].channel == "two"
 
 
 def test_a_mistake_is_told_even_where_a_later_layer_hides_it(write: Any, tmp_path: Path) -> None:
@@ -191,6 +198,8 @@ def test_wrong_overrides(problems: Any, override: str, said: str) -> None:
         ("jobs: {x: {total_steps: 1.5}}", "c.yaml:1: jobs.x.total_steps: expected a whole number, not '1.5'"),
         ("jobs: {x: {total_steps: 010}}", "c.yaml:1: jobs.x.total_steps: expected a whole number, not '010'"),
         ("jobs: {x: {hang: {factor: .inf}}}", "c.yaml:1: jobs.x.hang.factor: expected a number, not '.inf'"),
+        ("jobs: {x: {hang: {factor: 1e999}}}",
+         "c.yaml:1: jobs.x.hang.factor: expected a number, not '1e999'"),
         ("checks: {a: {enabled: maybe}}", "c.yaml:1: checks.a.enabled: expected true or false, not 'maybe'"),
         ("cluster: true\n", 'c.yaml:1: cluster: expected text, not true; write "true" if that is the text'),
         ("cluster: [a]\n", "c.yaml:1: cluster: expected text, not a list"),
@@ -413,6 +422,7 @@ def test_yaml_that_people_write(loads: Load) -> None:
         loads("sinks: {s: {kind: terminal, min_status: critical}}").config.sinks["s"].min_status
         is Status.CRITICAL
     )
+    assert loads("checks: {a: {interval: 1s}}").config.check("a").interval_seconds == 1
     assert loads("checks: {a: {interval: ~}}").config.check("a").interval_seconds is None
 
 
@@ -454,6 +464,7 @@ def test_a_damaged_sample_loads_or_is_a_config_error(
 class Limits:
     uncorrected: int = 0
     max_age_seconds: float = 60.0
+    max_wait_seconds: int = 1
     max_celsius: float = 90.0
     ignore: tuple[str, ...] = ()
     per_code: Mapping[int, float] = dataclasses.field(default_factory=dict)
@@ -472,27 +483,31 @@ CHECKS = {"gpu_ecc": Declared(), "gpu_heat": Declared()}
 
 
 def test_limits_are_the_defaults_with_what_config_says(loads: Load) -> None:
-    loaded = loads("checks: {gpu_ecc: {limits: {max_age: 2m, ignore: a, per_code: {79: 1}}}}")
+    loaded = loads("checks: {gpu_ecc: {limits: {max_age: 2m, max_wait: 1m, ignore: a, per_code: {79: 1}}}}")
     found = validate_limits(loaded, CHECKS)
-    assert found["gpu_ecc"] == Limits(max_age_seconds=120.0, ignore=("a",), per_code={79: 1.0})
+    assert found["gpu_ecc"] == Limits(
+        max_age_seconds=120.0, max_wait_seconds=60, ignore=("a",), per_code={79: 1.0}
+    )
     assert found["gpu_heat"] == Limits()
 
 
 def test_every_wrong_limit_and_name_at_once(loads: Load, tmp_path: Path) -> None:
     loaded = loads(
         "checks:\n  gpu_ec:\n    enabled: false\n  gpu_ecc:\n    limits:\n      uncorected: 1\n"
-        "      max_age: 60\n      per_code: {xid: 1}\n  gpu_heat:\n    limits:\n      max_celsius: -1\n"
+        "      max_age: 60\n      max_wait: 1500ms\n      per_code: {xid: 1}\n"
+        "  gpu_heat:\n    limits:\n      max_celsius: -1\n"
         "policy:\n  per_playbook:\n    gpu-rest: act\n"
     )
     with pytest.raises(ConfigError) as caught:
         validate_limits(loaded, CHECKS, playbooks=["gpu-reset"])
     assert [p.replace(f"{tmp_path}/", "") for p in caught.value.problems] == [
         "c.yaml:2: checks.gpu_ec: there is no check of this name; did you mean gpu_ecc?",
-        "c.yaml:14: policy.per_playbook.gpu-rest: there is no playbook of this name; did you mean gpu-reset?",
+        "c.yaml:15: policy.per_playbook.gpu-rest: there is no playbook of this name; did you mean gpu-reset?",
         "c.yaml:6: checks.gpu_ecc.limits.uncorected: unknown key; did you mean uncorrected?",
         "c.yaml:7: checks.gpu_ecc.limits.max_age: 60 has no unit; write 60s or 1m",
-        "c.yaml:8: checks.gpu_ecc.limits.per_code.xid: expected a whole number as key",
-        "c.yaml:10: checks.gpu_heat.limits: max_celsius is below freezing",
+        "c.yaml:8: checks.gpu_ecc.limits.max_wait: '1500ms' is not a whole number of seconds",
+        "c.yaml:9: checks.gpu_ecc.limits.per_code.xid: expected a whole number as key",
+        "c.yaml:11: checks.gpu_heat.limits: max_celsius is below freezing",
     ]
 
 
@@ -511,9 +526,9 @@ def test_fields_that_would_share_a_key_keep_their_names(loads: Load) -> None:
 def test_expectations_have_the_names_that_checks_ask_for(loads: Load) -> None:
     loaded = loads(
         "node_classes: {a: {nodes: n1, gpu_count: 8, memory: 2TiB, ib_rate: 400Gb/s, "
-        "expect: {scratch_bytes: 3TB, ecc: true}}}"
+        "ecc: false, mounts: /home, expect: {scratch_bytes: 3TB}}}"
     )
     assert loaded.config.node_classes["a"].expectations() == {
         "gpu_count": 8, "memory_bytes": 2 << 40, "ib_rate_bits_per_second": 400 * 10**9,
-        "scratch_bytes": 3 * 10**12, "ecc": True,
+        "scratch_bytes": 3 * 10**12, "ecc": False, "mounts": ("/home",),
     }  # fmt: skip

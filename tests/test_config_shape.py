@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from clustertools import config, config_shape
@@ -64,6 +64,8 @@ def test_origins_are_shown(loads: Load, tmp_path: Path) -> None:
 
 
 @settings(max_examples=100, deadline=None)
+@example("\x85")
+@example("a\n b: c\u2028")
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20))
 def test_any_text_survives_being_shown(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     path = tmp_path_factory.getbasetemp() / "shown.yaml"
