@@ -418,25 +418,24 @@ def check_integrity(entries: Sequence[Entry], look: Look) -> list[Problem]:
     return found
 
 
-# what the rules above or the file's owner already account for: compared with no older checkpoint
-_ACCOUNTED = re.compile(
-    r".*(\.distcp|\d-of-\d+.*|rng_state.*|random_states.*|_optim_states\.pt|world_size_\d+_rank_\d+.*)"
-)
+# what the names themselves or `.metadata` account for, and random states: a run that was restarted on fewer
+# nodes has fewer of them
+_ACCOUNTED = re.compile(r".*(\.distcp|\d-of-\d+.*|rng_state.*|random_states.*|world_size_\d+_rank_\d+.*)")
 
 
-def roles(step: int | None, entries: Sequence[Entry], verified: Verified) -> frozenset[str]:
+def roles(step: int | None, entries: Sequence[Entry]) -> frozenset[str]:
     """What each file of weights is for: its name without the step, to compare with another checkpoint's."""
     number = re.compile(rf"(?<!\d)0*{step}(?!\d)") if step is not None else None
-    counted = verified.fact("dp_world_size") is not None
-    found = set()
-    for entry in entries:
-        skip = _ACCOUNTED.fullmatch(entry.name) and (counted or not entry.name.endswith("_optim_states.pt"))
-        if is_weights(entry.name) and not skip:
-            found.add(number.sub("#", entry.name) if number else entry.name)
-    return frozenset(found)
+    names = (e.name for e in entries if is_weights(e.name) and not _ACCOUNTED.fullmatch(e.name))
+    return frozenset(number.sub("#", n) if number else n for n in names)
 
 
-def lacks(mine: frozenset[str], older: frozenset[str], older_name: str) -> list[Problem]:
-    """What the next older checkpoint of the same layout has and this one has not."""
-    lost = sorted(older - mine)
+def lacks(
+    mine: frozenset[str], older: frozenset[str], older_name: str, *, ranks_known: bool = False
+) -> list[Problem]:
+    """What the next older checkpoint of the same layout has and this one has not.
+
+    `ranks_known`: the checkpoint tells itself how many ranks it has, so optimizer states are not compared.
+    """
+    lost = sorted(n for n in older - mine if not (ranks_known and n.endswith("_optim_states.pt")))
     return [Problem("incomplete", f"{_few(lost)} is missing, {older_name} has it")] if lost else []

@@ -43,7 +43,7 @@ class Seen:
     """What was found. `late`: the deadline passed before everything was looked at.
 
     `changing` names a file that changed while it was read. `roles` say what its files are for, to compare
-    with another checkpoint's.
+    with another checkpoint's; `ranks_known`: it tells itself how many ranks there are.
     """
 
     candidate: Candidate
@@ -55,6 +55,7 @@ class Seen:
     notes: tuple[str, ...] = ()
     changing: str = ""
     late: bool = False
+    ranks_known: bool = False
 
     @property
     def mtime(self) -> float:
@@ -109,8 +110,8 @@ def look_at(candidate: Candidate, look: Look, cache: FileCache | None) -> Seen |
     changing = next((r.reason for r in reports.values() if r.verdict == "in_progress"), "")
     notes = tuple(r.note for r in reports.values() if r.note)
     return Seen(
-        candidate, layout, step, tuple(found), tuple(entries), roles(candidate.step, entries, verified),
-        notes, changing,
+        candidate, layout, step, tuple(found), tuple(entries), roles(candidate.step, entries),
+        notes, changing, ranks_known=verified.fact("dp_world_size") is not None,
     )  # fmt: skip
 
 

@@ -147,7 +147,7 @@ def _reports(seen: Sequence[Seen], terms: _Terms) -> list[CheckpointReport]:
         )
         found = list(one.problems)
         if older is not None and not one.late and one.layout != "file":
-            found += lacks(one.roles, older.roles, older.candidate.name)
+            found += lacks(one.roles, older.roles, older.candidate.name, ranks_known=one.ranks_known)
         reports.append(_judge(one, found, terms))
     return reports
 
