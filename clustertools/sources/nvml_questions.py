@@ -248,7 +248,7 @@ class Asker:
     def _ask(self, question: Question) -> None:
         fields = question.fields.split()
         self.entry.update(dict.fromkeys(fields))
-        if False:
+        if self.error and self.error.name in GONE:
             return
         try:
             value = self._call(question)
