@@ -12,7 +12,7 @@ from clustertools import check as checking
 from clustertools.host import Host, RecordedHost
 from clustertools.model import Job, Verdict
 
-pytest_plugins = ["tests.lab.nvml"]
+pytest_plugins = ["tests.lab.no_silent_skips", "tests.lab.nvml"]
 HOSTS = Path(__file__).parent / "hosts"
 
 
