@@ -472,13 +472,13 @@ def csv_row(line: Line, memory: Memory) -> Records:
 
 
 # step=12 loss=3.4      step 12 | loss 3.4 | lr 1e-4      Step 12/1000 - loss: 3.4      [iter 12] loss: 3.4
-STEP = re.compile(
+_STEP = re.compile(
     r"(?:step|iteration|iter|update)\s{0,4}[:=#]?\s{0,6}"
     r"(\d[\d,]{0,18})(?:\s{0,6}/\s{0,6}(\d[\d,]{0,18}))?(?!\.?\w)"
 )
 _STEP_WORDS = ("step", "iter", "update")
 # what may stand before the word: nothing, or global_step, train_step
-_STEP = re.compile(r"(?:^|[^\w/.-])(?:global[_ ]?|train(?:ing)?[_ ])?$")
+_BEFORE_STEP = re.compile(r"(?:^|[^\w/.-])(?:global[_ ]?|train(?:ing)?[_ ])?$")
 _KEY_VALUE = re.compile(
     r"(?<![\w/.-])((?:[A-Za-z][\w/.-]{0,40} ){0,2}[A-Za-z][\w/.-]{0,40}?)(\s{0,4}[:=]\s{0,8}|\s{1,8})"
     rf"\$?({NUMBER})(ms\b|s\b|%)?(?![\w])"
