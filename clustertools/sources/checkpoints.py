@@ -39,7 +39,7 @@ NEWEST = 10
 #: The part of the caller's deadline after which the child stops reading and tells what it has.
 _SHARE_OF_DEADLINE = 0.8
 #: The index of the largest checkpoints takes a few gigabytes in memory; a hostile pickle asks for terabytes.
-_MEMORY_CAP_BYTES = 16 << 30
+_MEMORY_CAP_BYTES = 8 << 30
 
 
 @dataclass(frozen=True, slots=True)

@@ -153,7 +153,6 @@ def _written(path: Path, data: bytes) -> str:
         ("subprocess", "Popen"),
         ("builtins", "eval"),
         ("__builtin__", "exec"),
-        ("builtins", "getattr"),
         ("importlib", "import_module"),
         ("torch", "load"),
         ("torch.hub", "load"),
@@ -172,6 +171,29 @@ def test_calls_of_names_that_no_checkpoint_needs(module: str, name: str) -> None
     called = b"\x80\x02" + b"c" + f"{module}\n{name}\n".encode() + b"X\x02\0\0\0id\x85R."
     with pytest.raises(HostilePickle, match=name.split(".")[0]):
         read_pickle(io.BytesIO(called))
+
+
+@pytest.mark.parametrize("name", [b"subprocess\nPopen", b"code\nInteractiveConsole", b"torch\nClassType"])
+def test_naming_alone_is_enough_for_what_no_checkpoint_needs(name: bytes) -> None:
+    with pytest.raises(HostilePickle, match="no checkpoint needs"):
+        read_pickle(io.BytesIO(b"\x80\x02c" + name + b"\n)\x81."))
+
+
+def test_member_of_an_enum_by_name_is_data_and_never_called() -> None:
+    """Python 3.11.0 to 3.11.3 pickle enums with getattr."""
+    member = b"cbuiltins\ngetattr\nctransformers.trainer_utils\nIntervalStrategy\nX\x05\0\0\0STEPS\x86R"
+    assert read_pickle(io.BytesIO(b"\x80\x02" + member + b".")).foreign == set()
+    with pytest.raises(HostilePickle):
+        read_pickle(io.BytesIO(b"\x80\x02" + member + b")R."))
+    for owner in (b"X\x01\0\0\0a", b"cbuiltins\neval\n", b"ccollections\nOrderedDict\n"):
+        with pytest.raises(HostilePickle):
+            read_pickle(io.BytesIO(b"\x80\x02cbuiltins\ngetattr\n" + owner + b"X\x01\0\0\0b\x86R."))
+
+
+def test_function_that_a_module_holds_is_named_not_called() -> None:
+    read_pickle(io.BytesIO(b"\x80\x02ctorch.nn.functional\nrelu\n."))
+    with pytest.raises(HostilePickle):
+        read_pickle(io.BytesIO(b"\x80\x02ctorch.nn.functional\nrelu\n)R."))
 
 
 def test_object_of_an_own_class_is_described_not_called() -> None:

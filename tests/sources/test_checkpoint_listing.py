@@ -172,6 +172,15 @@ def test_hostile_one_is_refused_and_never_run(tmp_path: Path) -> None:
     assert not marker.exists()
 
 
+def test_pickle_of_a_few_bytes_that_asks_for_terabytes(tmp_path: Path) -> None:
+    (tmp_path / "step_2.pkl").write_bytes(b"\x80\x02Nr\xff\xff\xff\x7f.")
+    aged(torch_zip(tmp_path / "step_1.pt"))
+    aged(tmp_path / "step_2.pkl")
+    reports = checkpoints(LocalHost(), str(tmp_path)).reports
+    assert [r.verdict for r in reports] == ["torn", "good"]
+    assert "more memory" in reports[0].reason
+
+
 def test_goes_further_back_than_asked_until_one_is_good(tmp_path: Path) -> None:
     for step in range(1, 10):
         torch_zip(tmp_path / f"step_{step}.pt")
