@@ -3,7 +3,7 @@
 PYTHON3 ?= python3
 PY := .venv/bin/python
 # PyTorch for the tests with real training jobs. Empty: do without, and those tests say so.
-TORCH ?= torch==2.13.0
+TORCH ?= torch==2.13.0 numpy
 WORKERS ?= 2
 
 .PHONY: help venv torch check test demo bench new-check clean
@@ -28,7 +28,7 @@ torch: venv
 	@if [ -z '$(TORCH)' ]; then \
 	  echo 'TORCH is empty: tests that need PyTorch are not run'; \
 	elif ! $(PY) -c 'import torch' 2>/dev/null; then \
-	  $(PY) -m pip install --quiet --disable-pip-version-check '$(TORCH)'; \
+	  $(PY) -m pip install --quiet --disable-pip-version-check $(TORCH); \
 	fi
 
 check: venv

@@ -14,7 +14,7 @@ REPOSITORY = Path(__file__).parent.parent
 
 _NODE = {"model", "stats", "host", "shared_host", "sources", "catalog", "check"}
 _PURE = {"incidents", "policy"}
-_HEAD = {"store", "config", "sinks", "render", "schedulers", "fleet", "actions", "redact"}
+_HEAD = {"store", "config", "sinks", "delivery", "render", "schedulers", "fleet", "actions", "redact"}
 
 #: Room -> the rooms that it may import. `errors` and the room itself may always be imported.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -31,6 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "playbooks": set(),
     **{room: {"model", "stats", "catalog"} for room in _PURE},
     **{room: {"model"} for room in ("store", "config", "sinks", "render")},
+    "delivery": {"model", "sinks", "store"},
     "redact": {"host"},
     **{room: {"model", "host", "sources"} for room in ("schedulers", "fleet")},
     "actions": {"model", "host", "sources", "schedulers"},
