@@ -131,8 +131,10 @@ def _from_ring(host: Host, text: str, past: _Place | None, boot_time: float) -> 
         new = [r for r in records if r.line.sequence > known]
     else:
         new = [r for r in records if past is None or r.microseconds > past.microseconds]
-    numbers = ([known] if known is not None else []) + [r.line.sequence for r in new]
-    gap = sum(max(0, b - a - 1) for a, b in itertools.pairwise(numbers))
+    gap = 0
+    if known is not None:
+        numbers = [known, *(r.line.sequence for r in new)]
+        gap = sum(max(0, b - a - 1) for a, b in itertools.pairwise(numbers))
     older = records[0].line.sequence if past is None else 0
     if new and (gap or older) and _journal_is_kept(host):
         filled: list[_Record] = []
