@@ -21,7 +21,6 @@ from clustertools.sources.training_values import (
     canonical,
     integer,
     number,
-    time_of,
 )
 
 Records = list[Point | Event]
@@ -46,7 +45,7 @@ class Memory:
     columns: list[str] = field(default_factory=list)
 
 
-def _point(line: Line, step: int | None, values: Mapping[str, float], **more: Any) -> Point:
+def point_at(line: Line, step: int | None, values: Mapping[str, float], **more: Any) -> Point:
     time = more.pop("time", None)
     return Point(
         step,
@@ -63,7 +62,7 @@ def _whole(text: str | None) -> int | None:
     return int(digits) if digits.isdigit() and len(digits) < 16 else None
 
 
-def _named(pairs: Iterable[tuple[str, str]]) -> dict[str, float]:
+def named(pairs: Iterable[tuple[str, str]]) -> dict[str, float]:
     """Canonical names and numbers; what is not a number is left out, the first of a name counts."""
     values: dict[str, float] = {}
     for name, text in pairs:
@@ -92,9 +91,9 @@ def megatron(line: Line, memory: Memory) -> Records | None:
     if match := _MEGATRON_EVAL.search(line.text):
         # only the first set of data that the line names
         pairs = _pairs(line.text[match.end() :], "|")
-        values = _named((name.replace(" value", " validation"), text) for name, text in pairs)
+        values = named((name.replace(" value", " validation"), text) for name, text in pairs)
         values.setdefault("eval_loss", next((v for k, v in values.items() if "loss" in k), float("nan")))
-        return [_point(line, _whole(match[1]), values)]
+        return [point_at(line, _whole(match[1]), values)]
     starts = list(_MEGATRON.finditer(line.text))
     if not starts:
         return None
@@ -106,7 +105,7 @@ def megatron(line: Line, memory: Memory) -> Records | None:
 
 
 def _megatron_record(line: Line, match: re.Match[str], rest: str, memory: Memory) -> Point:
-    values = _named(_pairs(rest, "|"))
+    values = named(_pairs(rest, "|"))
     milliseconds = values.pop("elapsed_time_per_iteration_ms", None)
     if milliseconds is not None:
         values["step_seconds"] = milliseconds / 1000
@@ -118,7 +117,7 @@ def _megatron_record(line: Line, match: re.Match[str], rest: str, memory: Memory
     whole = "skipped_iterations" in values or "nan_iterations" in values
     missing = tuple(n for n in memory.seen if n not in values) if whole else ()
     memory.seen = [n for n in ("loss", "grad_norm") if n in values or n in memory.seen]
-    return _point(line, int(match[1]), values, total_steps=int(match[2]), missing=missing)
+    return point_at(line, int(match[1]), values, total_steps=int(match[2]), missing=missing)
 
 
 def _pairs(text: str, separator: str) -> Iterable[tuple[str, str]]:
@@ -154,14 +153,14 @@ def deepspeed(line: Line, memory: Memory) -> Records | None:
         return None
     if "step=" in text and (match := _DS_STEP.search(text)):
         pairs = [("skipped_steps_total", match[2]), ("learning_rate", match[3])]
-        return [_point(line, int(match[1]), _named(pairs))]
+        return [point_at(line, int(match[1]), named(pairs))]
     if "global_step=" in text and (match := _DS_SPEED.search(text)):
-        return [_point(line, int(match[1]), _named([("samples_per_second", match[2])]))]
+        return [point_at(line, int(match[1]), named([("samples_per_second", match[2])]))]
     if "steps: " in text and (match := _DS_PIPE.search(text)):
         names = ("loss", "step_seconds", "samples_per_second")
-        return [_point(line, int(match[1]), _named(zip(names, match.groups()[1:], strict=True)))]
+        return [point_at(line, int(match[1]), named(zip(names, match.groups()[1:], strict=True)))]
     if "OVERFLOW!" in text and (match := _DS_OVERFLOW.search(text)):
-        return [_point(line, None, _named([("loss_scale", match[1]), ("skipped_iterations", "1")]))]
+        return [point_at(line, None, named([("loss_scale", match[1]), ("skipped_iterations", "1")]))]
     return None
 
 
@@ -177,7 +176,7 @@ def hf_trainer(line: Line, memory: Memory) -> Records | None:
     start = line.text.find("{'")
     if start < 0:
         return None
-    values = _named(_HF_PAIR.findall(line.text, start))
+    values = named(_HF_PAIR.findall(line.text, start))
     if not values.keys() & {"loss", "eval_loss", "train_runtime", "eval_runtime", "epoch"}:
         return None
     if "train_runtime" in values:
@@ -189,7 +188,7 @@ def hf_trainer(line: Line, memory: Memory) -> Records | None:
         # the bar that moved last before a training loss is the one that counts training steps
         memory.bar_step, memory.bar_total = memory.bar_last
         memory.bar_sure = True
-    return [_point(line, memory.bar_step, values, total_steps=memory.bar_total or None)]
+    return [point_at(line, memory.bar_step, values, total_steps=memory.bar_total or None)]
 
 
 #  12%|█▏        | 120/1000 [02:10<15:55,  1.09s/it]
@@ -219,7 +218,7 @@ def progress_bar(line: Line, memory: Memory) -> Records | None:
         return None
     what = bar["what"].rsplit("]", 1)[-1].strip()
     step, total = int(bar["n"]), int(bar["total"])
-    values = _named(_POSTFIX.findall(bar["more"]))
+    values = named(_POSTFIX.findall(bar["more"]))
     values.pop("v_num", None)
     if (rate := number(bar["rate"])) and rate > 0:
         values.setdefault("step_seconds", rate if bar["unit"] == "s/it" else 1 / rate)
@@ -227,12 +226,12 @@ def progress_bar(line: Line, memory: Memory) -> Records | None:
         return [Event("evaluation", None, what, "", line.time, line.rank, line.offset_bytes)]
     if epoch := _EPOCH.match(what):
         values.setdefault("epoch", float(epoch[1]))
-        return [_point(line, int(epoch[1]) * total + step, values)]
+        return [point_at(line, int(epoch[1]) * total + step, values)]
     if what and "loss" not in values:
         return []  # loading, tokenizing: progress of something else
     if not what and not _is_training_bar(memory, step, total):
         return []
-    return [_point(line, step, values, total_steps=total)]
+    return [point_at(line, step, values, total_steps=total)]
 
 
 def _is_training_bar(memory: Memory, step: int, total: int) -> bool:
@@ -262,7 +261,7 @@ def torchtitan(line: Line, memory: Memory) -> Records | None:
     if match[1]:
         fields = [("eval_" + n if n == "loss" else n, t) for n, t in fields]
     fields = [("memory_gib", t[:-3]) if t.endswith("GiB") else (n, t) for n, t in fields]
-    return [_point(line, _whole(match[2]), _named(fields), total_steps=_whole(match[3]))]
+    return [point_at(line, _whole(match[2]), named(fields), total_steps=_whole(match[3]))]
 
 
 # iter 100: loss 3.1234, time 250.11ms, mfu 35.20%
@@ -276,13 +275,15 @@ def nanogpt(line: Line, memory: Memory) -> Records | None:
     if "loss " not in line.text:
         return None
     if match := _NANO_ITER.search(line.text):
-        values = _named([("loss", match[2]), ("step_milliseconds", match[3]), ("mfu", match[4] or "")])
+        values = named([("loss", match[2]), ("step_milliseconds", match[3]), ("mfu", match[4] or "")])
         values["step_seconds"] = values.pop("step_milliseconds") / 1000
         if values.get("mfu", 0.0) < 0:
             del values["mfu"]
-        return [_point(line, int(match[1]), values)]
+        return [point_at(line, int(match[1]), values)]
     if match := _NANO_EVAL.search(line.text):
-        return [_point(line, int(match[1]), _named([("eval_train_loss", match[2]), ("eval_loss", match[3])]))]
+        return [
+            point_at(line, int(match[1]), named([("eval_train_loss", match[2]), ("eval_loss", match[3])]))
+        ]
     return None
 
 
@@ -299,10 +300,10 @@ def olmo(lines: list[str], line: Line) -> Point:
     match = OLMO_HEADER.search(lines[0])
     assert match is not None
     fields = [m.groups() for m in map(OLMO_FIELD.match, lines[1:]) if m]
-    values = _named((str(name), str(text)) for name, text in fields)
+    values = named((str(name), str(text)) for name, text in fields)
     if match[3]:
         values.setdefault("epoch", float(match[3]))
-    return _point(line, _whole(match[1]), values, total_steps=_whole(match[2]))
+    return point_at(line, _whole(match[1]), values, total_steps=_whole(match[2]))
 
 
 # epoch 001:    100 / 1000 loss=9.1, nll_loss=8.9, ppl=480.1, ..., num_updates=100, lr=0.0001, gnorm=1.2
@@ -317,12 +318,12 @@ def fairseq(line: Line, memory: Memory) -> Records | None:
         return None
     if match := _FAIRSEQ_SIMPLE.search(line.text):
         pairs = [_two(p.partition("=")) for p in line.text[match.end() :].split(", ")]
-        return _updates(line, _named(pairs), float(match[1]))
+        return _updates(line, named(pairs), float(match[1]))
     if match := _FAIRSEQ_TABLE.search(line.text):
         rest = line.text[match.end() :]
         kind = "eval_loss" if rest.startswith("valid") else "epoch_mean_loss"
         pairs = [_two(p.strip().rpartition(" ")) for p in rest.split("|")]
-        return _updates(line, _named((kind if n == "loss" else n, t) for n, t in pairs), float(match[1]))
+        return _updates(line, named((kind if n == "loss" else n, t) for n, t in pairs), float(match[1]))
     return None
 
 
@@ -338,7 +339,7 @@ def _updates(line: Line, values: dict[str, float], epoch: float | None) -> Recor
         values.setdefault("epoch", epoch)
     if values.get("ups", 0.0) > 0:
         values.setdefault("step_seconds", 1 / values["ups"])
-    return [_point(line, step, values)]
+    return [point_at(line, step, values)]
 
 
 # 2021-11-05 00:07:31 | INFO | train_inner | {"epoch": 1, "loss": "5.123", "num_updates": "3000", ...}
@@ -351,124 +352,21 @@ def metaseq(line: Line, memory: Memory) -> Records | None:
     `train` is the mean of an epoch, so its loss is no step's loss.
     """
     match = _METASEQ.search(line.text[:400]) if "| {" in line.text else None
-    data = _json_object(line.text[match.end() :]) if match else None
+    data = json_object(line.text[match.end() :]) if match else None
     if match is None or data is None:
         return None
     tag = "valid" if match[1].startswith("valid") else match[1]
     losses = {"train_inner": "loss", "train": "epoch_mean_loss", "valid": "eval_loss"}
     pairs = ((k.removeprefix(tag + "_"), str(v)) for k, v in data.items())
-    return _updates(line, _named((losses[tag] if n == "loss" else n, t) for n, t in pairs), None)
+    return _updates(line, named((losses[tag] if n == "loss" else n, t) for n, t in pairs), None)
 
 
-_STEP_KEYS = (
-    "step global_step _step num_updates iteration iter current_steps train/global_step trainer/global_step "
-    "steps training_step global_iter n_iter it update"
-).split()
-_TOTAL_KEYS = "total_steps max_steps max_iters num_training_steps train_iters num_steps".split()
-_TIME_KEYS = "_timestamp timestamp @timestamp time wall_time ts datetime created_at asctime".split()
-_TEXT_KEYS = ("log", "message", "msg")
-_RESERVED = frozenset((*_STEP_KEYS, *_TOTAL_KEYS, *_TIME_KEYS, "rank", "global_rank", "_runtime"))
-
-
-def _json_object(text: str) -> dict[str, Any] | None:
+def json_object(text: str) -> dict[str, Any] | None:
     try:
         data = json.loads(text)
     except (ValueError, RecursionError):
         return None
     return data if isinstance(data, dict) else None
-
-
-def _flat(data: Mapping[str, Any]) -> dict[str, Any]:
-    """One level of nesting taken out: {"step": 1, "train": {"loss": 2}} gives step and train/loss."""
-    flat: dict[str, Any] = {}
-    for key, value in data.items():
-        if isinstance(value, dict):
-            flat.update({f"{key}/{inner}": v for inner, v in value.items()})
-        else:
-            flat[str(key)] = value
-    return flat
-
-
-def mapping_point(data: Mapping[str, Any], line: Line, memory: Memory) -> Point | None:
-    """A point of any logger's key and value record; None when it has no step or no number besides.
-
-    A loss or grad norm that is null where it was a number before is told as missing.
-    """
-    flat = _flat(data)
-    low = {k.lower(): v for k, v in flat.items()}
-    step = next((s for k in _STEP_KEYS if (s := integer(low.get(k))) is not None), None)
-    total = next((s for k in _TOTAL_KEYS if (s := integer(low.get(k))) is not None), None)
-    when = next((t for k in _TIME_KEYS if (t := time_of(low.get(k))) is not None), None)
-    rank = integer(low.get("rank", low.get("global_rank")))
-    pairs = (
-        (k, str(v)) for k, v in flat.items()
-        if v is not None and not isinstance(v, (bool, list, dict)) and k.lower() not in _RESERVED
-    )  # fmt: skip
-    values = _named(pairs)
-    nulls = {canonical(k) for k, v in flat.items() if v is None}
-    missing = tuple(n for n in memory.seen if n in nulls and n not in values)
-    if step is None or not (values or missing):
-        return None
-    if "throughput" in values and "current_steps" in low:
-        values["throughput_tokens_per_second"] = values.pop("throughput")  # LLaMA-Factory counts tokens
-    memory.seen = [n for n in ("loss", "grad_norm") if n in values or n in memory.seen]
-    return Point(
-        step, when if when is not None else line.time, values,
-        rank if rank is not None else line.rank, total, missing, line.offset_bytes,
-    )  # fmt: skip
-
-
-def json_lines(line: Line, memory: Memory) -> tuple[str, Records | Line] | None:
-    """One JSON object a line: LLaMA-Factory's trainer_log.jsonl, and any logger's with the usual names.
-
-    Gives the format and the records; or an inner `Line`, when the object only wraps a line of text as
-    container runtimes do.
-    """
-    text = line.text.strip()
-    if not text.startswith("{"):
-        start = text.find("{", 0, 200)
-        if start < 0 or not text.endswith("}"):
-            return None
-        text = text[start:]
-    data = _json_object(text)
-    if data is None:
-        return None
-    point = mapping_point(data, line, memory)
-    if point is not None:
-        return ("llamafactory" if "current_steps" in data else "jsonl"), [point]
-    for key in _TEXT_KEYS:
-        if isinstance(inner := data.get(key), str) and inner:
-            wrapped = Line.of(inner.rstrip("\r\n"), line.offset_bytes)
-            when = next((t for k in _TIME_KEYS if (t := time_of(data.get(k))) is not None), None)
-            wrapped.time = when if when is not None else wrapped.time
-            wrapped.rank = wrapped.rank if wrapped.rank is not None else line.rank
-            return "", wrapped
-    return "", []
-
-
-def csv_header(text: str) -> list[str]:
-    """The columns, when a first line is a header that names a step and another metric; else none."""
-    columns = [c.strip().strip('"') for c in text.split(",")]
-    names = {c.lower() for c in columns}
-    if len(columns) < 2 or not names & {*_STEP_KEYS, "epoch"}:
-        return []
-    if any(len(c) > 200 or "=" in c or "{" in c or number(c) is not None for c in columns):
-        return []
-    known = {"eval_loss", "grad_norm", "learning_rate"}
-    metric = any("loss" in n for n in names) or any(canonical(c) in known for c in columns)
-    return columns if metric else []
-
-
-def csv_row(line: Line, memory: Memory) -> Records:
-    """A row of metrics.csv (Lightning's CSVLogger) or its like; blank cells are values not recorded."""
-    cells = [c.strip().strip('"') for c in line.text.split(",")]
-    if cells == memory.columns or len(cells) != len(memory.columns):
-        return []
-    row = {k: v for k, v in zip(memory.columns, cells, strict=True) if v}
-    point = mapping_point(row, line, memory)
-    if point is None and (epoch := number(row.get("epoch", ""))) is not None and len(row) > 1:
-        point = _point(line, None, {**_named(row.items()), "epoch": epoch})
-    return [point] if point else []
 
 
 # step=12 loss=3.4      step 12 | loss 3.4 | lr 1e-4      Step 12/1000 - loss: 3.4      [iter 12] loss: 3.4
@@ -510,7 +408,7 @@ def generic(line: Line, memory: Memory) -> Records | None:
     if not told and not match[2] and match.start() > 1:
         return None
     return [
-        _point(line, _whole(match[1].rstrip(",")), values, total_steps=_whole((match[2] or "").rstrip(",")))
+        point_at(line, _whole(match[1].rstrip(",")), values, total_steps=_whole((match[2] or "").rstrip(",")))
     ]
 
 

@@ -23,6 +23,7 @@ from clustertools.host import FileStat, Host
 from clustertools.sources import training_formats as formats
 from clustertools.sources.training_events import event_of
 from clustertools.sources.training_progress import ProgressTracker
+from clustertools.sources.training_records import csv_header, csv_row, json_lines, mapping_point
 from clustertools.sources.training_values import Event, Line, Point, StepsBack, from_json, integer, to_json
 
 __all__ = [
@@ -231,7 +232,7 @@ class LogReader:
 
     def _first_line(self, text: str) -> None:
         self._begun = True
-        if self._wanted in (None, "csv") and (columns := formats.csv_header(text)):
+        if self._wanted in (None, "csv") and (columns := csv_header(text)):
             self._memory.columns, self.format = columns, "csv"
 
     def _line(self, raw: bytes, offset: int, found: list[Point | Event]) -> None:
@@ -239,7 +240,7 @@ class LogReader:
         if not self._begun and text.strip():
             self._first_line(text.removeprefix("\ufeff"))
         if self._memory.columns:
-            self._tell("csv", formats.csv_row(Line(text, offset), self._memory), found)
+            self._tell("csv", csv_row(Line(text, offset), self._memory), found)
             return
         line = Line.of(text, offset)
         if not line.text.strip():
@@ -258,7 +259,7 @@ class LogReader:
             return line
         if " | {" in stripped[:400]:
             return line  # metaseq: the tag before the object tells what it is
-        answer = formats.json_lines(line, self._memory)
+        answer = json_lines(line, self._memory)
         if answer is None:
             return line
         family, records = answer
@@ -504,7 +505,7 @@ def read_trainer_state(text: str) -> list[Point]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise Unparsable("not a trainer_state.json", text[:160]) from exc
     memory = formats.Memory()
-    points = [formats.mapping_point(e, Line(""), memory) for e in entries if isinstance(e, dict)]
+    points = [mapping_point(e, Line(""), memory) for e in entries if isinstance(e, dict)]
     return [dataclasses.replace(point, total_steps=total) for point in points if point]
 
 
@@ -519,7 +520,7 @@ def read_wandb_summary(text: str) -> Point | None:
         raise Unparsable("not a wandb-summary.json", text[:160]) from exc
     if not isinstance(data, dict):
         raise Unparsable("not a wandb-summary.json", text[:160])
-    return formats.mapping_point(data, Line(""), formats.Memory())
+    return mapping_point(data, Line(""), formats.Memory())
 
 
 def main(arguments: list[str] | None = None) -> int:
