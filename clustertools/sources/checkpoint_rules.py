@@ -134,7 +134,7 @@ def _metadata_present(layout: str, entries: Sequence[Entry]) -> list[Problem]:
 
 @dataclass(frozen=True, slots=True)
 class Division:
-    """How a `.metadata` divides the files beside it: segments by relative path; `note` for what is odd."""
+    """How a `.metadata` divides the files beside it: segments by relative path."""
 
     parts: Mapping[str, tuple[Segment, ...]]
 
@@ -162,7 +162,8 @@ def read_division(entry: Entry, look: Look) -> Division:
         )
         if not (isinstance(path, str) and type(offset) is int and type(length) is int):
             raise Torn(f"does not say where {name[:80]} lies")
-        if os.path.isabs(path) or ".." in path.split("/") or min(offset, length) < 0:
+        outside = path not in parts and (os.path.isabs(path) or ".." in path.split("/"))
+        if outside or offset < 0 or length < 0:
             raise HostilePickle(f"it points outside the checkpoint ({path[:80]})")
         about = tensors.get(name)
         is_tensor = isinstance(about, Stub) and about.label.endswith("TensorStorageMetadata")

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import gc
 import json
 import os
 import time
@@ -148,7 +149,8 @@ def _reports(seen: Sequence[Seen], terms: _Terms) -> list[CheckpointReport]:
         found = list(one.problems)
         if older is not None and not one.late and one.layout != "file":
             found += lacks(one.roles, older.roles, older.candidate.name, ranks_known=one.ranks_known)
-        reports.append(_judge(one, found, terms))
+        report = _judge(one, found, terms)
+        reports.append(replace(report, reason=_plain(report.reason)))
     return reports
 
 
@@ -205,6 +207,11 @@ def _praise(one: Seen, deep: bool) -> str:
 def _sentence(worst: Problem, found: Sequence[Problem]) -> str:
     more = len(found) - 1
     return worst.reason + (f"; and {more} more" if more else "")
+
+
+def _plain(text: str) -> str:
+    """Names out of a file reach terminals and chats: without control characters, and not without end."""
+    return "".join(c if c.isprintable() else "?" for c in text[:600])
 
 
 def _age(seconds: float) -> str:
@@ -342,6 +349,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="the only form; accepted for symmetry")
     options = parser.parse_args(arguments)
     _cap_memory()
+    # an index of a million chunks is a million objects without cycles, and this process ends right after
+    gc.disable()
     print(json.dumps(_answer(options)))
     return 0
 

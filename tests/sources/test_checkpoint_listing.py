@@ -172,6 +172,14 @@ def test_hostile_one_is_refused_and_never_run(tmp_path: Path) -> None:
     assert not marker.exists()
 
 
+def test_names_in_a_file_reach_no_terminal(tmp_path: Path) -> None:
+    escape = b"\x80\x02cevil\x1b]0;owned\x07\nrun\n)R."
+    (tmp_path / "step_1.pkl").write_bytes(escape)
+    reason = look(tmp_path)[0].reason
+    assert "evil" in reason
+    assert reason.isprintable()
+
+
 def test_pickle_of_a_few_bytes_that_asks_for_terabytes(tmp_path: Path) -> None:
     (tmp_path / "step_2.pkl").write_bytes(b"\x80\x02Nr\xff\xff\xff\x7f.")
     aged(torch_zip(tmp_path / "step_1.pt"))
