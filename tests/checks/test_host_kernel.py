@@ -37,7 +37,7 @@ def test_gpu_lines_are_not_the_hosts(run: Run, host: str) -> None:
     [
         ("watchdog: BUG: soft lockup - CPU#3 stuck for 22s! [python:1]", "HostLockup", Status.CRITICAL, ""),
         ("BUG: kernel NULL pointer dereference, address: 08", "HostKernelOops", Status.CRITICAL, ""),
-        ("mce: [Hardware Error]: CPU 12: Machine Check: 5 Bank 4: be", "HostMachineCheck", Status.CRITICAL, ""),
+        ("[Hardware Error]: CPU 12: Machine Check: 5 Bank 4: be", "HostMachineCheck", Status.CRITICAL, ""),
         ("EXT4-fs error (device sda1): x: inode #2", "HostFilesystemError", Status.CRITICAL, "fs@sda1"),
         ("I/O error, dev nvme0n1, sector 8 op 0x0:(READ)", "HostIoError", Status.WARNING, "disk@nvme0n1"),
         (

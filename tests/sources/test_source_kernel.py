@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -192,6 +194,14 @@ def test_a_journal_that_forgot_the_cursor_is_a_gap(machine: Machine) -> None:
     assert log.gap == 1
 
 
+def test_a_journal_that_begins_after_the_cursor_is_a_gap_and_drops_nothing(machine: Machine) -> None:
+    cursor = machine.journal("-n", "5000", stdout=entry(1)).read().cursor
+    machine.journal("--cursor=s=a;i=1", stdout=entry(6, "six") + "\n" + entry(7, "seven"))
+    log = machine.journal("-n", "5000", stdout=entry(6, "six") + "\n" + entry(7, "seven")).read(cursor)
+    assert texts(log) == ["six", "seven"]
+    assert log.gap == 1
+
+
 def test_a_journal_without_any_kernel_message_means_we_may_not_read_it(machine: Machine) -> None:
     machine.journal("-n", "5000", stdout="")
     with pytest.raises(Unobservable, match="systemd-journal"):
@@ -271,6 +281,74 @@ def test_a_record_written_to_the_real_ring_is_seen_once() -> None:
     assert abs(line.time - time.time()) < 5
     again = read_kernel_log(host, log.cursor)
     assert not [t for t in texts(again) if f"pid={os.getpid()}," in t]
+
+
+_IN_A_NAMESPACE = """
+set -e
+mount -t tmpfs tmpfs /run
+mkdir -p /run/systemd/journal /run/log/journal /run/systemd/journald.conf.d
+printf '[Journal]\\nStorage=volatile\\nReadKMsg=yes\\n' > /run/systemd/journald.conf.d/test.conf
+"$1" > /dev/null 2>&1 & JOURNALD=$!
+trap 'kill $JOURNALD' EXIT
+"$2" -c "$3"
+"""
+_READ_THE_JOURNAL = """
+import json, time
+from clustertools.errors import Unobservable
+from clustertools.host import LocalHost
+from clustertools.sources.kernel import read_kernel_log
+
+class NotRoot(LocalHost):
+    def read(self, path, offset=0, limit=None):
+        if path == "/dev/kmsg":
+            raise Unobservable("/dev/kmsg: Operation not permitted")
+        return super().read(path, offset, limit)
+
+def once(cursor):
+    for _ in range(50):
+        try:
+            return read_kernel_log(NotRoot(), cursor)
+        except Unobservable as exc:
+            said = exc
+            time.sleep(0.1)
+    raise said
+
+first = once("")
+with open("/dev/kmsg", "wb", buffering=0) as file:
+    file.write(b"<3>NVRM: Xid (PCI:0000:3b:00): 79, pid=1, name=journaltest, GPU has fallen off the bus.\\n")
+for _ in range(50):
+    second = once(first.cursor)
+    if second.lines:
+        break
+    time.sleep(0.1)
+third = once(second.cursor)
+about = {"first": len(first.lines), "gap": second.gap, "third": [line.text for line in third.lines]}
+print(json.dumps({"source": first.source, "second": [line.text for line in second.lines], **about}))
+"""
+JOURNALD = "/lib/systemd/systemd-journald"
+
+
+@pytest.mark.root
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (os.access(JOURNALD, os.X_OK) and os.geteuid() == 0), reason="needs root and systemd-journald"
+)
+def test_a_real_journal_is_read_from_where_we_stopped() -> None:
+    done = subprocess.run(
+        ["unshare", "-m", "bash", "-c", _IN_A_NAMESPACE, "bash", JOURNALD, sys.executable, _READ_THE_JOURNAL],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    if "unshare failed" in done.stderr or "Operation not permitted" in done.stderr:
+        pytest.skip(f"no mount namespace can be made here: {done.stderr.strip()[:200]}")
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert (said["source"], said["gap"]) == ("journal", 0)
+    assert said["first"] > 0
+    assert len([t for t in said["second"] if t.startswith("NVRM: Xid") and "journaltest" in t]) == 1
+    assert not [t for t in said["third"] if "journaltest" in t]
 
 
 # ---- Xids ------------------------------------------------------------------------------------------------
