@@ -53,6 +53,7 @@ _TEST = '''"""@NAME@ on recorded hosts."""
 from __future__ import annotations
 
 from clustertools.checks.@NAME@ import Limits
+
 from clustertools.model import Status
 
 

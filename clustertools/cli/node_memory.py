@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -54,6 +53,8 @@ def load(path: Path) -> dict[str, dict[str, Any]]:
 
 def save(path: Path, memory: Mapping[str, Mapping[str, Any]]) -> None:
     """Replace the file in one step: a reader sees the old one or the new one. Raises Unobservable."""
+    import tempfile  # only a node that remembers pays for it
+
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(
