@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from clustertools.model import from_data, to_data
@@ -29,6 +29,10 @@ class Mail:
                     if _reference(store, name, key) is None:
                         store.put_cursor(f"told:{name}", key, {"reference": ""})
 
+    def references(self, store: Store, keys: Iterable[str]) -> dict[str, str]:
+        """What ties an incident to its threads: only incidents of the same threads may be told as one."""
+        return {key: "|".join(_reference(store, name, key) or "" for name in self.sinks) for key in keys}
+
     def deliver(self, store: Store, now: float) -> DeliverySummary:
         """Send what is due. Raises StoreError when it cannot be written down that something was sent."""
         return deliver_due(StoreOutbox(store), self.sinks, now)
@@ -51,7 +55,12 @@ class StoreOutbox:
         held: set[tuple[str, str]] = set()
         found: list[Pending] = []
         for number, sink, data, due, tries in self._store.waiting():
-            message = from_data(Message, data)
+            try:
+                message = from_data(Message, data)
+            except (TypeError, ValueError, KeyError) as exc:
+                # written by another version: one message is lost, loudly, and the others go on
+                self.failed(number, f"unreadable in the outbox: {exc}", None, now)
+                continue
             mine = {(sink, key) for key in message.keys}
             if due > now or mine & held:
                 held |= mine

@@ -48,6 +48,12 @@ class Past:
     state: str
     blocked: str
     time: float
+    step: str = ""
+
+    @property
+    def is_busy(self) -> bool:
+        """Under way, and not merely waiting for the first new step of what it started."""
+        return self.state in ("planned", "running") and self.step != "wait_step"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +121,7 @@ def plan(
     by_code = {code: book for book in playbooks for code in book.codes}
     under_way = {p.id for p in ledger.actions if p.state in ("planned", "running", "done", "failed")}
     stopped = {p.id: p.blocked for p in ledger.actions if p.state == "blocked"}
-    busy = {p.target.run for p in ledger.actions if p.kind in ON_RUNS and p.state in ("planned", "running")}
+    busy = {p.target.run for p in ledger.actions if p.kind in ON_RUNS and p.is_busy}
     planned: list[Action] = []
     for key in sorted(incidents):
         incident = incidents[key]

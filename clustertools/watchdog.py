@@ -183,7 +183,7 @@ class Watchdog:
         rows = self.store.actions(since=now - LEDGER_SECONDS)
         attempts = {run: self.store.attempts(run) for run in self.store.runs()}
         past = tuple(
-            Past(a.id, a.kind, a.target, a.playbook, row.state, a.blocked, row.time)
+            Past(a.id, a.kind, a.target, a.playbook, row.state, a.blocked, row.time, row.step)
             for row in rows
             for a in (row.action,)
         )
@@ -257,7 +257,8 @@ class Watchdog:
                     explains=[i for i in after.values() if i.explained_by == incident.key],
                 )
             )
-        return fold_messages(told)
+        keys = {message.key for message in told}
+        return fold_messages(told, references=self.mail.references(self.store, keys))
 
     def _enqueue(self, messages: Sequence[Message], now: float) -> None:
         for message in messages:
@@ -279,7 +280,8 @@ class Watchdog:
         for row in sorted(rows, key=lambda r: (r.action.planned_at, r.action.id)):
             if row.state not in ("planned", "running") or row.action.because in held:
                 continue
-            held.add(row.action.because)
+            if row.step != "wait_step":
+                held.add(row.action.because)
             sentence, outcome = self._step(row, now)
             if sentence:
                 said.append(sentence)

@@ -41,7 +41,11 @@ def _capture(action: Action, detail: Mapping[str, Any], scene: Scene) -> Progres
     _, job = _run(scene)
     if job.state != "running":
         return Progress("stop", detail)
-    told = evidence(scene.host, job, scene.evidence_folder)
+    try:
+        told = evidence(scene.host, job, scene.evidence_folder)
+    except ActionFailed as exc:
+        # evidence on a full disk must not keep a thousand GPUs waiting
+        return Progress("stop", detail, str(exc))
     first = told.get("stacks.txt", "")
     return Progress(
         "stop", {**detail, "evidence": str(scene.evidence_folder)},
@@ -64,17 +68,18 @@ def _wait_end(action: Action, detail: Mapping[str, Any], scene: Scene) -> Progre
     left = scene.scheduler.leftovers(spec, job)
     if job.state == "ended" and not left:
         return Progress("choose", detail, "every process of the run has ended")
-    waited = scene.now - float(detail.get("stopped_at", scene.now))
-    if waited > spec.grace_seconds + KILL_SECONDS:
+    if scene.now - float(detail.get("stopped_at", scene.now)) <= spec.grace_seconds:
+        return Progress("wait_end", detail)
+    # counted from the kill, not from the request: the watchdog may have been away in between
+    killed_at = float(detail.get("killed_at", scene.now))
+    if scene.now - killed_at > KILL_SECONDS:
         raise ActionFailed(
             f"processes {left} of {spec.name} could not be killed (they hang in the kernel); "
             "no second copy is started; drain and reboot the node"
         )
-    if waited > spec.grace_seconds:
-        scene.scheduler.cancel(spec, job, f"clustertools: {action.because}", force=True)
-        said = "" if detail.get("killed") else f"still there after {spec.grace_seconds:g} s: sent SIGKILL"
-        return Progress("wait_end", {**detail, "killed": True}, said)
-    return Progress("wait_end", detail)
+    scene.scheduler.cancel(spec, job, f"clustertools: {action.because}", force=True)
+    said = "" if "killed_at" in detail else f"still there after {spec.grace_seconds:g} s: sent SIGKILL"
+    return Progress("wait_end", {**detail, "killed_at": killed_at}, said)
 
 
 def _choose(action: Action, detail: Mapping[str, Any], scene: Scene) -> Progress:
@@ -151,11 +156,15 @@ def _prepare(spec: RunSpec, attempt: Attempt, detail: Mapping[str, Any], scene: 
 
 def _wait_step(action: Action, detail: Mapping[str, Any], scene: Scene) -> Progress:
     spec, job = _run(scene)
-    attempt = scene.attempts[-1]
+    attempt = next(a for a in scene.attempts if a.token == detail["token"])
     took = scene.now - float(detail["submitted_at"])
     if attempt.new_steps:
         said = f"training again: step {attempt.last_step} after {took:.0f} s (attempt {attempt.number})"
         return Progress("", detail, said)
+    if attempt != scene.attempts[-1]:
+        raise ActionFailed(
+            f"attempt {attempt.number} of {spec.name} made no new step: {attempt.end or 'stuck'}"
+        )
     if job.state == "ended":
         if job.exit_code == 0:
             return Progress("", detail, f"attempt {attempt.number} ended well")
