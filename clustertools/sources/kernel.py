@@ -240,44 +240,42 @@ def _text(value: object) -> str:
 # ---- what a line says --------------------------------------------------------------------------------
 
 _LOOKED_AT = 4096
+# kept as text: `re` compiles each when it is first needed, so that importing this module is cheap
 _ADDRESS = r"[0-9a-fA-F]{4,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2}(?:\.[0-7])?"
 
 # NVRM: Xid (PCI:0000:3b:00): 79, pid=1234, name=python, GPU has fallen off the bus.
 # NVRM: Xid (PCI:0000:3b:00 GPU-I:05): 94, pid='<unknown>', name=<unknown>, Contained: ...
 # NVRM: Xid (0000:03:00): 31, Ch 00000010, engmask 00000101, intr 10000000
-_XID = re.compile(
-    rf"(?:^|[\s:])NVRM: Xid \((?:PCI:)?(?P<pci>{_ADDRESS})(?: GPU-I:(?P<mig>\d{{1,4}}))?\): "
-    r"(?P<code>\d{1,5})(?!\d)[,:]?\s*(?P<rest>.*)",
-    re.DOTALL,
+_XID = (
+    rf"(?s)(?:^|[\s:])NVRM: Xid \((?:PCI:)?(?P<pci>{_ADDRESS})(?: GPU-I:(?P<mig>\d{{1,4}}))?\): "
+    r"(?P<code>\d{1,5})(?!\d)[,:]?\s*(?P<rest>.*)"
 )
 # pid=1234, name=python, ...    pid='<unknown>', name=<unknown>, ...
-_PROCESS = re.compile(r"pid='?(?:(?P<pid>\d{1,10})|<unknown>)'?,\s*(?:name=(?P<name>[^,]*),\s*)?", re.ASCII)
+_PROCESS = r"(?a)pid='?(?:(?P<pid>\d{1,10})|<unknown>)'?,\s*(?:name=(?P<name>[^,]*),\s*)?"
 # NVRM: GPU 0000:3b:00.0: GPU has fallen off the bus.
 # NVRM: The NVIDIA GPU 0000:3b:00.0 (PCI ID: 10de:2330) installed in this system has fallen off the bus
-_FALLEN = re.compile(rf"NVRM: [^\n]{{0,200}}?(?P<pci>{_ADDRESS})")
+_FALLEN = rf"NVRM: [^\n]{{0,200}}?(?P<pci>{_ADDRESS})"
 # NVRM: GPU at PCI:0000:3b:00: GPU-8f6a9ea1-4b4f-2e34-9a1e-0a4bd5a3a1f4
-_UUID = re.compile(rf"NVRM: GPU at PCI:(?P<pci>{_ADDRESS}): (?P<uuid>GPU-[0-9a-fA-F-]{{36}})")
+_UUID = rf"NVRM: GPU at PCI:(?P<pci>{_ADDRESS}): (?P<uuid>GPU-[0-9a-fA-F-]{{36}})"
 # GPU recovery action changed from 0x0 (None) to 0x1 (GPU Reset Required)
-_RECOVERY = re.compile(
+_RECOVERY = (
     r"recovery action changed from 0x[0-9a-fA-F]{1,8} \((?P<was>[^()]{0,60})\) "
     r"to 0x(?P<number>[0-9a-fA-F]{1,8}) \((?P<now>[^()]{0,60})\)"
 )
 # RLW_REMAP Nonfatal XC0 i0 Link 00 (0x00000004 0x80000000 0x00000000 0x00000000 0x00000000 0x00000000)
-_NVLINK5 = re.compile(
-    r"(?P<unit>[A-Z][A-Z0-9_]{2,40})\s+(?P<severity>Fatal|Link[ -]?Fatal|Non-?fatal)\s+"
+_NVLINK5 = (
+    r"(?i)(?P<unit>[A-Z][A-Z0-9_]{2,40})\s+(?P<severity>Fatal|Link[ -]?Fatal|Non-?fatal)\s+"
     r"(?:XC\d\s+)?(?:i\d\s+)?Link\s+(?P<link>-?\d{1,4})\s+"
-    r"\((?P<words>0x[0-9a-fA-F]{1,8}(?:[ ,]+0x[0-9a-fA-F]{1,8})*)",
-    re.IGNORECASE,
+    r"\((?P<words>0x[0-9a-fA-F]{1,8}(?:[ ,]+0x[0-9a-fA-F]{1,8})*)"
 )
 # NVRM: loading NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5 22:23:56 UTC 2024
-_DRIVER_LOAD = re.compile(r"NVRM: loading NVIDIA UNIX .{0,60}Kernel Module\b")
+_DRIVER_LOAD = r"NVRM: loading NVIDIA UNIX .{0,60}Kernel Module\b"
 # nvidia-nvswitch3: SXid (PCI:0000:c1:00.0): 20034, Fatal, Link 32 LTSSM Fault Up
 # nvidia-nvswitch3: SXid (PCI:0000:c1:00.0): 20034, Severity 1 Engine instance 32 Sub-engine instance 00
-_SXID = re.compile(
-    rf"(?P<switch>nvidia-nvswitch\d{{1,3}}):? SXid \(PCI:(?P<pci>{_ADDRESS})\): "
+_SXID = (
+    rf"(?s)(?P<switch>nvidia-nvswitch\d{{1,3}}):? SXid \(PCI:(?P<pci>{_ADDRESS})\): "
     r"(?P<code>\d{1,6})(?!\d),?\s*(?:(?P<severity>Fatal|Non-fatal),?\s*)?"
-    r"(?:Link (?P<link>\d{1,4})\s*)?(?P<rest>.*)",
-    re.DOTALL,
+    r"(?:Link (?P<link>\d{1,4})\s*)?(?P<rest>.*)"
 )
 
 
@@ -328,11 +326,11 @@ class Sxid:
 def parse_xid(text: str) -> Xid | None:
     """The Xid that a line reports; also a GPU that has fallen off the bus where the driver gave no Xid."""
     text = text[:_LOOKED_AT]
-    match = _XID.search(text)
+    match = re.search(_XID, text)
     if match is None:
         return _fallen_off(text)
     rest, pid, process = match["rest"], None, ""
-    who = _PROCESS.match(rest)
+    who = re.match(_PROCESS, rest)
     if who:
         rest = rest[who.end() :]
         pid = int(who["pid"]) if who["pid"] else None
@@ -344,7 +342,7 @@ def parse_xid(text: str) -> Xid | None:
 def _fallen_off(text: str) -> Xid | None:
     if "NVRM:" not in text or "fallen off the bus" not in text or "Xid (" in text:
         return None
-    match = _FALLEN.search(text)
+    match = re.search(_FALLEN, text)
     return Xid(79, pci_address(match["pci"]) if match else "", "GPU has fallen off the bus")
 
 
@@ -355,13 +353,13 @@ def almost_xid(text: str) -> bool:
 
 def parse_recovery_action(text: str) -> RecoveryAction | None:
     """The decision in the text of an Xid 154."""
-    match = _RECOVERY.search(text[:_LOOKED_AT])
+    match = re.search(_RECOVERY, text[:_LOOKED_AT])
     return RecoveryAction(match["was"], match["now"], int(match["number"], 16)) if match else None
 
 
 def parse_nvlink5(text: str) -> Nvlink5Error | None:
     """The extended form in the text of an Xid 144 to 150."""
-    match = _NVLINK5.search(text[:_LOOKED_AT])
+    match = re.search(_NVLINK5, text[:_LOOKED_AT])
     if match is None:
         return None
     words = [int(w, 16) for w in re.findall(r"0x[0-9a-fA-F]{1,8}", match["words"])]
@@ -372,18 +370,18 @@ def parse_nvlink5(text: str) -> Nvlink5Error | None:
 
 def parse_gpu_uuid(text: str) -> tuple[str, str] | None:
     """(PCI address, UUID) of the line that the driver prints before a GPU's first Xid."""
-    match = _UUID.search(text[:_LOOKED_AT])
+    match = re.search(_UUID, text[:_LOOKED_AT])
     return (pci_address(match["pci"]), match["uuid"]) if match else None
 
 
 def is_driver_load(text: str) -> bool:
     """Whether the line says that the NVIDIA kernel module was loaded: every GPU starts anew."""
-    return _DRIVER_LOAD.search(text[:_LOOKED_AT]) is not None
+    return re.search(_DRIVER_LOAD, text[:_LOOKED_AT]) is not None
 
 
 def parse_sxid(text: str) -> Sxid | None:
     """The SXid that a line of the NVSwitch driver reports."""
-    match = _SXID.search(text[:_LOOKED_AT])
+    match = re.search(_SXID, text[:_LOOKED_AT])
     if match is None:
         return None
     severity = {"Fatal": True, "Non-fatal": False}.get(match["severity"] or "")
