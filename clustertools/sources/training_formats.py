@@ -34,7 +34,9 @@ class Memory:
 
     `seen`: the names that a Megatron line had, so that one left out is noticed. `bar_total`: the length of
     the progress bar that counts training steps, `bar_sure` once a loss was printed beside it, `bar_step` its
-    last position. `columns`: the header of a CSV file.
+    last position; `bar_last` position and length of whichever bar moved last. `bar_rounds`: for each
+    description position, length and how often such a bar was run through, for a loop over the data shows a
+    new one every epoch. `columns`: the header of a CSV file.
     """
 
     seen: list[str] = field(default_factory=list)
@@ -42,6 +44,7 @@ class Memory:
     bar_sure: bool = False
     bar_last: list[int] = field(default_factory=list)
     bar_step: int | None = None
+    bar_rounds: dict[str, list[int]] = field(default_factory=dict)
     columns: list[str] = field(default_factory=list)
 
 
@@ -186,7 +189,8 @@ def hf_trainer(line: Line, memory: Memory) -> Records | None:
         values.setdefault("eval_loss", float("nan"))
     elif memory.bar_last:
         # the bar that moved last before a training loss is the one that counts training steps
-        memory.bar_step, memory.bar_total = memory.bar_last
+        if memory.bar_last[1] != memory.bar_total:
+            memory.bar_step, memory.bar_total = memory.bar_last
         memory.bar_sure = True
     return [point_at(line, memory.bar_step, values, total_steps=memory.bar_total or None)]
 
@@ -197,11 +201,17 @@ _BAR = re.compile(
     r"(?P<what>[^|%]{0,120}?)\s{0,4}\d{1,3}%\|[^|]{0,400}\| *(?P<n>\d{1,15})/(?P<total>\d{1,15}) "
     r"\[[\d:?]{1,12}<[^,\]]{1,24}, *(?P<rate>[\d.?]{1,20}) ?(?P<unit>s/it|it/s)(?P<more>[^\]]{0,2000})"
 )
-_EPOCH = re.compile(r"^\s*Epoch:? (\d{1,9})(?:/\d{1,9})?:?$")
+_EPOCH = re.compile(r"^Epoch:? ?\[?(\d{1,9})(?:/\d{1,9})?\]?:?$")
+# the end of a bar that stands before this one on the same line
+_BAR_END = re.compile(r"(?:s/it|it/s)[^\]]{0,200}\]")
 _EVALUATION_BAR = re.compile(r"^\s*(?:Validation|Validating|Evaluating|Sanity Checking|Testing)\b")
 # "  Total optimization steps = 1,000"
 _HF_TOTAL = re.compile(r"Total optimization steps = ([\d,]{1,20})\s*$")
 _POSTFIX = re.compile(rf"([A-Za-z][\w/.-]{{0,60}})=({NUMBER})(?=[,\s\]]|$)")
+
+
+#: Descriptions of bars that are told apart.
+_BARS_AT_MOST = 32
 
 
 def progress_bar(line: Line, memory: Memory) -> Records | None:
@@ -216,7 +226,7 @@ def progress_bar(line: Line, memory: Memory) -> Records | None:
     bar = _BAR.search(line.text[max(0, middle - 160) : middle + 2600]) if middle >= 0 else None
     if bar is None:
         return None
-    what = bar["what"].rsplit("]", 1)[-1].strip()
+    what = _BAR_END.split(bar["what"])[-1].strip()
     step, total = int(bar["n"]), int(bar["total"])
     values = named(_POSTFIX.findall(bar["more"]))
     values.pop("v_num", None)
@@ -231,7 +241,10 @@ def progress_bar(line: Line, memory: Memory) -> Records | None:
         return []  # loading, tokenizing: progress of something else
     if not what and not _is_training_bar(memory, step, total):
         return []
-    return [point_at(line, step, values, total_steps=total)]
+    step += _rounds(memory, what, step, total) * total
+    if not what:
+        memory.bar_step = step
+    return [point_at(line, step, values, total_steps=total if memory.bar_sure else None)]
 
 
 def _is_training_bar(memory: Memory, step: int, total: int) -> bool:
@@ -241,8 +254,20 @@ def _is_training_bar(memory: Memory, step: int, total: int) -> bool:
         if memory.bar_sure or total < memory.bar_total:
             return False
         memory.bar_total = total
-    memory.bar_step = step
     return True
+
+
+def _rounds(memory: Memory, what: str, step: int, total: int) -> int:
+    """How often a bar like this was run through before: its end and then a new beginning is an epoch."""
+    seen = memory.bar_rounds.get(what)
+    if seen is None or seen[1] != total:
+        if len(memory.bar_rounds) >= _BARS_AT_MOST:
+            memory.bar_rounds.clear()
+        memory.bar_rounds[what] = [step, total, 0]
+        return 0
+    seen[2] += seen[0] == total and step < total
+    seen[0] = step
+    return seen[2]
 
 
 # step: 10  loss:  7.12345  grad_norm:  1.2345  memory: 45.67GiB(57.60%)  tps: 7,123  tflops: 412.50  mfu: N/A

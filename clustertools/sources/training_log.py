@@ -357,6 +357,8 @@ class LogReader:
 
 
 def _copied(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _copied(v) for k, v in value.items()}
     return list(value) if isinstance(value, list) else value
 
 

@@ -80,22 +80,23 @@ class ProgressTracker:
         if self._empty_look_time is not None:
             seen = max(0.0, self._empty_look_time - self.last_sign_time)
         paced = self.last_step, self.last_advance_time
-        count = len(self._paces)
+        count, news = len(self._paces), False
         for item in fresh:
-            if isinstance(item, Event):
-                self._event(item, seen, now)
-            else:
-                self._point(item, seen, now)
-            seen = 0.0
+            if self._event(item, seen) if isinstance(item, Event) else self._point(item, seen, now):
+                news, seen = True, 0.0
+        if not news:
+            # a thread that goes on to print the last step is no sign of life
+            self._empty_look_time = now
+            return
         if len(self._paces) == count:
             self._pace_by_clock(*paced, now)
         self.last_sign_time = now
         self._empty_look_time = None
 
-    def _event(self, event: Event, seen: float, now: float) -> None:
+    def _event(self, event: Event, seen: float) -> bool:
         if event.kind == "restart_marker":
             self._went_back(event)
-            return
+            return True
         phase: Phase = {
             "checkpoint_started": "saving", "checkpoint_saved": "training", "evaluation": "evaluating",
             "resumed": "starting", "finished": "finished",
@@ -103,24 +104,28 @@ class ProgressTracker:
         if event.kind == "checkpoint_saved":
             self.last_checkpoint_step = event.step if event.step is not None else self.last_step
             self._period("saving", self.last_checkpoint_step)
-            # a save without an announced start happened in the silence before this line
-            spent: Phase = "starting" if self.phase == "starting" else "saving"
-            phase = "starting" if self.phase == "starting" else "training"
+            # a save without an announced start happened in the silence before this line; one in the
+            # background ends during something else, which goes on
+            spent: Phase = "saving" if self.phase in ("saving", "training") else self.phase
+            phase = "training" if self.phase == "saving" else self.phase
         else:
             spent = self.phase
         self._silence(spent, event.time, seen)
         self.phase = phase
+        return True
 
     def _went_back(self, event: Event) -> None:
         self.steps_back += 1
         self.first_step, self.last_step = event.step, None
         self._log_time = event.time
+        self._last_epoch = None
         self._last_done.clear()
         first = self.first_non_finite_step
         if first is not None and event.step is not None and event.step <= first:
             self.first_non_finite_step = None
 
-    def _point(self, point: Point, seen: float, now: float) -> None:
+    def _point(self, point: Point, seen: float, now: float) -> bool:
+        """Take in a point; whether it is a sign that the run lives."""
         if point.total_steps:
             self.total_steps = point.total_steps
         if point.non_finite and self.first_non_finite_step is None:
@@ -130,22 +135,24 @@ class ProgressTracker:
             self._period("evaluating", point.step if point.step is not None else self.last_step)
             self._silence("evaluating", point.time, seen)
             self.phase = "training"
-            return
+            return True
         earlier = self._log_time
         spent = self.phase
         if not self._advance(point, now):
-            return
+            return point.step is None and "skipped_iterations" in point.values
         # the marker of a restart comes before its first point: that silence was a start
         self._silence("training" if spent == "finished" else spent, point.time, seen, point)
         self._pace(point, earlier if spent == "training" else None)
         self.phase = "training"
+        return True
 
     def _advance(self, point: Point, now: float) -> bool:
         """Whether the point is a step further, or an epoch's fraction where the log has no steps."""
         epoch = point.values.get("epoch")
         if point.step is None:
-            if epoch is None or (self._last_epoch is not None and epoch <= self._last_epoch):
+            if epoch is None or epoch == self._last_epoch:
                 return False
+            self.steps_back += self._last_epoch is not None and epoch < self._last_epoch
         elif self.last_step is not None and point.step <= self.last_step:
             return False
         if point.step is not None:

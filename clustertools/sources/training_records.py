@@ -130,7 +130,7 @@ def csv_header(text: str) -> list[str]:
 def csv_row(line: Line, memory: Memory) -> Records:
     """A row of metrics.csv (Lightning's CSVLogger) or its like; blank cells are values not recorded."""
     cells = [c.strip().strip('"') for c in line.text.split(",")]
-    if cells == memory.columns or len(cells) != len(memory.columns):
+    if len(cells) != len(memory.columns):
         return []
     row = {k: v for k, v in zip(memory.columns, cells, strict=True) if v}
     point = mapping_point(row, line, memory)

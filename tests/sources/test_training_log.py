@@ -146,6 +146,37 @@ def test_hf_steps_come_from_the_training_bar_not_the_evaluations() -> None:
     assert [p.step for p in found if p.non_finite] == [130]
 
 
+def bar(n: int, total: int, what: str = "", more: str = "") -> str:
+    return f"\r{what}{100 * n // total:3d}%|███  | {n}/{total} [00:10<01:20,  1.50it/s{more}]"
+
+
+def test_hf_bars_when_only_the_losses_tell_which_bar_is_the_training() -> None:
+    loss = "\r{'loss': 2.5, 'epoch': 0.1}\n"
+    # seen from inside an evaluation: its bar comes first, and the training's after it
+    text = bar(3, 50) + bar(50, 50) + bar(101, 1000) + loss + bar(7, 50) + bar(102, 1000) + "\n"
+    found = points(text)
+    assert [p.step for p in found if "loss" in p.values] == [101]
+    assert [p.step for p in found][-2:] == [101, 102]
+    # the longer bar is believed until a loss follows the other
+    assert [p.step for p in points(bar(9, 1000) + bar(3, 50) + bar(10, 1000) + "\n")] == [9, 10]
+    short = points(bar(5, 20) + loss + bar(30, 500) + bar(6, 20) + loss)
+    assert [p.step for p in short if "loss" in p.values] == [5, 6]
+
+
+@pytest.mark.parametrize("what", ["", "Training: "])
+def test_a_bar_that_begins_anew_every_epoch_goes_on_counting(what: str) -> None:
+    more = ", loss=2.5" if what else ""
+    text = "".join(bar(n, 4, what, more) for _ in range(3) for n in range(5)) + "\n"
+    found = records(text)
+    assert [r.step for r in found] == [0, 1, 2, 3, 4, 4, 5, 6, 7, 8, 8, 9, 10, 11, 12]
+    assert all(isinstance(r, Point) for r in found)
+
+
+def test_epoch_bars_of_other_spellings() -> None:
+    text = bar(3, 10, "Epoch [2/5]: ") + bar(4, 10, "Epoch 2/5: ") + "\n"
+    assert [p.step for p in points(text)] == [23, 24]
+
+
 def test_torchtitan_colours_separators_and_units() -> None:
     found, _ = sample("torchtitan.log")
     assert found[0].values["throughput_tokens_per_second"] == 7123
@@ -291,6 +322,16 @@ def test_ranks_that_lag_behind_are_no_restart() -> None:
 def test_every_rank_says_that_it_saves_and_it_is_told_once() -> None:
     text = "".join(f"[rank{r}]: saving checkpoint at iteration 50 to /c\n" for r in range(8))
     assert len(records(text)) == 1
+
+
+def test_times_in_records() -> None:
+    stamps = [1767323045.5, 1767323045500, "2026-01-02T03:04:05.5+00:00", "2026-01-02T05:34:05.5+02:30"]
+    for stamp in stamps:
+        (point,) = points(json.dumps({"step": 1, "loss": 2.0, "timestamp": stamp}) + "\n")
+        assert point.time == 1767323045.5
+    # seconds since the start of the run are a number, not a moment
+    (point,) = points('{"step": 1, "loss": 2.0, "time": 12.5}\n')
+    assert point.time is None
 
 
 def test_offsets_are_bytes_of_the_file() -> None:

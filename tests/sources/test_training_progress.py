@@ -155,6 +155,26 @@ def test_a_restart_goes_back_and_is_no_hang() -> None:
     assert tracker.limit_seconds(1, 5) == 50
 
 
+def test_hours_between_two_starts_are_no_silence_of_training() -> None:
+    tracker = trained()
+    tracker.add([Event("restart_marker", 11, time=90000), step(11, 90000), step(12, 90010)], 95000)
+    assert tracker.step_seconds_max == 10
+    assert tracker.limit_seconds(1, 5) == 50
+
+
+def test_a_thread_that_repeats_the_last_step_is_no_sign_of_life() -> None:
+    tracker = trained()
+    for now in range(5200, 6200, 100):
+        tracker.add([step(19, now - 4000, gpu_load=99.0)], now)
+    assert tracker.silent_seconds(6200) == 1010
+
+
+def test_a_save_in_the_background_does_not_end_an_evaluation() -> None:
+    tracker = trained()
+    tracker.add([Event("checkpoint_started", 19), Event("evaluation"), Event("checkpoint_saved", 19)], 5200)
+    assert tracker.phase == "evaluating"
+
+
 def test_the_first_step_without_a_finite_loss() -> None:
     tracker = trained()
     tracker.add([step(20, loss=float("nan")), step(21, loss=float("inf"))], 5200)
@@ -171,6 +191,8 @@ def test_points_without_a_step_advance_by_epoch_only() -> None:
     tracker.add([Point(None, None, {"loss": 2.0, "epoch": 0.2})], 200)
     tracker.add([Point(None, None, {"loss_scale": 1024.0})], 300)
     assert (tracker.last_advance_time, tracker.phase, tracker.last_step) == (200, "training", None)
+    tracker.add([Point(None, None, {"loss": 2.0, "epoch": 0.1})], 400)
+    assert (tracker.last_advance_time, tracker.steps_back) == (400, 1)
 
 
 def test_the_same_step_again_is_no_advance() -> None:
