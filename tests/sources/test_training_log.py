@@ -161,6 +161,9 @@ def test_hf_bars_when_only_the_losses_tell_which_bar_is_the_training() -> None:
     assert [p.step for p in points(bar(9, 1000) + bar(3, 50) + bar(10, 1000) + "\n")] == [9, 10]
     short = points(bar(5, 20) + loss + bar(30, 500) + bar(6, 20) + loss)
     assert [p.step for p in short if "loss" in p.values] == [5, 6]
+    # an evaluation longer than the training is taken for it until the first loss
+    short = points(bar(30, 500) + bar(5, 20) + loss + bar(40, 500) + bar(6, 20) + "\n")
+    assert [(p.step, p.total_steps) for p in short][1:] == [(5, 20), (6, 20)]
 
 
 @pytest.mark.parametrize("what", ["", "Training: "])
