@@ -39,7 +39,8 @@ def job_exit(ctx: Context) -> Iterator[Finding]:
         how = f"exit code {job.exit_code}"
     yield ctx.critical(
         "JobCrashed", "", f"run {job.run} (attempt {job.attempt}) ended: {how}",
-        evidence=_last_words(ctx, job.log_paths), remedy=Remedy.RESTART_APP, nodes=job.nodes,
+        evidence=_last_words(ctx, job.log_paths), remedy=Remedy.RESTART_APP,
+        nodes=job.nodes, since=job.started_at,
     )  # fmt: skip
 
 

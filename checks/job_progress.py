@@ -174,17 +174,18 @@ def _judge(
     if done or (never and busy is not None and busy < IDLE_CPU_SHARE):
         why = "finished but has not ended" if done else "never made a step"
         yield ctx.critical(
-            "JobIdle", "", f"run {job.run} {why}: {what}", evidence=evidence, nodes=job.nodes
+            "JobIdle", "", f"run {job.run} {why}: {what}", evidence=evidence,
+            nodes=job.nodes, since=job.started_at,
         )  # fmt: skip
     elif signs:
         yield ctx.critical(
             "JobHung", "", f"run {job.run} is stuck {where}: {what}; {signs[0]}",
-            evidence=evidence, remedy=Remedy.RESTART_APP, nodes=job.nodes,
+            evidence=evidence, remedy=Remedy.RESTART_APP, nodes=job.nodes, since=job.started_at,
         )  # fmt: skip
     else:
         yield ctx.warning(
             "JobSilent", "", f"run {job.run} is silent {where}: {what}; no second sign that it is stuck",
-            evidence=evidence, nodes=job.nodes,
+            evidence=evidence, nodes=job.nodes, since=job.started_at,
         )  # fmt: skip
 
 

@@ -171,6 +171,8 @@ def _explained(after: dict[str, Incident], transitions: list[Transition], rules:
 def _explains(root: Incident, symptom: Incident, rules: Rules) -> bool:
     nodes = {symptom.finding.subject.node, *symptom.finding.nodes}
     known = symptom.finding.code in rules.explains[root.finding.code]
+    if root.finding.time < symptom.finding.since:
+        return False  # the run began after it, and made its way in spite of it
     return known and root.key != symptom.key and root.finding.subject.node in nodes
 
 

@@ -89,7 +89,11 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing wrong. `code` is stable for ever; `nodes` are those that a job's finding concerns."""
+    """One thing wrong. `code` is stable for ever; `nodes` are those that a job's finding concerns.
+
+    `time` is when it was seen or, for an event, when it happened; `since` is when the attempt of a run began
+    that the finding is about: what happened before cannot explain it.
+    """
 
     check: str
     code: str
@@ -101,6 +105,7 @@ class Finding:
     clears: Clears = "recovery"
     time: float = 0.0
     nodes: tuple[str, ...] = ()
+    since: float = 0.0
 
     @property
     def key(self) -> str:

@@ -131,8 +131,8 @@ def plan(
         for action in _actions(incident, book, world, now):
             if action.id in under_way or (action.kind in ON_RUNS and action.target.run in busy):
                 continue
-            if action.kind in HARMLESS and key not in world.fresh:
-                continue  # what is not seen now cannot be looked at now
+            if action.kind in HARMLESS | ON_RUNS and key not in world.fresh:
+                continue  # a run that is not seen to be in trouble now is left alone
             why = _guards(action, incident, book, ledger, planned, world, now, budgets)
             action = dataclasses.replace(action, blocked=why)
             if not why or stopped.get(action.id) != why:
@@ -179,6 +179,8 @@ def _guards(
     """The first guard that stops the action, in words; empty when none does."""
     if action.kind not in world.supported:
         return f"{action.kind} is not possible here"
+    if action.options.get("exclude") and "exclude" not in world.supported:
+        return f"{action.kind} on other nodes is not possible here"
     if action.kind in HARMLESS:
         return ""
     return (

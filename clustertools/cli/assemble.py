@@ -33,7 +33,7 @@ def load_config(path: Path | None) -> Loaded | None:
     """The site's config; None when there is none and none was asked for. Raises ConfigError."""
     if path is None and not os.environ.get("CLUSTERTOOLS_CONFIG") and not ETC.exists():
         return None
-    from clustertools.config import load  # pydantic is not paid for without a config
+    from clustertools.config import load  # not paid for without a config
 
     return load([path] if path else None)
 
@@ -155,6 +155,8 @@ def reloaded(options: Mapping[str, Any], *, terminal: bool) -> tuple[Settings, M
         mode=base.mode if options["act"] else "observe",
         interval_seconds=interval,
         limits=_limits(loaded, checks),
+        # one pass by hand or by cron looks at everything; cron is what spaces it
+        intervals=dict.fromkeys(checks, 0.0) if options["once"] else base.intervals,
     )
     chosen = [c for c in checks.values() if "watch" in c.stages and _enabled(config, c.name)]
     return base, mail(config, terminal=terminal), chosen

@@ -29,6 +29,7 @@ def watch(out: Output, once: bool, **options: Any) -> Status:
     """
     from clustertools.cli.assemble import node_watchdog
 
+    options["once"] = once
     watchdog = node_watchdog(options, terminal=not out.json)
     if once:
         result = watchdog.once()
