@@ -243,6 +243,9 @@ class ProgressTracker:
         limits = [minimum]
         for phase in self.silence_phases:
             learned = max(self._silences[phase], default=0.0) * factor
+            if phase == "training" and self._paces:
+                # looks that are rarer than the lines never see a silence, but they see the pace
+                learned = max(learned, max(self._paces) * self._stride * factor)
             if phase == "starting":
                 learned = max(learned, starting)
             limits.append(learned or UNLEARNED_SECONDS.get(phase, starting))
