@@ -347,19 +347,19 @@ class RecordedHost:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self.about: Mapping[str, Any] = _load_yaml(self.folder / "host.yaml")
+        self.about: Mapping[str, Any] = load_yaml(self.folder / "host.yaml")
         if not isinstance(self.about, Mapping):
             raise ConfigError(f"{self.folder / 'host.yaml'}: expected a mapping with name, boot_id and time")
         self.name = str(self.about.get("name", self.folder.name))
         self.boot_id = str(self.about.get("boot_id", "recorded-boot"))
-        self._commands = {}
+        self._commands: dict[tuple[str, ...], Mapping[str, Any]] = {}
         for path in sorted(self.folder.glob("commands/*.yaml")):
-            entry = _load_yaml(path)
+            entry = load_yaml(path)
             if not isinstance(entry, Mapping) or not isinstance(entry.get("argv"), list):
                 raise ConfigError(f"{path}: expected a mapping with argv, a list of words")
             self._commands[tuple(str(word) for word in entry["argv"])] = entry
         listed = self.folder / "listings.yaml"
-        listings = _load_yaml(listed) if listed.exists() else {}
+        listings = load_yaml(listed) if listed.exists() else {}
         self._globs: Mapping[str, list[str]] = listings.get("globs", {})
         self._stats: Mapping[str, list[float]] = listings.get("stats", {})
         self._errors: Mapping[str, str] = listings.get("errors", {})
@@ -368,7 +368,7 @@ class RecordedHost:
         return float(self.about.get("time", 0.0))
 
     def run(self, *argv: str, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS, stdin: str = "") -> Completed:
-        entry = self._commands.get(argv)
+        entry = self._answer(argv)
         if entry is None:
             raise Unobservable(f"{' '.join(argv[:6])} is not in the recording {self.folder.name}")
         if "error" in entry:
@@ -383,6 +383,10 @@ class RecordedHost:
             str(entry.get("stderr", "")),
             seconds,
         )
+
+    def _answer(self, argv: tuple[str, ...]) -> Mapping[str, Any] | None:
+        """What is recorded for `argv`."""
+        return self._commands.get(argv)
 
     def _path(self, path: str) -> Path:
         return self.folder / "files" / path.lstrip("/")
@@ -479,13 +483,13 @@ class Recorder:
     def save(self, about: Mapping[str, Any], scrub: Any = lambda text: text) -> list[Path]:
         """Write the folder, every text and path through `scrub` first. Returns the files written."""
         about = {"name": self.name, "boot_id": self.boot_id, "time": self.now(), **about}
-        written = [_dump_yaml(self.folder / "host.yaml", _scrubbed(about, scrub))]
+        written = [dump_yaml(self.folder / "host.yaml", _scrubbed(about, scrub))]
         listings = {"globs": self._globs, "stats": self._stats, "errors": self._errors}
-        written.append(_dump_yaml(self.folder / "listings.yaml", _scrubbed(listings, scrub)))
+        written.append(dump_yaml(self.folder / "listings.yaml", _scrubbed(listings, scrub)))
         for number, entry in enumerate(self._commands.values(), 1):
             slug = re.sub(r"[^a-z0-9]+", "-", " ".join(entry["argv"][:3]).lower()).strip("-")[:40]
             path = self.folder / "commands" / f"{number:03d}-{slug}.yaml"
-            written.append(_dump_yaml(path, _scrubbed(entry, scrub)))
+            written.append(dump_yaml(path, _scrubbed(entry, scrub)))
         for name, text in self._files.items():
             path = self.folder / "files" / scrub(name).lstrip("/")
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -504,7 +508,7 @@ def _scrubbed(value: Any, scrub: Any) -> Any:
     return value
 
 
-def _load_yaml(path: Path) -> Any:
+def load_yaml(path: Path) -> Any:
     import yaml
 
     # the safe loaders build plain values only; the C twin reads a megabyte of output in milliseconds
@@ -517,7 +521,7 @@ def _load_yaml(path: Path) -> Any:
         raise ConfigError(f"{path}: not YAML: {exc}") from exc
 
 
-def _dump_yaml(path: Path, value: Any) -> Path:
+def dump_yaml(path: Path, value: Any) -> Path:
     import yaml
 
     text = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=110)

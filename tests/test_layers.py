@@ -36,6 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     **{room: {"model", "host", "sources"} for room in ("schedulers", "fleet")},
     "actions": {"model", "host", "sources", "schedulers"},
     **{room: _NODE | _PURE | _HEAD | {"checks"} for room in ("preflight", "watchdog", "simulate")},
+    "replay": _NODE | _PURE | _HEAD | {"checks", "watchdog"},
 }
 #: Rooms that may import anything.
 TOP = {"cli", "__main__"}

@@ -42,6 +42,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "explain": ("clustertools.cli.dev:explain", "What a code or an Xid means and what to do about it."),
     "checks": ("clustertools.cli.dev:checks", "The checks there are."),
     "record": ("clustertools.cli.dev:record", "Record this machine's answers as a test case."),
+    "replay": ("clustertools.cli.replay:replay", "Drive the watchdog through a recorded run."),
     "new-check": ("clustertools.cli.new_check:new_check", "Write the files of a new check."),
     "config": ("clustertools.cli.config:group", "Check, show and describe the configuration."),
 }

@@ -33,6 +33,15 @@ def ago(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds >= 60 else f"{seconds:.0f} s"
 
 
+def since_start(seconds: float) -> str:
+    """A time since a start: `2m11s`, `1h05m00s`, `-10m00s`."""
+    sign, whole = "-" if seconds < 0 else "", round(abs(seconds))
+    hours, rest = divmod(whole, 3600)
+    if hours:
+        return f"{sign}{hours}h{rest // 60:02d}m{rest % 60:02d}s"
+    return f"{sign}{rest // 60}m{rest % 60:02d}s"
+
+
 def status_lines(
     name: str,
     shown: Iterable[Incident],
