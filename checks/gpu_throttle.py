@@ -81,17 +81,17 @@ def _throttled(ctx: Context, gpu: Gpu) -> Iterator[Finding]:
     more = {"evidence": evidence, "remedy": Remedy.INSPECT}
     if bits & HW_THERMAL:
         summary = f"GPU {gpu.index}: the hardware slows it down for heat, {clocks}"
-        yield ctx.critical("GpuThrottledThermal", gpu.part, summary, **more)  # type: ignore[arg-type]
+        yield ctx.critical("GpuThrottledThermal", gpu.part, summary, **more)
     elif bits & SW_THERMAL:
         summary = f"GPU {gpu.index}: the driver slows it down for heat, {clocks}"
-        yield ctx.warning("GpuThrottledThermal", gpu.part, summary, **more)  # type: ignore[arg-type]
+        yield ctx.warning("GpuThrottledThermal", gpu.part, summary, **more)
     if bits & POWER_BRAKE:
         summary = f"GPU {gpu.index}: the power supply asks it to slow down (power brake), {clocks}"
-        yield ctx.critical("GpuThrottledPowerBrake", gpu.part, summary, **more)  # type: ignore[arg-type]
+        yield ctx.critical("GpuThrottledPowerBrake", gpu.part, summary, **more)
     # the hardware sets its general bit together with either of the two that say why
     if bits & HW_SLOWDOWN and not bits & (HW_THERMAL | POWER_BRAKE):
         summary = f"GPU {gpu.index}: the hardware slows it down, {clocks}"
-        yield ctx.critical("GpuThrottledHw", gpu.part, summary, **more)  # type: ignore[arg-type]
+        yield ctx.critical("GpuThrottledHw", gpu.part, summary, **more)
 
 
 def _heat(gpu: Gpu, limits: Limits) -> tuple[Status, str] | None:

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import pkgutil
 import sys
@@ -182,43 +183,32 @@ class Context:
         """One number; `name` ends in its unit."""
         return Reading(self._about(part), name, float(value), self.host.now())
 
-    def _finding(self, status: Status, code: str, part: str | Subject, summary: str, **more: Any) -> Finding:
+    def _finding(
+        self,
+        status: Status,
+        code: str,
+        part: str | Subject,
+        summary: str,
+        *,
+        evidence: tuple[str, ...] = (),
+        remedy: Remedy = Remedy.NONE,
+        clears: Clears = "recovery",
+        time: float | None = None,
+        nodes: tuple[str, ...] = (),
+        since: float = 0.0,
+    ) -> Finding:
         if code not in self.check.codes:
             raise ConfigError(f"check {self.check.name} yields {code}, which it does not declare")
-        more.setdefault("time", self.host.now())
-        return Finding(self.check.name, code, self._about(part), status, summary, **more)
-
-    def critical(
-        self,
-        code: str,
-        part: str | Subject,
-        summary: str,
-        *,
-        evidence: tuple[str, ...] = (),
-        remedy: Remedy = Remedy.NONE,
-        clears: Clears = "recovery",
-        **more: Any,
-    ) -> Finding:
-        """A fault that somebody must act on."""
-        return self._finding(
-            Status.CRITICAL, code, part, summary, evidence=evidence, remedy=remedy, clears=clears, **more
+        at = self.host.now() if time is None else time
+        about = self._about(part)
+        return Finding(
+            self.check.name, code, about, status, summary, evidence, remedy, clears, at, nodes, since
         )
 
-    def warning(
-        self,
-        code: str,
-        part: str | Subject,
-        summary: str,
-        *,
-        evidence: tuple[str, ...] = (),
-        remedy: Remedy = Remedy.NONE,
-        clears: Clears = "recovery",
-        **more: Any,
-    ) -> Finding:
-        """Something to look at in working hours."""
-        return self._finding(
-            Status.WARNING, code, part, summary, evidence=evidence, remedy=remedy, clears=clears, **more
-        )
+    #: A fault that somebody must act on.
+    critical = functools.partialmethod(_finding, Status.CRITICAL)
+    #: Something to look at in working hours.
+    warning = functools.partialmethod(_finding, Status.WARNING)
 
     def unseen(self, reason: str) -> None:
         """Note that a part could not be looked at: the rest counts, but nothing resolves on this pass."""
