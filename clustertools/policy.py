@@ -144,14 +144,28 @@ def _actions(incident: Incident, book: Playbook, world: World, now: float) -> It
     for number, step in enumerate(book.steps):
         if step.kind in ("notify", "silence"):
             continue  # told through the sinks
+        options = _filled(step.options, incident)
         for target in _targets(step, incident, world):
             # an incident may span several attempts of its run: each may be restarted once
             attempt = next((f"#{j.attempt}" for j in world.jobs if target.run and j.run == target.run), "")
             yield Action(
                 id=f"{incident.key}@{incident.opened_at:.3f}/{number}:{step.kind}:{target}{attempt}",
                 kind=step.kind, target=target, because=incident.key, playbook=book.name,
-                preview=world.preview(step.kind, target, step.options), options=step.options, planned_at=now,
+                preview=world.preview(step.kind, target, options), options=options, planned_at=now,
             )  # fmt: skip
+
+
+def _filled(options: Mapping[str, Any], incident: Incident) -> dict[str, Any]:
+    """A step's options, with the incident's `{code}`, `{part}` and `{node}` where its texts name them."""
+    subject = incident.finding.subject
+    words = {"{code}": incident.finding.code, "{part}": subject.part or "the node", "{node}": subject.node}
+    filled = dict(options)
+    for name, text in options.items():
+        # replaced, not formatted: a part's name comes from a log line
+        for mark, word in words.items() if isinstance(text, str) else ():
+            text = text.replace(mark, word)
+        filled[name] = text
+    return filled
 
 
 def _targets(step: Step, incident: Incident, world: World) -> list[Subject]:

@@ -50,9 +50,14 @@ StepFunction = Callable[[Action, Mapping[str, Any], Scene], Progress]
 
 def sequence(kind: str) -> Mapping[str, StepFunction]:
     """The steps of a kind of action by name, first one first. Raises KeyError for a kind that has none."""
-    from clustertools.actions import capture, restart
+    from clustertools.actions import capture, node, restart
 
-    return {"capture": capture.STEPS, "restart": restart.STEPS, "cancel": restart.CANCEL_STEPS}[kind]
+    return {
+        "capture": capture.STEPS,
+        "drain": node.STEPS,
+        "restart": restart.STEPS,
+        "cancel": restart.CANCEL_STEPS,
+    }[kind]
 
 
 def advance(action: Action, step: str, detail: Mapping[str, Any], scene: Scene) -> Progress:
