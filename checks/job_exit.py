@@ -15,6 +15,7 @@ TAIL_LINES = 12
 
 @check(
     stages={"job"},
+    interval_seconds=0.0,
     codes={"JobCrashed": "the processes of a run ended with an error, and nobody asked them to"},
 )
 def job_exit(ctx: Context) -> Iterator[Finding]:

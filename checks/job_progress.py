@@ -52,6 +52,7 @@ class Limits:
 @check(
     limits=Limits,
     stages={"job"},
+    interval_seconds=0.0,
     codes={
         "JobHung": "a run makes no steps and a second sign says that it is stuck",
         "JobIdle": "a run holds its machines and has nothing to do: no step ever, or finished and not ended",

@@ -20,6 +20,7 @@ class Limits:
 @check(
     limits=Limits,
     stages={"job"},
+    interval_seconds=0.0,
     codes={"JobCrashLoop": "start after start of a run made no new step"},
 )
 def job_restarts(ctx: Context) -> Iterator[Finding | Reading]:

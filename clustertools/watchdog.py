@@ -139,8 +139,8 @@ class Watchdog:
         host = SharedHost(self.host)
         verdicts = []
         for check in self.checks:
-            if "job" not in check.stages and self._is_due(check, now):
-                subject = Subject(cluster=self.settings.cluster, node=host.name)
+            subject = Subject(cluster=self.settings.cluster, node=host.name)
+            if "job" not in check.stages and self._is_due(check, subject, now):
                 verdicts.append(self._run(check, host, subject, None))
         jobs: dict[str, Job] = {}
         for spec in self.specs:
@@ -155,12 +155,12 @@ class Watchdog:
             jobs[spec.name] = job
             verdicts.append(Verdict("job_state", subject, Status.OK, detail=job.state, time=now))
             for check in self.checks:
-                if "job" in check.stages:
+                if "job" in check.stages and self._is_due(check, subject, now):
                     verdicts.append(self._run(check, host, subject, job))
         return jobs, verdicts
 
-    def _is_due(self, check: Check, now: float) -> bool:
-        last = self.store.cursor("ran:" + check.name).get("at", 0.0)
+    def _is_due(self, check: Check, subject: Subject, now: float) -> bool:
+        last = self.store.cursor("ran:" + check.name, str(subject)).get("at", 0.0)
         interval = self.settings.intervals.get(check.name, check.interval_seconds)
         # a clock that was set back must not silence a check
         return not 0 <= now - last < interval - 0.5 * self.settings.interval_seconds
@@ -220,8 +220,7 @@ class Watchdog:
         self.store.save_incidents(before, after)
         for verdict in verdicts:
             self.store.save_verdict(verdict)
-            if verdict.subject.node:
-                self.store.put_cursor("ran:" + verdict.check, "", {"at": now})
+            self.store.put_cursor("ran:" + verdict.check, str(verdict.subject), {"at": now})
         for action in planned:
             self.store.put_action(action, "blocked" if action.blocked else "planned", now)
         for job in jobs.values():
