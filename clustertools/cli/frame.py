@@ -18,10 +18,31 @@ from typing import Any, TextIO
 
 import click
 
+from clustertools.config_units import parse_duration
 from clustertools.model import Status
 from clustertools.render.json_lines import SCHEMA, json_line
 
-__all__ = ["SCHEMA", "Output", "common", "examples", "exit_code", "json_line", "wants_color"]
+__all__ = ["SCHEMA", "Duration", "Output", "common", "examples", "exit_code", "json_line", "wants_color"]
+
+
+class Duration(click.ParamType[float]):
+    """`90s`, `5m`, `1h30m`: the same durations as in the config. Zero only where `zero` says so."""
+
+    name = "duration"
+
+    def __init__(self, *, zero: bool = True) -> None:
+        self._zero = zero
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, (int, float)):
+            return float(value)
+        try:
+            seconds = parse_duration(str(value))
+        except ValueError as exc:
+            self.fail(str(exc), param, ctx)
+        if not seconds and not self._zero:
+            self.fail("must be more than nothing", param, ctx)
+        return seconds
 
 
 @dataclass(frozen=True, slots=True)

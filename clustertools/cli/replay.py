@@ -6,8 +6,7 @@ from pathlib import Path
 
 import click
 
-from clustertools.cli.frame import Output, common, examples
-from clustertools.cli.run import Duration
+from clustertools.cli.frame import Duration, Output, common, examples
 from clustertools.model import Action
 from clustertools.render import story
 

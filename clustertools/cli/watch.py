@@ -8,8 +8,7 @@ from typing import Any
 
 import click
 
-from clustertools.cli.frame import Output, common, examples
-from clustertools.cli.run import Duration
+from clustertools.cli.frame import Duration, Output, common, examples
 from clustertools.errors import ConfigError, StoreError
 from clustertools.model import Status
 from clustertools.watchdog import Pass, SystemClock, Watchdog, loop

@@ -11,13 +11,13 @@ import dataclasses
 import datetime
 import re
 import shlex
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal, get_args
 
 from clustertools.model import Action, Incident, Outcome, Playbook, Remedy, Status, Subject, Transition, worst
+from clustertools.text import in_words, plain, plain_block
 
 Kind = Literal["opened", "reopened", "worsened", "resolved", "outcome", "note"]
 KINDS: frozenset[str] = frozenset(get_args(Kind))
@@ -30,8 +30,6 @@ EVIDENCE_SHOWN = 5
 LINES_SHOWN = 16
 
 _TITLE_CHARACTERS = 300
-_LINE_CHARACTERS = 500
-_RUNBOOK_CHARACTERS = 3000
 _NO_REFERENCES: Mapping[str, str] = MappingProxyType({})
 
 ADVICE = {
@@ -84,50 +82,6 @@ class Message:
     def code(self) -> str:
         """The code of the incident: the part of its key before the subject."""
         return self.key.partition(":")[0]
-
-
-# text that others wrote
-
-# "\x1b[31m" colours, "\x1b]0;title\x07" a window title, "\x1bP...\x1b\\" a device string, "\x1bc" a reset;
-# \x9b and \x9d are the one-byte forms of "\x1b[" and "\x1b]"
-_ESCAPE = re.compile(
-    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"
-    r"|(?:\x1b\]|\x9d)[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)"
-    r"|\x1b[PX^_][^\x1b]*\x1b\\"
-    r"|\x1b[ -/]*[0-~]"
-)
-#: Control, format (bidirectional overrides, zero width), surrogate, private and unassigned characters.
-_UNSEEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn"})
-
-
-def plain(text: str, limit: int = _LINE_CHARACTERS) -> str:
-    """`text` as one printable line of at most `limit` characters.
-
-    Terminal escapes, control characters, invisible and text-reversing ones are dropped; every kind of white
-    space becomes one blank. A longer text ends in "…".
-    """
-    # nothing beyond this can matter, and a 10 MB line must not cost 10 MB of work
-    cut = text[: 20 * limit + 1000]
-    seen = (c for c in _ESCAPE.sub("", cut) if c.isspace() or unicodedata.category(c) not in _UNSEEN)
-    line = " ".join("".join(seen).split())
-    return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
-
-
-def plain_block(text: str, limit: int = _RUNBOOK_CHARACTERS) -> str:
-    """`text` with its line breaks, each line through `plain`; at most `limit` characters."""
-    lines = [plain(line, limit) for line in text[: 4 * limit].strip().splitlines()]
-    block = "\n".join(lines)
-    return block if len(block) <= limit else block[: limit - 1].rstrip() + "…"
-
-
-def in_words(seconds: float) -> str:
-    """A duration for people: `45 s`, `2 m 10 s`, `3 h 5 m`, `2 d 4 h`."""
-    left = max(0, round(seconds))
-    for size, unit, small, small_unit in ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
-        if left >= size:
-            rest = left % size // small
-            return f"{left // size} {unit}" + (f" {rest} {small_unit}" if rest else "")
-    return f"{left} s"
 
 
 def named(names: Iterable[str], shown: int = NAMES_SHOWN) -> str:

@@ -16,7 +16,8 @@ from typing import Protocol
 
 from clustertools.errors import DeliveryFailed
 from clustertools.sinks import Sink
-from clustertools.sinks.message import Message, in_words, plain
+from clustertools.sinks.message import Message
+from clustertools.text import in_words, plain
 
 FIRST_WAIT_SECONDS = 5.0
 LONGEST_WAIT_SECONDS = 600.0

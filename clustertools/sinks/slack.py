@@ -32,7 +32,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from clustertools.errors import ConfigError, DeliveryFailed
 from clustertools.model import Status
-from clustertools.sinks.message import Message, plain, plain_block
+from clustertools.sinks.message import Message
+from clustertools.text import plain, plain_block
 
 if TYPE_CHECKING:
     from slack_sdk import WebClient

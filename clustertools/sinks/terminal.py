@@ -10,7 +10,8 @@ from typing import TextIO
 
 from clustertools.errors import DeliveryFailed
 from clustertools.model import Status
-from clustertools.sinks.message import Message, plain
+from clustertools.sinks.message import Message
+from clustertools.text import plain
 
 # SGR codes: bold red, yellow, magenta, green
 _COLOURS = {Status.CRITICAL: "1;31", Status.WARNING: "33", Status.UNKNOWN: "35"}

@@ -30,11 +30,10 @@ from clustertools.sinks.message import (
     fold_messages,
     from_outcome,
     from_transition,
-    in_words,
     named,
     note,
-    plain,
 )
+from clustertools.text import in_words, plain
 
 UTC = datetime.timezone.utc
 NOON = datetime.datetime(2026, 3, 4, 12, 2, 11, tzinfo=UTC).timestamp()
