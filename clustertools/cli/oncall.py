@@ -17,7 +17,8 @@ import click
 
 from clustertools import incidents, policy
 from clustertools.cli.assemble import load_config, open_store, run_folder, state_folder, stores
-from clustertools.cli.frame import Duration, Output, common, examples, manual_restart
+from clustertools.cli.frame import Duration, Output, common, examples
+from clustertools.cli.run import manual_restart
 from clustertools.errors import ConfigError
 from clustertools.model import Incident, Status, worst
 from clustertools.render import story
