@@ -6,13 +6,14 @@ PY := .venv/bin/python
 TORCH ?= torch==2.13.0 numpy
 WORKERS ?= 2
 
-.PHONY: help venv torch check test demo bench new-check clean
+.PHONY: help venv torch check test demo bench docs new-check clean
 
 help:
 	@echo 'make demo                     a real training job hangs, and is restarted from its last good checkpoint'
 	@echo 'make check                    format, lint, types, fast tests'
 	@echo 'make test                     sets everything up, then runs all tests'
 	@echo 'make bench                    speed and memory, as figures and ratios'
+	@echo 'make docs                     docs/checks.md and docs/codes.md, from the checks and playbooks themselves'
 	@echo 'make new-check NAME=gpu_fan   the files of a new check'
 	@echo 'make clean                    removes what the above left behind'
 
@@ -48,6 +49,9 @@ demo: venv torch
 
 bench: venv
 	$(PY) benchmarks/run.py
+
+docs: venv
+	$(PY) docs/make_reference.py
 
 new-check: venv
 	$(PY) -m clustertools new-check '$(NAME)'

@@ -173,6 +173,8 @@ def _explains(root: Incident, symptom: Incident, rules: Rules) -> bool:
     known = symptom.finding.code in rules.explains[root.finding.code]
     if root.finding.time < symptom.finding.since:
         return False  # the run began after it, and made its way in spite of it
+    if root.finding.status < symptom.finding.status:
+        return False  # who asked to hear of the worst only would hear of neither
     return known and root.key != symptom.key and root.finding.subject.node in nodes
 
 

@@ -21,6 +21,7 @@ from clustertools.model import (
     Incident,
     Job,
     Playbook,
+    Status,
     Step,
     Subject,
     starts_without_progress,
@@ -34,6 +35,10 @@ STEPS = frozenset(
 HARMLESS = frozenset({"capture", "notify"})
 ON_RUNS = frozenset({"restart", "requeue", "cancel"})
 MODES = ("observe", "ask", "act")
+#: What a playbook may limit by itself.
+LIMITS = frozenset({"per_node_per_day", "without_progress"})
+#: Options of a step where its playbook does not say.
+_DEFAULTS: Mapping[str, Mapping[str, Any]] = {"drain": {"reason": "clustertools: {code} on {part}"}}
 SITE_FOLDERS = ("/etc/clustertools/playbooks.d",)
 
 
@@ -144,7 +149,9 @@ def _actions(incident: Incident, book: Playbook, world: World, now: float) -> It
     for number, step in enumerate(book.steps):
         if step.kind in ("notify", "silence"):
             continue  # told through the sinks
-        options = _filled(step.options, incident)
+        options = _filled({**_DEFAULTS.get(step.kind, {}), **step.options}, incident)
+        if step.kind not in HARMLESS and incident.finding.status is not Status.CRITICAL:
+            continue  # a warning, and what could not be seen, are told and looked at; nobody is hurt for them
         for target in _targets(step, incident, world):
             # an incident may span several attempts of its run: each may be restarted once
             attempt = next((f"#{j.attempt}" for j in world.jobs if target.run and j.run == target.run), "")
@@ -302,8 +309,18 @@ def parse_playbook(data: Any, source: str) -> Playbook:
         for key in data.keys() - {"name", "codes", "after", "steps", "explains", "limits", "runbook"}
     ]
     problems += [f"{source}: {key} is missing" for key in ("name", "codes", "runbook") if not data.get(key)]
+    problems += [
+        f"{source}: {key} must be a list of codes, such as [RemapPending]"
+        for key in ("codes", "explains")
+        if not _is_list_of_words(data.get(key) or [])
+    ]
+    problems += _wrong_limits(data.get("limits") or {}, source)
     steps = []
-    for item in data.get("steps") or ():
+    listed = data.get("steps") or []
+    if not isinstance(listed, list):
+        problems.append(f"{source}: steps must be a list, such as [capture, drain]")
+        listed = []
+    for item in listed:
         kind, options = (
             next(iter(item.items())) if isinstance(item, Mapping) and len(item) == 1 else (item, {})
         )
@@ -324,6 +341,20 @@ def parse_playbook(data: Any, source: str) -> Playbook:
     )  # fmt: skip
 
 
+def _is_list_of_words(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) and item.isalnum() for item in value)
+
+
+def _wrong_limits(limits: Any, source: str) -> list[str]:
+    if not isinstance(limits, Mapping):
+        return [f"{source}: limits must be a mapping, such as {{per_node_per_day: 2}}"]
+    return [
+        f"{source}: limits.{name}: {value!r} is wrong; there is {' and '.join(sorted(LIMITS))}, whole numbers"
+        for name, value in limits.items()
+        if name not in LIMITS or not isinstance(value, int) or isinstance(value, bool) or value < 0
+    ]
+
+
 def _seconds(text: Any) -> float | None:
     units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
     text = str(text)
@@ -334,7 +365,10 @@ def _seconds(text: Any) -> float | None:
 
 @functools.cache
 def load_playbooks(site_folders: tuple[str, ...] = SITE_FOLDERS) -> tuple[Playbook, ...]:
-    """Ours, then the site's; a site's playbook of the same name replaces ours. Raises ConfigError."""
+    """Ours, then the site's; a site's playbook of the same name replaces ours.
+
+    A code that several name belongs to the last of them. Raises ConfigError with every problem at once.
+    """
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -350,6 +384,7 @@ def load_playbooks(site_folders: tuple[str, ...] = SITE_FOLDERS) -> tuple[Playbo
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as exc:
             problems.append(f"{file}: {exc}")
         else:
+            found.pop(book.name, None)  # what is named again comes last
             found[book.name] = book
     if problems:
         raise ConfigError(*problems)
@@ -357,8 +392,8 @@ def load_playbooks(site_folders: tuple[str, ...] = SITE_FOLDERS) -> tuple[Playbo
 
 
 def playbook_for(code: str, playbooks: Iterable[Playbook]) -> Playbook | None:
-    """The playbook that answers a code, if any."""
-    return next((book for book in playbooks if code in book.codes), None)
+    """The playbook that answers a code, if any: the last that names it, as in `plan`."""
+    return next((book for book in reversed(tuple(playbooks)) if code in book.codes), None)
 
 
 def explains(playbooks: Iterable[Playbook]) -> dict[str, frozenset[str]]:

@@ -148,6 +148,18 @@ def test_the_root_explains_the_symptom_and_stops_explaining_when_it_is_over():
     assert incidents[hung.key].explained_by == ""
 
 
+def test_a_warning_explains_nothing_worse_than_itself():
+    """Whoever asked to hear of CRITICAL only would hear neither of the root nor of the symptom."""
+    rules = Rules(explains={"HostOomKill": frozenset({"JobCrashed", "JobSilent"})})
+    root = finding("HostOomKill", NODE, Status.WARNING)
+    about = Subject(run="big")
+    crashed = finding("JobCrashed", about, nodes=("gpu-017",))
+    silent = finding("JobSilent", about, Status.WARNING, nodes=("gpu-017",))
+    incidents, _ = passes([verdict(root), verdict(crashed, silent, check="job", subject=about)], rules=rules)
+    assert incidents[crashed.key].explained_by == ""
+    assert incidents[silent.key].explained_by == root.key
+
+
 def test_a_root_on_another_node_explains_nothing():
     rules = Rules(explains={"XidGpuLost": frozenset({"JobHung"})})
     root = verdict(finding("XidGpuLost"))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections import Counter
 
 import pytest
 
-from clustertools.check import discover
+from clustertools.catalog import xids
+from clustertools.cli import COMMANDS
 from clustertools.errors import ConfigError
 from clustertools.model import (
     Attempt,
@@ -19,7 +22,20 @@ from clustertools.model import (
     Subject,
     starts_without_progress,
 )
-from clustertools.policy import STEPS, Budgets, Ledger, Past, World, load_playbooks, parse_playbook, plan
+from clustertools.policy import (
+    Budgets,
+    Ledger,
+    Past,
+    World,
+    explains,
+    load_playbooks,
+    parse_playbook,
+    plan,
+    playbook_for,
+)
+from clustertools.schedulers.local import LocalScheduler
+from clustertools.sinks.message import plain_block
+from docs.make_reference import own_checks, told
 
 NODE = Subject(node="gpu-017", part="gpu@0000:3b:00.0")
 DRAIN = Playbook("drain-it", ("XidGpuLost",), "text", steps=(Step("drain", {"reason": "x"}),))
@@ -219,16 +235,188 @@ def test_each_attempt_of_a_run_may_be_restarted_once():
     assert ids[0] != ids[1]
 
 
+@pytest.mark.parametrize("status", [Status.WARNING, Status.UNKNOWN])
+def test_only_critical_acts_and_the_rest_is_looked_at(status):
+    warned = incident()
+    warned = dataclasses.replace(warned, finding=dataclasses.replace(warned.finding, status=status))
+    book = dataclasses.replace(DRAIN, steps=(Step("capture"), Step("drain"), Step("restart")))
+    actions = decide(warned, playbooks=[book], jobs=(Job("1", "big", "running", 1, ("gpu-017",)),))
+    assert [a.kind for a in actions] == ["capture"]
+    worse = incident()
+    assert worse.key == warned.key
+    assert "drain" in [a.kind for a in decide(worse, playbooks=[book])]
+
+
 # the playbooks that ship
+
+OURS = load_playbooks(())
+CHECKS = own_checks()
+DECLARED = {code: check for check in CHECKS for code in check.codes}
+#: Codes that no check declares: `fold` makes them.
+MADE = {"Blind"}
 
 
 def test_shipped_playbooks_close_the_world():
-    declared = {code for check in discover(site_folders=()).values() for code in check.codes}
-    for book in load_playbooks(()):
-        assert set(book.codes) <= declared, book.name
-        assert set(book.explains) <= declared, book.name
-        assert {step.kind for step in book.steps} <= STEPS
-        assert len(book.runbook.split()) > 20
+    answered = Counter(code for book in OURS for code in book.codes)
+    assert [code for code, times in answered.items() if times > 1] == []
+    assert set(answered) - set(DECLARED) - MADE == set()
+    critical = {
+        c for check in CHECKS for c, known in told(check).items() if Status.CRITICAL in known.statuses
+    }
+    assert (critical | MADE) - set(answered) == set()
+
+
+def test_what_can_be_critical_is_known():
+    """What the test above stands on: codes that are literal, passed on, in a table, or in the catalogue."""
+    known = {code: one.statuses for check in CHECKS for code, one in told(check).items()}
+    assert known["EccUncorrected"] == {Status.CRITICAL}
+    assert known["EccCorrectedHigh"] == {Status.WARNING}
+    assert known["HostDiskFull"] == known["GpuTooHot"] == {Status.WARNING, Status.CRITICAL}
+    assert known["HostIoError"] == {Status.WARNING}
+    assert known["HostOomKill"] == {Status.WARNING, Status.CRITICAL}
+    assert known["XidChannelTornDown"] == set()
+    assert all(
+        Status.CRITICAL in known[entry.finding_code]
+        for entry in xids()
+        if entry.status is not Status.OK  # a warning too: an Xid 154 after it makes it one
+    )
+
+
+@pytest.mark.parametrize("book", OURS, ids=lambda book: book.name)
+def test_a_shipped_playbook_is_whole(book, tmp_path):
+    assert set(book.explains) <= set(DECLARED) | MADE
+    scheduler = LocalScheduler(tmp_path, "n1")
+    for step in book.steps:
+        for target in (Subject(node="gpu-017", part="gpu@0000:3b:00.0"), Subject(run="big")):
+            assert scheduler.preview(step.kind, target, step.options).strip()
+
+
+#: What a runbook may tell a person to type: tools that an operator has, and ours.
+TOOLS = set(
+    "cat chronyc clustertools compute-sanitizer dcgmi df dkms dmesg dmidecode du free fuser grep hwclock "
+    "ipmitool journalctl lfs lsmod lsof lspci modprobe mount nvidia-bug-report.sh nvidia-smi ps quota "
+    "ras-mc-ctl scontrol smartctl systemctl timedatectl umount".split()
+)
+
+
+@pytest.mark.parametrize("book", OURS, ids=lambda book: book.name)
+def test_a_runbook_tells_a_person_what_to_type(book):
+    assert len(book.runbook.split()) >= 40
+    assert plain_block(book.runbook) == book.runbook.strip(), "a message would cut it"
+    for label in ("Means: ", "Look at: ", "By itself", "Do: ", "Undo: ", "Tell: "):
+        assert f"\n{label}" in f"\n{book.runbook}"
+    quoted = re.findall(r"`([^`]*)`", book.runbook)
+    commands = [text for text in quoted if text.split()[0] in TOOLS]
+    assert commands
+    assert not [text for text in quoted if "\n" in text], "a command is on one line, to be copied"
+    for text in commands:
+        words = text.split()
+        if words[0] == "clustertools":
+            assert words[1] in COMMANDS, text
+
+
+def test_runbooks_name_playbooks_that_exist():
+    names = {book.name for book in OURS}
+    for book in OURS:
+        assert set(re.findall(r"playbook ([a-z][a-z-]+)", book.runbook)) <= names, book.name
+
+
+def test_no_incident_is_hushed_by_one_that_it_hushes():
+    """A is because of B because of A: nobody would hear of either."""
+    causes = explains(OURS)
+
+    def reached(code, seen=()):
+        assert code not in seen, " -> ".join((*seen, code))
+        for symptom in causes.get(code, ()):
+            reached(symptom, (*seen, code))
+
+    for code in causes:
+        reached(code)
+
+
+def test_only_what_is_on_a_node_explains():
+    """A run's incident has no node: it would explain the same code of every other run."""
+    assert all("job" not in DECLARED[code].stages for code in explains(OURS))
+    assert all("JobCrashLoop" not in symptoms for symptoms in explains(OURS).values())
+
+
+def test_applications_faults_hurt_no_node():
+    (book,) = (b for b in OURS if b.name == "app-xid")
+    assert book.steps == ()
+    assert {"XidGraphicsException", "XidMmuFault", "XidChannelTornDown"} <= set(book.codes)
+
+
+# those of a site
+
+
+def test_a_site_replaces_a_playbook_by_name_and_adds_its_own(tmp_path):
+    for name, text in (
+        ("a.yaml", "name: gpu-reset\ncodes: [EccUncorrected]\nsteps: [drain]\nrunbook: ours\n"),
+        ("b.yaml", "name: site\ncodes: [SiteFault]\nafter: 2m\nrunbook: call Ada\n"),
+        ("notes.txt", "not a playbook"),
+    ):
+        (tmp_path / name).write_text(text)
+    books = {book.name: book for book in load_playbooks((str(tmp_path),))}
+    assert set(books) == {book.name for book in OURS} | {"site"}
+    assert books["gpu-reset"].runbook == "ours"
+    assert (books["site"].after_seconds, books["site"].steps) == (120.0, ())
+    assert playbook_for("SiteFault", books.values()) == books["site"]
+    assert playbook_for("NoSuchCode", books.values()) is None
+
+
+def test_a_later_folder_wins(tmp_path):
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.yaml").write_text(f"name: site\ncodes: [SiteFault]\nrunbook: {folder}\n")
+    books = load_playbooks((str(tmp_path / "one"), str(tmp_path / "two")))
+    assert playbook_for("SiteFault", books).runbook == "two"
+
+
+def test_a_site_may_take_a_code_from_a_playbook_of_ours(tmp_path):
+    (tmp_path / "x.yaml").write_text("name: aaa\ncodes: [XidGpuLost]\nsteps: [drain]\nrunbook: mine\n")
+    books = load_playbooks((str(tmp_path),))
+    assert playbook_for("XidGpuLost", books).name == "aaa"
+    assert {action.playbook for action in decide(incident(), playbooks=books)} == {"aaa"}
+
+
+def test_a_folder_that_is_not_there_is_no_problem(tmp_path):
+    assert load_playbooks((str(tmp_path / "none"),)) == OURS
+
+
+def test_broken_site_files_are_all_named_with_their_paths(tmp_path):
+    broken = {
+        "dance.yaml": "name: x\ncodes: [A]\nrunbook: t\nsteps: [dance]\nafter: soon\n",
+        "empty.yaml": "",
+        "latin1.yaml": b"name: \xe9\n",
+        "list.yaml": "[1, 2]",
+        "object.yaml": "!!python/object/apply:os.system [id]",
+        "text.yaml": "name: [",
+    }
+    for name, text in broken.items():
+        (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ConfigError) as caught:
+        load_playbooks((str(tmp_path),))
+    assert len(caught.value.problems) == len(broken) + 1
+    for name in broken:
+        assert any(p.startswith(str(tmp_path / name)) for p in caught.value.problems), name
+    assert all("\0" not in p for p in caught.value.problems)
+
+
+@pytest.mark.parametrize(
+    ("field", "said"),
+    [
+        ({"codes": "XidGpuLost"}, "codes must be a list"),
+        ({"codes": [79]}, "codes must be a list"),
+        ({"explains": "JobHung"}, "explains must be a list"),
+        ({"steps": "drain"}, "steps must be a list"),
+        ({"limits": [2]}, "limits must be a mapping"),
+        ({"limits": {"per_day": 2}}, "limits.per_day: 2 is wrong; there is per_node_per_day and"),
+        ({"limits": {"per_node_per_day": "two"}}, "limits.per_node_per_day: 'two' is wrong"),
+    ],
+)
+def test_a_field_of_the_wrong_shape_is_named(field, said):
+    with pytest.raises(ConfigError, match=f"^f.yaml: {re.escape(said)}"):
+        parse_playbook({"name": "x", "codes": ["XidGpuLost"], "runbook": "text", **field}, "f.yaml")
 
 
 def test_a_wrong_playbook_tells_every_problem():

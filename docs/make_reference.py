@@ -1,0 +1,289 @@
+"""Writes docs/checks.md and docs/codes.md from the checks, the catalogue and the playbooks: `make docs`.
+
+What a check may yield is read from its source text: the calls of `ctx.critical` and `ctx.warning`. Where the
+code or the way of telling is only known at run time, both statuses are taken for possible, except where a
+table says more (the Xid catalogue, the rules of host_kernel).
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import sys
+import textwrap
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from clustertools.catalog import load_xids, sxids
+from clustertools.check import Check, NoLimits, discover
+from clustertools.incidents import Rules
+from clustertools.model import Playbook, Status
+from clustertools.policy import load_playbooks, playbook_for
+
+FOLDER = Path(__file__).parent
+TELLS = {"critical": Status.CRITICAL, "warning": Status.WARNING}
+BLIND = "a check could not look, several times in a row"
+
+
+@dataclass
+class Told:
+    """What is known of a code: every status that it can have, those to show, and how it clears, in words."""
+
+    statuses: set[Status] = field(default_factory=set)
+    clears: set[str] = field(default_factory=set)
+    shown: set[Status] = field(default_factory=set)
+
+
+def told(check: Check) -> dict[str, Told]:
+    """Every code of a check with what it may be told as; more than the truth where the source cannot say."""
+    module = sys.modules[check.look.__module__]
+    tree = ast.parse(inspect.getsource(module))
+    found = {code: Told() for code in check.codes}
+    dynamic: set[Status] = set()
+    for codes, statuses, clears in _calls(tree, module):
+        known = codes & found.keys()
+        for code in known:
+            found[code].statuses |= statuses
+            found[code].clears.add(clears)
+        if not codes:
+            dynamic |= statuses
+    for one in found.values():
+        if not one.statuses:
+            one.statuses |= dynamic
+    _refine(module, found)
+    return found
+
+
+def _refine(module: ModuleType, found: Mapping[str, Told]) -> None:
+    """What tables say of codes that a check yields out of a table."""
+    if hasattr(module, "finding_codes"):
+        _refine_xids(found)
+    for rule in getattr(module, "RULES", {}).values():
+        one = found[rule.code]
+        # the one rule whose events add up: many kills are a node that cannot host jobs
+        adds_up = rule.code == "HostOomKill"
+        one.statuses = {Status.WARNING, Status.CRITICAL} if adds_up else {rule.status}
+        reboot = rule.limit == "reboot"
+        one.clears.add(_words("reboot") if reboot else f"not repeated for the limit `{rule.limit}`")
+
+
+def _refine_xids(found: Mapping[str, Told]) -> None:
+    for xid in load_xids(()).values():
+        one = found[xid.finding_code]
+        if xid.status is Status.OK:
+            one.statuses.clear()
+            continue
+        one.clears.add(_words(xid.clears))
+        # of these the text of the line decides (catalog/nvlink5.yaml)
+        one.shown |= {Status.WARNING, Status.CRITICAL} if 144 <= xid.code <= 149 else {xid.status}
+    for sxid in sxids():
+        if sxid.status is not Status.OK:
+            one = found["SxidFatal" if sxid.status is Status.CRITICAL else "SxidNonFatal"]
+            one.statuses = {sxid.status}
+            one.clears.add(_words(sxid.clears))
+
+
+def _calls(tree: ast.Module, module: ModuleType) -> Iterator[tuple[set[str], set[Status], str]]:
+    """(codes, statuses, clears) of every call that makes a finding; no codes when they are not literal."""
+    for function in ast.walk(tree):
+        if not isinstance(function, ast.FunctionDef):
+            continue
+        aliases = {
+            target.id: statuses
+            for node in ast.walk(function)
+            if isinstance(node, ast.Assign) and (statuses := _tells(node.value))
+            for target in node.targets
+            if isinstance(target, ast.Name)
+        }
+        for call in ast.walk(function):
+            if not isinstance(call, ast.Call) or not call.args:
+                continue
+            name = call.func.id if isinstance(call.func, ast.Name) else ""
+            statuses = aliases.get(name) or (
+                _tells(call.func) if isinstance(call.func, ast.Attribute) else set()
+            )
+            if statuses:
+                yield _literals(call.args[0], function, tree), statuses, _clears(call, module)
+
+
+def _tells(node: ast.AST) -> set[Status]:
+    """The statuses of the methods that an expression names: `ctx.critical if bad else ctx.warning`."""
+    return {TELLS[n.attr] for n in ast.walk(node) if isinstance(n, ast.Attribute) and n.attr in TELLS}
+
+
+def _literals(code: ast.expr, function: ast.FunctionDef, tree: ast.Module) -> set[str]:
+    """The code itself; or, of a function's own argument, what its callers pass."""
+    if isinstance(code, ast.Constant):
+        return {str(code.value)}
+    names = [a.arg for a in function.args.args]
+    if not isinstance(code, ast.Name) or code.id not in names:
+        return set()
+    place = names.index(code.id)
+    passed = (
+        call.args[place]
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call)
+        and isinstance(call.func, ast.Name)
+        and call.func.id == function.name
+        and len(call.args) > place
+    )
+    return {str(arg.value) for arg in passed if isinstance(arg, ast.Constant)}
+
+
+def _clears(call: ast.Call, module: ModuleType) -> str:
+    given = next((k.value for k in call.keywords if k.arg == "clears"), None)
+    if given is None:
+        return _words("recovery")
+    if isinstance(given, ast.Constant):
+        return _words(given.value)
+    named = getattr(module, given.id, None) if isinstance(given, ast.Name) else None
+    return "as the event says" if named is None else _words(named)
+
+
+def _words(clears: Any) -> str:
+    said = {"recovery": "no longer seen", "reboot": "after a reboot", "manual": "a person says so"}
+    return said.get(clears) or f"not repeated for {_span(float(clears))}"
+
+
+def _span(seconds: float) -> str:
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size and seconds % size == 0:
+            return f"{seconds / size:g} {unit}"
+    return f"{seconds:g} s"
+
+
+def own_checks() -> list[Check]:
+    """The checks of this repository: not those of a site or an installed pack."""
+    found = discover(site_folders=())
+    return [c for c in found.values() if c.look.__module__ == f"clustertools.checks.{c.name}"]
+
+
+def limits(check: Check) -> list[tuple[str, str, str]]:
+    """(name, default, where it comes from) of each limit; the source is the comment above the field."""
+    if check.limits is NoLimits:
+        return []
+    lines = textwrap.dedent(inspect.getsource(check.limits)).splitlines()
+    body = ast.parse("\n".join(lines)).body[0]
+    assert isinstance(body, ast.ClassDef)
+    comments = {n.target.id: _above(lines, n.lineno - 1) for n in body.body
+                if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)}  # fmt: skip
+    return [(f.name, _value(f), comments[f.name]) for f in dataclasses.fields(check.limits)]
+
+
+def _above(lines: list[str], row: int) -> str:
+    comment: list[str] = []
+    while row > 0 and (line := lines[row - 1].strip()).startswith("#"):
+        comment.insert(0, line.lstrip("#:").strip())
+        row -= 1
+    return " ".join(comment)
+
+
+def _value(limit: dataclasses.Field[Any]) -> str:
+    value = limit.default
+    if limit.name.endswith("_bytes") and isinstance(value, (int, float)):
+        for power, unit in ((30, "GiB"), (20, "MiB")):
+            if value >= 1 << power:
+                return f"{value / (1 << power):g} {unit}"
+    if limit.name.endswith("_seconds") and isinstance(value, (int, float)) and value >= 60:
+        return _span(value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    return repr(value) if isinstance(value, (str, tuple)) else str(value)
+
+
+def checks_page() -> str:
+    """The text of docs/checks.md."""
+    parts = [
+        "# Checks",
+        "Made by `make docs` from the checks themselves; do not edit. What a code means for you is in "
+        "[codes.md](codes.md), how to add a check in [new-check.md](new-check.md).",
+        "A check costs at most its deadline, once per interval. `clustertools checks list --cost` measures "
+        "each on your machine. Limits, interval and passes are set in the config under `checks.NAME`.",
+        _table(
+            ("check", "looks at", "stages"),
+            [(f"[{c.name}](#{c.name})", c.summary, ", ".join(sorted(c.stages))) for c in own_checks()],
+        ),
+    ]
+    for check in own_checks():
+        passes = f"believed after {check.confirm} passes" if check.confirm > 1 else "believed at once"
+        parts += [
+            f"## {check.name}",
+            inspect.cleandoc(check.doc),
+            f"Stages: {', '.join(sorted(check.stages))}. Interval {_span(check.interval_seconds)}, "
+            f"deadline {_span(check.timeout_seconds)}, {passes}.",
+            _limits_text(check),
+            "Codes: " + ", ".join(f"[{code}](codes.md#{code.lower()})" for code in check.codes) + ".",
+        ]
+    return "\n\n".join(p for p in parts if p) + "\n"
+
+
+def _limits_text(check: Check) -> str:
+    found = limits(check)
+    if not found:
+        return "Limits: none."
+    said = inspect.cleandoc(check.limits.__doc__ or "")
+    # a dataclass without a docstring is given its signature as one
+    said = "" if said.startswith("Limits(") else said
+    rows = [(f"`{name}`", f"`{value}`", source) for name, value, source in found]
+    sources = any(source for _, _, source in rows)
+    table = _table(
+        ("limit", "default", "why") if sources else ("limit", "default"),
+        rows if sources else [row[:2] for row in rows],
+    )
+    return f"{said}\n\n{table}" if said else table
+
+
+def codes_page() -> str:
+    """The text of docs/codes.md."""
+    books = load_playbooks(())
+    parts = [
+        "# Codes",
+        "Made by `make docs` from the checks, the Xid catalogue and the playbooks; do not edit. A code is "
+        "never renamed. `clustertools explain CODE` prints the playbook's text.",
+        "Only CRITICAL findings are acted on, and only in mode `act` or with an approval. A WARNING is told. "
+        "*Clears* says how the incident ends; where several ways are named, it depends on the event. An Xid "
+        "with WARNING here becomes CRITICAL when the driver asks for a reset or a reboot within the limit "
+        "`consequence_seconds` (Xid 154). What a reset or a new load of the driver cures ends with it.",
+    ]
+    for check in own_checks():
+        for code, one in told(check).items():
+            parts += _code(code, check.codes[code], f"[{check.name}](checks.md#{check.name})", one, books)
+    passes = Rules().blind_confirm
+    one = Told({Status.UNKNOWN}, {"the check can look again"})
+    parts += _code("Blind", BLIND, f"every check, after {passes} passes", one, books)
+    parts += ["# Playbooks", _table(("playbook", "steps", "codes"), [_book(b) for b in books])]
+    return "\n\n".join(parts) + "\n"
+
+
+def _code(code: str, meaning: str, by: str, one: Told, books: tuple[Playbook, ...]) -> list[str]:
+    statuses = ", ".join(s.name for s in sorted(one.shown or one.statuses, reverse=True))
+    statuses = statuses or "only evidence of another code"
+    book = playbook_for(code, books)
+    answer = f"playbook {book.name}" if book else "no playbook"
+    return [
+        f"## {code}",
+        f"{meaning[:1].upper()}{meaning[1:]}.",
+        f"{statuses}; clears: {' or '.join(sorted(one.clears)) or 'no longer seen'}; {by}; {answer}.",
+    ]
+
+
+def _book(book: Playbook) -> tuple[str, str, str]:
+    steps = ", ".join(step.kind for step in book.steps) or "tell"
+    after = f" after {_span(book.after_seconds)}" if book.after_seconds else ""
+    return book.name, steps + after, ", ".join(book.codes)
+
+
+def _table(head: tuple[str, ...], rows: list[Any]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+PAGES = {"checks.md": checks_page, "codes.md": codes_page}
+
+if __name__ == "__main__":
+    for name, page in PAGES.items():
+        (FOLDER / name).write_text(page(), encoding="utf-8")
