@@ -27,11 +27,12 @@ def evidence(host: Host, job: Job | None, folder: Path) -> dict[str, str]:
     """
     told: dict[str, str] = {}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        # stacks, command lines and logs are for the owner's eyes
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         if job and job.pids:
             told |= _save(folder, "stacks.txt", lambda: _stacks(host, job))
             told |= _save(folder, "processes.json", lambda: _processes(host, job))
-        if job:
+        if job and job.state != "pending":
             for number, path in enumerate((*job.log_paths, job.metrics_path)):
                 if path:
                     name = f"log-{number}-{re.sub(r'[^A-Za-z0-9.-]+', '_', Path(path).name)}"
@@ -49,6 +50,8 @@ def _save(folder: Path, name: str, gather: Callable[[], str]) -> dict[str, str]:
         text = gather()
     except ClustertoolsError as exc:
         return {name: f"not seen: {exc}"}
+    except Exception as exc:  # noqa: BLE001 - whatever breaks here, the run must be restarted all the same
+        return {name: f"not seen: the look itself failed: {type(exc).__name__}: {exc}"}
     (folder / name).write_text(text, encoding="utf-8", errors="replace")
     return {name: text.splitlines()[0][:200] if text else "empty"}
 

@@ -9,6 +9,7 @@ scheduler starts a token at most once, so a restart that is taken up again after
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Mapping
 from typing import Any
@@ -24,6 +25,8 @@ from clustertools.sources.checkpoints import CheckpointReport, checkpoints, last
 KILL_SECONDS = 60.0
 #: A storage that does not answer is waited for this long before the restart gives up.
 STORAGE_SECONDS = 600.0
+#: Reading every byte of the newest checkpoint may take this long: 1.2 TB at 2 GB/s.
+VERIFY_SECONDS = 600.0
 
 
 def attempt_token(action_id: str) -> str:
@@ -39,8 +42,6 @@ def _run(scene: Scene) -> tuple[RunSpec, Job]:
 
 def _capture(action: Action, detail: Mapping[str, Any], scene: Scene) -> Progress:
     _, job = _run(scene)
-    if job.state != "running":
-        return Progress("stop", detail)
     try:
         told = evidence(scene.host, job, scene.evidence_folder)
     except ActionFailed as exc:
@@ -73,10 +74,10 @@ def _wait_end(action: Action, detail: Mapping[str, Any], scene: Scene) -> Progre
     # counted from the kill, not from the request: the watchdog may have been away in between
     killed_at = float(detail.get("killed_at", scene.now))
     if scene.now - killed_at > KILL_SECONDS:
-        raise ActionFailed(
-            f"processes {left} of {spec.name} could not be killed (they hang in the kernel); "
-            "no second copy is started; drain and reboot the node"
-        )
+        what = f"processes {left} of {spec.name} could not be killed (they hang in the kernel)"
+        if not left:
+            what = f"{spec.name} has no process left and is still {job.state}"
+        raise ActionFailed(f"{what}; no second copy is started; drain and reboot the node")
     scene.scheduler.cancel(spec, job, f"clustertools: {action.because}", force=True)
     said = "" if "killed_at" in detail else f"still there after {spec.grace_seconds:g} s: sent SIGKILL"
     return Progress("wait_end", {**detail, "killed_at": killed_at}, said)
@@ -112,10 +113,10 @@ def _last_good(spec: RunSpec, scene: Scene) -> tuple[CheckpointReport | None, li
     Raises ActionFailed when there are some and none is good: starting anew would overwrite what a person may
     still save.
     """
-    if not spec.checkpoint_dir:
+    if not spec.checkpoint_dir or spec.resume == "none":
         return None, []
     try:
-        reports = checkpoints(scene.host, spec.checkpoint_dir, deep=spec.deep_verify).reports
+        reports = _reports(spec, scene)
     except Absent:
         return None, []
     good = last_good(reports)
@@ -128,15 +129,35 @@ def _last_good(spec: RunSpec, scene: Scene) -> tuple[CheckpointReport | None, li
     return good, list(refused)
 
 
+def _reports(spec: RunSpec, scene: Scene) -> tuple[CheckpointReport, ...]:
+    """Every byte is read where there is time for it; the rest is judged by its structure."""
+    look = functools.partial(checkpoints, scene.host, spec.checkpoint_dir, timeout_seconds=VERIFY_SECONDS)
+    if not spec.deep_verify:
+        return look(deep=False).reports
+    deep = look(deep=True).reports
+    good = last_good(deep)
+    newer = deep if good is None else deep[: deep.index(good)]
+    if not any(r.verdict == "unknown" for r in newer):
+        return deep
+    shallow = {r.path: r for r in look(deep=False).reports}
+    return tuple(shallow.get(r.path, r) if r.verdict == "unknown" else r for r in deep)
+
+
 def _submit(action: Action, detail: Mapping[str, Any], scene: Scene) -> Progress:
     spec, _ = _run(scene)
     attempt = scene.attempts[-1]
     if attempt.token != detail["token"]:
         raise ActionFailed(f"attempt {attempt.number} of {spec.name} was started by somebody else")
     said = _prepare(spec, attempt, detail, scene)
-    job_id = scene.scheduler.submit(spec, attempt)
+    try:
+        job_id = scene.scheduler.submit(spec, attempt)
+    except ActionFailed as exc:
+        # it counts as a start that made no step, or a place that starts nothing would be asked for ever
+        step = attempt.resume_step or 0
+        lost = dataclasses.replace(attempt, end=str(exc), ended_at=scene.now, last_step=step)
+        return Progress("", detail, f"{said}{exc}", ok=False, attempt=lost)
     said += f"started attempt {attempt.number}"
-    started = dataclasses.replace(attempt, job_id=job_id, started_at=scene.now)
+    started = dataclasses.replace(attempt, job_id=job_id, started_at=scene.now, end="", ended_at=0.0)
     kept = {**detail, "submitted_at": scene.now}
     return Progress("wait_step", kept, said, attempt=started)
 
@@ -156,7 +177,9 @@ def _prepare(spec: RunSpec, attempt: Attempt, detail: Mapping[str, Any], scene: 
 
 def _wait_step(action: Action, detail: Mapping[str, Any], scene: Scene) -> Progress:
     spec, job = _run(scene)
-    attempt = next(a for a in scene.attempts if a.token == detail["token"])
+    attempt = next((a for a in scene.attempts if a.token == detail["token"]), None)
+    if attempt is None:
+        raise ActionFailed(f"the attempt of {spec.name} that was started is no longer known")
     took = scene.now - float(detail["submitted_at"])
     if attempt.new_steps:
         said = f"training again: step {attempt.last_step} after {took:.0f} s (attempt {attempt.number})"
@@ -180,7 +203,7 @@ def how_it_ended(job: Job) -> str:
         return job.exit_reason or "nobody saw how it ended"
     if job.exit_code < 0:
         return f"killed by signal {-job.exit_code}"
-    return f"exit code {job.exit_code}"
+    return f"exit code {job.exit_code}" + (f" ({job.exit_reason})" if job.exit_reason else "")
 
 
 def _stop_only(action: Action, detail: Mapping[str, Any], scene: Scene) -> Progress:

@@ -2,39 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from clustertools.cli.frame import Output, common, examples
-from clustertools.errors import ConfigError, StoreError, Unobservable
-from clustertools.model import Action, Attempt, Job, Subject
+from clustertools.actions.restart import how_it_ended
+from clustertools.cli.frame import Duration, Output, common, examples
+from clustertools.cli.relay import Relay
+from clustertools.errors import ActionFailed, ConfigError, StoreError, Unobservable
+from clustertools.model import Action, Attempt, Job, Outcome, Subject
 from clustertools.schedulers import RESUME_KINDS, RunSpec
 
-#: How often the command's output is passed on, and signals are looked at, between two passes.
+if TYPE_CHECKING:
+    from clustertools.store import ActionRow
+    from clustertools.watchdog import Pass
+
+#: How often signals are looked at between two passes.
 SLICE_SECONDS = 0.1
-
-
-class Duration(click.ParamType[float]):
-    """`90s`, `5m`, `2h`: a number with its unit."""
-
-    name = "duration"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> float:
-        if isinstance(value, (int, float)):
-            return float(value)
-        # 1.5h
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", str(value).strip())
-        if match is None:
-            self.fail(f"{value!r} is not a duration; write for example 30s, 5m or 2h", param, ctx)
-        return float(match[1]) * {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+#: The time between two passes while an action is under way.
+BUSY_SECONDS = 0.5
+#: How long a pass may go on after a signal: reading a large checkpoint takes minutes.
+PATIENCE_SECONDS = 5.0
+#: After the grace, SIGKILL is sent for so long.
+KILL_SECONDS = 10.0
+#: A shim that was started has begun its work within this time, or it was never started.
+UNBORN_SECONDS = 2.0
 
 
 @click.command(
@@ -84,6 +84,8 @@ def run(out: Output, command: tuple[str, ...], **options: Any) -> int:
     # torchrun --nproc-per-node 2: letters, digits, dot, dash; it becomes a folder
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
         raise ConfigError(f"--name {name!r}: use letters, digits, dots and dashes, at most 64")
+    if shutil.which(command[0]) is None:
+        raise ConfigError(f"{command[0]}: there is no such command, or it may not be executed")
     spec = RunSpec(
         name=name, command=command, cwd=os.getcwd(), log_paths=_absolute(options["logs"]),
         metrics_path=_absolute((options["metrics"],))[0] if options["metrics"] else "",
@@ -105,6 +107,10 @@ def _default_name(command: tuple[str, ...]) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", Path(script).stem).strip("-.") or "run"
 
 
+class Hurry(BaseException):
+    """A signal came, and the pass that it came in does not end."""
+
+
 class Supervision:
     """The loop of one `clustertools run`."""
 
@@ -117,122 +123,247 @@ class Supervision:
         self.interval_seconds = interval_seconds
         self.fresh = fresh
         self.signal = 0
-        self._relay = Relay(lambda: self._log_path(), None if out.json else sys.stdout.buffer)
+        self._signals = 0
+        self._in_pass = False
+        self._paused = False
+        self._attempts: tuple[Attempt, ...] = ()
+        self._relay = Relay(None if out.json else sys.stdout.fileno())
 
     def run(self) -> int:
+        """Until the command has ended for good, or somebody asks us to end it. The exit code."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, self._on_signal)
-        self._begin()
-        while True:
-            if self.signal:
-                return self._stop()
-            busy = self._pass()
+            # nohup, and a shell that starts something in the background, ignore them on purpose
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._on_signal)
+        signal.signal(signal.SIGALRM, self._on_alarm)
+        over = self._begin()
+        while not self.signal and not over:
+            try:
+                busy = self._pass()
+            except Hurry:
+                break  # as if we were killed here: whatever was begun is taken up the next time
             if busy is None:
-                return self._end()
-            self._wait(0.5 if busy else self.interval_seconds)
+                over = True
+            else:
+                self._wait(min(BUSY_SECONDS, self.interval_seconds) if busy else self.interval_seconds)
+        return self._stop() if self.signal else self._end()
 
     def _on_signal(self, number: int, frame: object) -> None:
-        self.signal = number
+        self.signal = self.signal or number
+        self._signals += 1
+        if self._in_pass and self._signals > 1:
+            raise Hurry
+        if self._in_pass:
+            signal.setitimer(signal.ITIMER_REAL, PATIENCE_SECONDS)
 
-    def _begin(self) -> None:
-        """Start the first attempt, take up a running one, or go on after an earlier end."""
-        store, scheduler = self.watchdog.store, self.watchdog.scheduler
-        attempts = tuple(store.attempts(self.spec.name))
-        if not attempts or (len(attempts) == 1 and scheduler.job(self.spec, attempts).state == "pending"):
+    def _on_alarm(self, number: int, frame: object) -> None:
+        if self._in_pass:
+            raise Hurry
+
+    def _note(self, text: str) -> None:
+        # a terminal that is gone is no reason to leave the run alone
+        with contextlib.suppress(OSError, ValueError):
+            self.out.note(text)
+
+    def _record(self, kind: str, data: dict[str, Any]) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self.out.record(kind, data)
+            sys.stdout.flush()
+
+    # the beginning
+
+    def _begin(self) -> bool:
+        """Start the first attempt, take up a running one, or go on after an earlier end.
+
+        True when there is nothing to do: it ended well while nobody watched. Raises ConfigError, StoreError,
+        ActionFailed and Unobservable; nothing was started then.
+        """
+        store, scheduler, name = self.watchdog.store, self.watchdog.scheduler, self.spec.name
+        attempts = self._read_attempts() or self._found()
+        if not attempts:
             self.watchdog.start(self.spec)
-            return
+            return False
+        busy = self._under_way()
         job = scheduler.job(self.spec, attempts)
-        if job.state != "ended":
-            self.out.note(f"attempt {job.attempt} of {self.spec.name} is {job.state}: watching it")
-            return
-        under_way = [r for r in store.actions() if r.state in ("planned", "running")]
-        if any(r.action.target.run == self.spec.name for r in under_way):
-            self.out.note(f"going on with the restart of {self.spec.name}")
-        elif job.exit_code == 0 or self.fresh:
-            self._start_fresh(attempts)
+        if job.state == "pending" and not busy:
+            # written down and not started: the crash came in between. Starting it twice starts it once
+            scheduler.submit(self.spec, attempts[-1])
+        elif job.state != "ended":
+            if self.fresh:
+                raise ConfigError(f"{name} still runs: end it before you start afresh, or give --name")
+            self._note(f"attempt {job.attempt} of {name} is {job.state}: watching it")
+            self._relay.follow(scheduler.log_path(attempts[-1]), tail=True)
+        elif self.fresh:
+            self._start_fresh(attempts, busy)
+        elif busy:
+            self._note(f"going on with the restart of {name}")
+        elif job.exit_code == 0:
+            if store.cursor("reported").get("attempt") != job.attempt:
+                return True
+            self._note(f"{name} ended well before: starting it anew")
+            self._start_fresh(attempts, [])
         else:
-            self.out.note(
-                f"{self.spec.name} ended before ({job.exit_reason or job.exit_code}): restarting it"
-            )
-            self.watchdog.request(manual_restart(self.spec.name, job.attempt, time.time()))
+            self._note(f"{name} ended before ({how_it_ended(job)}): restarting it")
+            self.watchdog.request(manual_restart(name, job.attempt, time.time()))
+        return False
 
-    def _start_fresh(self, attempts: tuple[Attempt, ...]) -> None:
+    def _found(self) -> tuple[Attempt, ...]:
+        """Attempts that left folders and are in no state: the state was lost, the runs may go on."""
+        found: tuple[Attempt, ...] = self.watchdog.scheduler.found(self.spec.name)
+        if found:
+            with self.watchdog.store.transaction():
+                for attempt in found:
+                    self.watchdog.store.put_attempt(attempt)
+            self._note(f"the state of {self.spec.name} was lost; {len(found)} earlier attempts were found")
+        self._attempts = found
+        return found
+
+    def _start_fresh(self, attempts: tuple[Attempt, ...], instead_of: list[ActionRow]) -> None:
         now = time.time()
         number = attempts[-1].number + 1
         attempt = Attempt(self.spec.name, number, f"fresh{int(now * 1000):x}", started_at=now)
         with self.watchdog.store.transaction():
+            for row in instead_of:
+                gone = Outcome(row.action.id, False, "given up for a fresh start", now - row.time, now)
+                self.watchdog.store.finish_action(gone, now)
             self.watchdog.store.put_attempt(attempt)
         self.watchdog.scheduler.submit(self.spec, attempt)
 
+    def _read_attempts(self) -> tuple[Attempt, ...]:
+        self._attempts = tuple(self.watchdog.store.attempts(self.spec.name))
+        return self._attempts
+
+    def _under_way(self) -> list[ActionRow]:
+        rows = [r for r in self.watchdog.store.actions(time.time()) if r.state in ("planned", "running")]
+        return [r for r in rows if r.action.target.run == self.spec.name]
+
+    # the middle
+
     def _pass(self) -> bool | None:
         """One pass; True while an action is under way, None when the run is over."""
+        self._in_pass = True
         try:
             result = self.watchdog.once()
+            attempts, mine = self._read_attempts(), self._under_way()
+            paused = float(self.watchdog.store.cursor("pause").get("until", 0.0)) > time.time()
         except StoreError as exc:
             # nothing was decided and nothing done; the command goes on unwatched until the store is back
-            self.out.note(str(exc))
+            self._note(str(exc))
             return False
-        self._relay.pass_on()
-        if self.out.json:
-            self.out.record("pass", {"sentence": result.sentence, "status": result.status.name})
-        else:
-            self.out.detail(result.sentence)
-            for said in result.steps if not self.out.verbose else ():
-                self.out.note(said)
+        finally:
+            self._in_pass = False
         job = next((j for j in result.jobs if j.run == self.spec.name), None)
-        under_way = [r for r in self.watchdog.store.actions() if r.state in ("planned", "running")]
-        mine = [r for r in under_way if r.action.target.run == self.spec.name]
-        if job is not None and job.state == "ended" and not mine and not result.outcomes:
-            return None
-        return bool(mine) or job is None or job.state != "running"
+        if attempts:
+            self._relay.follow(self.watchdog.scheduler.log_path(attempts[-1]))
+        self._tell(result, job)
+        if job is None or job.state != "ended" or job.attempt != attempts[-1].number:
+            return bool(mine) or job is None or job.state != "running"
+        if mine or result.outcomes:
+            return True
+        if paused and job.exit_code != 0:
+            if not self._paused:
+                self._note(f"{self.spec.name} ended while everything is paused: waiting for the pause to end")
+            self._paused = True
+            return False
+        return None
+
+    def _tell(self, result: Pass, job: Job | None) -> None:
+        if self.out.json:
+            seen = {"attempt": job.attempt, "state": job.state} if job else {}
+            self._record("pass", {"sentence": result.sentence, "status": result.status.name, **seen})
+            return
+        with contextlib.suppress(OSError, ValueError):
+            self.out.detail(result.sentence)
+        for said in result.steps if not self.out.verbose else ():
+            self._note(said)
+        if self._relay.broken:
+            self._note(f"the output is passed on no longer ({self._relay.broken}); the run goes on")
+            self._relay.broken = ""
 
     def _wait(self, seconds: float) -> None:
         end = time.monotonic() + seconds
         while not self.signal and (left := end - time.monotonic()) > 0:
             time.sleep(min(SLICE_SECONDS, left))
-            self._relay.pass_on()
+
+    # the end
 
     def _job(self) -> Job:
-        store = self.watchdog.store
-        job: Job = self.watchdog.scheduler.job(self.spec, tuple(store.attempts(self.spec.name)))
+        """The newest attempt, or what is left to say of it when it cannot be looked at."""
+        with contextlib.suppress(StoreError):
+            self._read_attempts()
+        try:
+            job: Job = self.watchdog.scheduler.job(self.spec, self._attempts)
+        except Unobservable as exc:
+            self._note(str(exc))
+            return Job(self.spec.name, self.spec.name, "unknown", attempts=self._attempts)
         return job
-
-    def _log_path(self) -> Path | None:
-        attempts = self.watchdog.store.attempts(self.spec.name)
-        return self.watchdog.scheduler.log_path(attempts[-1]) if attempts else None
 
     def _stop(self) -> int:
         """Somebody asked us to end: end the command first, then go."""
-        self.out.note(f"signal {self.signal}: stopping {self.spec.name}")
-        scheduler, began = self.watchdog.scheduler, time.monotonic()
-        limit = self.spec.grace_seconds + 10
-        while (waited := time.monotonic() - began) < limit:
-            try:
-                job = self._job()
-            except Unobservable as exc:
-                self.out.note(str(exc))
+        self._note(f"signal {self.signal}: stopping {self.spec.name}")
+        scheduler, began, asked = self.watchdog.scheduler, time.monotonic(), False
+        why = f"clustertools: signal {self.signal}"
+        while True:
+            job = self._job()
+            left = scheduler.leftovers(self.spec, job) if job.attempts else []
+            waited = time.monotonic() - began
+            # one that is written down and not started yet has nothing to end; the next run starts it
+            unborn = job.state == "pending" and waited > UNBORN_SECONDS
+            if not left and (not job.attempts or job.state == "ended" or unborn):
                 break
-            if job.state == "ended" and not scheduler.leftovers(self.spec, job):
+            if waited > self.spec.grace_seconds + KILL_SECONDS:
+                self._note(f"processes {left} of {self.spec.name} are still there: look at them by hand")
                 break
-            force = waited > self.spec.grace_seconds
-            scheduler.cancel(self.spec, job, f"clustertools: signal {self.signal}", force=force)
+            force = waited > self.spec.grace_seconds or self._signals > 1
+            if force or not asked:
+                # asked once: many programs take a second SIGTERM for "at once", and lose what they save
+                asked = True
+                try:
+                    scheduler.cancel(self.spec, job, why, force=force)
+                except ActionFailed as exc:
+                    self._note(str(exc))
             time.sleep(SLICE_SECONDS)
-        self._relay.pass_on()
-        return 130 if self.signal == signal.SIGINT else 128 + self.signal
+        self._relay.finish(lambda: time.monotonic() - began > self.spec.grace_seconds + KILL_SECONDS)
+        code = 128 + self.signal
+        self._record_end(code, job)
+        return code
 
     def _end(self) -> int:
-        job = self._job()
-        self._relay.pass_on()
-        attempts = self.watchdog.store.attempts(self.spec.name)
-        lost = "" if len(attempts) == 1 else f" after {len(attempts)} attempts"
-        if job.exit_code == 0:
-            self.out.note(f"{self.spec.name} ended well{lost}")
-            return 0
-        how = job.exit_reason or f"exit code {job.exit_code}"
-        self.out.note(
-            f"{self.spec.name} ended badly{lost}: {how}; see `clustertools timeline {self.spec.name}`"
-        )
-        return 2
+        """The command has ended for good: say how."""
+        job, name = self._job(), self.spec.name
+        for attempt in self._attempts[-1:]:
+            self._relay.follow(self.watchdog.scheduler.log_path(attempt))
+        self._relay.finish(lambda: bool(self.signal))
+        count = len(self._attempts)
+        lost = "" if count == 1 else f" after {count} attempts"
+        code = 0 if job.exit_code == 0 else 2
+        if code == 0:
+            self._note(f"{name} ended well{lost}")
+        else:
+            self._note(f"{name} ended badly{lost}: {how_it_ended(job)}{self._why_not()}")
+            self._note(f"look: `clustertools timeline {name}`")
+        self._record_end(code, job)
+        with contextlib.suppress(StoreError), self.watchdog.store.transaction():
+            self.watchdog.store.put_cursor("reported", "", {"attempt": job.attempt})
+        return code
+
+    def _why_not(self) -> str:
+        """Why it was not started again, as far as a guard said so about this attempt."""
+        with contextlib.suppress(StoreError):
+            rows = self.watchdog.store.actions()
+            mine = [r for r in rows if r.action.kind == "restart" and r.action.target.run == self.spec.name]
+            last = max(mine, key=lambda r: (r.time, r.state == "blocked"), default=None)
+            if last is not None and last.state == "blocked":
+                return f"; not restarted: {last.action.blocked}"
+            if last is not None and last.state == "failed" and last.outcome:
+                return f"; not restarted: {last.outcome.detail}"
+        return ""
+
+    def _record_end(self, code: int, job: Job) -> None:
+        if self.out.json:
+            how = how_it_ended(job) if job.state == "ended" else job.state
+            data = {"run": self.spec.name, "exit_code": code, "how": how, "attempts": len(self._attempts)}
+            self._record("end", data)
 
 
 def manual_restart(run_name: str, number: int, now: float) -> Action:
@@ -241,27 +372,3 @@ def manual_restart(run_name: str, number: int, now: float) -> Action:
         f"person@{now:.3f}/restart:{run_name}#{number}", "restart", Subject(run=run_name),
         "asked by a person", "", f"restart {run_name} from its last verified checkpoint", planned_at=now,
     )  # fmt: skip
-
-
-class Relay:
-    """Passes on what the command printed, as it comes, whichever attempt is the current one."""
-
-    def __init__(self, path: Callable[[], Path | None], target: BinaryIO | None) -> None:
-        self._path = path
-        self._target = target
-        self._offsets: dict[Path, int] = {}
-
-    def pass_on(self) -> None:
-        path = self._path() if self._target else None
-        if path is None or self._target is None:
-            return
-        try:
-            with open(path, "rb") as file:
-                file.seek(self._offsets.get(path, 0))
-                data = file.read(1 << 20)
-        except OSError:
-            return  # not written yet
-        self._offsets[path] = self._offsets.get(path, 0) + len(data)
-        if data:
-            self._target.write(data)
-            self._target.flush()
