@@ -10,10 +10,11 @@ import contextlib
 import json
 import os
 import sqlite3
+import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from clustertools.errors import StoreError
 from clustertools.model import (
@@ -29,8 +30,13 @@ from clustertools.model import (
     to_data,
 )
 
+T = TypeVar("T")
+
 #: File systems on which SQLite's write-ahead log works: it needs shared memory between processes.
 LOCAL_FILE_SYSTEMS = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "overlay"})
+
+#: Another command that writes holds the file for milliseconds; a watchdog must not wait for ever.
+WAIT_SECONDS = 5.0
 
 _MIGRATIONS = (
     """
@@ -121,33 +127,53 @@ class Store:
                 f"{self.path} is on {file_system}: keep the state on a local disk "
                 "(CLUSTERTOOLS_STATE); using the slower rollback journal"
             )
+        # the path may hold %, ? and #, which mean something in a URI
+        place = f"file:{urllib.parse.quote(str(self.path.absolute()))}?mode={'ro' if read_only else 'rw'}"
         try:
-            if read_only:
-                self._db = sqlite3.connect(f"file:{self.path}?mode=ro", uri=True, isolation_level=None)
-            else:
+            if not read_only:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                self._db = sqlite3.connect(self.path, timeout=5.0, isolation_level=None)
+                # born private, and its journal with it: never readable by others, not even for a moment
+                os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
+            self._db = sqlite3.connect(place, uri=True, timeout=WAIT_SECONDS, isolation_level=None)
+        except (OSError, sqlite3.Error) as exc:
+            raise StoreError(f"cannot open the state in {self.path}: {exc}; {_advice(exc)}") from exc
+        try:
             with self._errors("open"):
                 if not read_only:
                     self._db.execute("PRAGMA journal_mode=" + ("WAL" if local else "DELETE"))
-                    self._db.execute("PRAGMA synchronous=" + ("NORMAL" if local else "FULL"))
-                    os.chmod(self.path, 0o600)
+                    # what is written down before it is done must outlive a power failure too; a pass commits
+                    # a handful of times, so the price is a few milliseconds
+                    self._db.execute("PRAGMA synchronous=FULL")
                 self._migrate(read_only)
-        except (OSError, sqlite3.Error) as exc:
-            raise StoreError(f"cannot open the state in {self.path}: {exc}; {_advice(exc)}") from exc
+        except BaseException:
+            self._db.close()
+            raise
 
     def _migrate(self, read_only: bool) -> None:
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if self._version() == len(_MIGRATIONS) or read_only:
+            return
+        # two processes may come here at once: who gets the lock looks again
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            for number, script in enumerate(_MIGRATIONS[self._version() :], 1 + self._version()):
+                # not executescript: it commits what is open
+                for statement in filter(str.strip, script.split(";")):
+                    self._db.execute(statement)
+                self._db.execute(f"PRAGMA user_version={number}")
+            self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
+
+    def _version(self) -> int:
+        version = int(self._db.execute("PRAGMA user_version").fetchone()[0])
         if version > len(_MIGRATIONS):
             raise StoreError(
                 f"{self.path} was written by a newer clustertools (schema {version}, this one knows "
                 f"{len(_MIGRATIONS)}); use that version or another state folder"
             )
-        if read_only:
-            return
-        for number, script in enumerate(_MIGRATIONS[version:], version + 1):
-            # executescript commits what is open, so the version is set inside the same script
-            self._db.executescript(f"BEGIN IMMEDIATE; {script} PRAGMA user_version={number}; COMMIT;")
+        return version
 
     @contextlib.contextmanager
     def _errors(self, doing: str) -> Iterator[None]:
@@ -176,9 +202,26 @@ class Store:
         """End the transaction. The one point at which anything becomes true."""
         self._db.execute("COMMIT")
 
+    @contextlib.contextmanager
+    def _content(self) -> Iterator[None]:
+        """Around the decoding of rows: what another version or a bad disk wrote is a StoreError, no crash."""
+        try:
+            yield
+        except (KeyError, TypeError, ValueError, AttributeError) as exc:
+            raise StoreError(
+                f"the state in {self.path} holds a row that cannot be read ({exc!r}); "
+                "it is damaged or of another version: move it aside and start anew"
+            ) from exc
+
     def _all(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
         with self._errors("read"):
             return self._db.execute(sql, values).fetchall()
+
+    def _values(self, kind: type[T], sql: str, *values: Any) -> list[T]:
+        """The values in the rows' only column."""
+        rows = self._all(sql, *values)
+        with self._content():
+            return [from_data(kind, json.loads(row[0])) for row in rows]
 
     def _put(self, sql: str, *values: Any) -> int:
         with self._errors("write"):
@@ -187,8 +230,8 @@ class Store:
     # incidents and transitions
 
     def incidents(self) -> dict[str, Incident]:
-        rows = self._all("SELECT data FROM incident")
-        return {i.key: i for i in (from_data(Incident, json.loads(row[0])) for row in rows)}
+        found = self._values(Incident, "SELECT data FROM incident")
+        return {incident.key: incident for incident in found}
 
     def save_incidents(self, before: Mapping[str, Incident], after: Mapping[str, Incident]) -> None:
         """Write what differs between the two."""
@@ -205,8 +248,7 @@ class Store:
         )  # fmt: skip
 
     def transitions(self, since: float = 0.0) -> list[Transition]:
-        rows = self._all("SELECT data FROM transition WHERE time >= ? ORDER BY id", since)
-        return [from_data(Transition, json.loads(row[0])) for row in rows]
+        return self._values(Transition, "SELECT data FROM transition WHERE time >= ? ORDER BY id", since)
 
     # verdicts, readings, memories
 
@@ -222,8 +264,7 @@ class Store:
         self.add_readings(verdict.readings)
 
     def verdicts(self) -> list[Verdict]:
-        rows = self._all("SELECT data FROM verdict ORDER BY subject, name")
-        return [from_data(Verdict, json.loads(row[0])) for row in rows]
+        return self._values(Verdict, "SELECT data FROM verdict ORDER BY subject, name")
 
     def memory(self, check: str, subject: Subject) -> dict[str, Any]:
         """What a check remembered of a subject; empty at first."""
@@ -231,7 +272,8 @@ class Store:
 
     def cursor(self, name: str, subject: str = "") -> dict[str, Any]:
         rows = self._all("SELECT data FROM cursor WHERE name = ? AND subject = ?", name, subject)
-        return dict(json.loads(rows[0][0])) if rows else {}
+        with self._content():
+            return dict(json.loads(rows[0][0])) if rows else {}
 
     def put_cursor(self, name: str, subject: str, data: Mapping[str, Any]) -> None:
         self._put("REPLACE INTO cursor VALUES (?, ?, ?)", name, subject, json.dumps(data))
@@ -259,6 +301,11 @@ class Store:
             "DELETE FROM action WHERE state IN ('done', 'failed', 'blocked') AND time < ?", now - 90 * 86400
         )
         self._put("DELETE FROM silence WHERE until < ?", now - 86400)
+        # the threads of incidents that are forgotten, unless something about them waits to be told
+        self._put(
+            "DELETE FROM cursor WHERE name LIKE 'told:%' AND subject NOT IN (SELECT key FROM incident) AND "
+            "NOT EXISTS (SELECT 1 FROM delivery WHERE state = 'waiting')"
+        )
 
     # actions and attempts
 
@@ -298,20 +345,20 @@ class Store:
             "WHERE time >= ? OR state IN ('planned', 'running') ORDER BY time, id",
             since,
         )
-        return [
-            ActionRow(
-                from_data(Action, json.loads(data)), state, step, time, json.loads(detail),
-                from_data(Outcome, json.loads(outcome)) if outcome else None, approved_by,
-            )
-            for data, state, step, time, detail, outcome, approved_by in rows
-        ]  # fmt: skip
+        with self._content():
+            return [
+                ActionRow(
+                    from_data(Action, json.loads(data)), state, step, time, json.loads(detail),
+                    from_data(Outcome, json.loads(outcome)) if outcome else None, approved_by,
+                )
+                for data, state, step, time, detail, outcome, approved_by in rows
+            ]  # fmt: skip
 
     def put_attempt(self, attempt: Attempt) -> None:
         self._put("REPLACE INTO attempt VALUES (?, ?, ?)", attempt.run, attempt.number, _dump(attempt))
 
     def attempts(self, run: str) -> list[Attempt]:
-        rows = self._all("SELECT data FROM attempt WHERE run = ? ORDER BY number", run)
-        return [from_data(Attempt, json.loads(row[0])) for row in rows]
+        return self._values(Attempt, "SELECT data FROM attempt WHERE run = ? ORDER BY number", run)
 
     def runs(self) -> list[str]:
         return [row[0] for row in self._all("SELECT DISTINCT run FROM attempt ORDER BY run")]
@@ -337,11 +384,16 @@ class Store:
         )  # fmt: skip
 
     def waiting(self, limit: int = 2000) -> list[tuple[int, str, Mapping[str, Any], float, int]]:
-        """(id, sink, message, due, tries) of what was not sent yet, oldest first."""
-        sql = "SELECT id, sink, message, due, tries FROM delivery WHERE state = 'waiting' ORDER BY id LIMIT ?"
-        return [
-            (i, sink, json.loads(text), due, tries) for i, sink, text, due, tries in self._all(sql, limit)
-        ]
+        """(id, sink, message, due, tries) of what was not sent yet, oldest first, at most `limit` a sink:
+        one that is down for days must not hide what the others are owed."""
+        sql = (
+            "SELECT id, sink, message, due, tries FROM (SELECT *, row_number() OVER "
+            "(PARTITION BY sink ORDER BY id) AS place FROM delivery WHERE state = 'waiting') "
+            "WHERE place <= ? ORDER BY id"
+        )
+        rows = self._all(sql, limit)
+        with self._content():
+            return [(i, sink, json.loads(text), due, tries) for i, sink, text, due, tries in rows]
 
     def delivered(self, id: int, now: float) -> None:
         self._put("UPDATE delivery SET state = 'sent', due = ? WHERE id = ?", now, id)
@@ -368,4 +420,6 @@ def _advice(exc: Exception) -> str:
         return "it cannot be written: check the owner and the mount, or set CLUSTERTOOLS_STATE"
     if "full" in text:
         return "the disk is full: make room"
+    if "I/O error" in text:
+        return "the disk is full, failing or gone: see `df` and the kernel log"
     return "set CLUSTERTOOLS_STATE to a writable folder on a local disk"
