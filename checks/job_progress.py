@@ -74,6 +74,8 @@ def job_progress(ctx: Context) -> Iterator[Finding | Reading]:
         attempt=job.attempt, files=files, tracker=tracker.state(), looked_at=now, silent_seconds=silent
     )
     yield from _readings(ctx, tracker, silent)
+    if tracker.last_step is None and files and _began_in_vain(job, ctx.limits.startup_seconds):
+        yield ctx.reading("job_last_step", (job.attempts[-1].resume_step if job.attempts else 0) or 0)
     if job.state == "ended":
         raise ctx.skip("the job has ended")
     if job.exit_reason.startswith("clustertools:"):
@@ -141,6 +143,17 @@ def _readings(ctx: Context, tracker: ProgressTracker, silent: float) -> Iterator
     if tracker.step_seconds is not None:
         yield ctx.reading("job_step_seconds", tracker.step_seconds)
     yield ctx.reading("job_silent_seconds", silent)
+
+
+def _began_in_vain(job: Job, startup_seconds: float) -> bool:
+    """Whether a start without a step in its log is known to have made none.
+
+    One that lasted longer than a start may take can have trained in a log that we do not understand; one that
+    a person stopped did not fail.
+    """
+    by_person = job.exit_reason.startswith(("clustertools: signal", "clustertools: asked by a person"))
+    ended_at = job.ended_at or job.started_at
+    return job.state == "ended" and not by_person and ended_at - job.started_at <= startup_seconds
 
 
 def _judge(
