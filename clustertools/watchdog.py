@@ -182,6 +182,9 @@ class Watchdog:
     ) -> list[Action]:
         rows = self.store.actions(since=now - LEDGER_SECONDS)
         attempts = {run: self.store.attempts(run) for run in self.store.runs()}
+        for seen in (_progress(job, verdicts, now) for job in jobs.values()):
+            if seen is not None:  # an end that this pass saw counts in its plan, not in that of the next
+                attempts[seen.run] = [seen if a.number == seen.number else a for a in attempts[seen.run]]
         past = tuple(
             Past(a.id, a.kind, a.target, a.playbook, row.state, a.blocked, row.time, row.step)
             for row in rows

@@ -133,9 +133,9 @@ def events(
         finding = t.incident.finding
         word = "OK" if t.kind == "resolved" else finding.status.name
         about = (finding.subject.run, finding.subject.node, *finding.nodes)
-        found.append(
-            Event(t.time, t.kind, f"{finding.status.name} {finding.code}: {finding.summary}", word, about)
-        )
+        by = f" [because of {t.incident.explained_by}]" if t.incident.explained_by else ""
+        text = f"{finding.status.name} {finding.code}: {finding.summary}{by}"
+        found.append(Event(t.time, t.kind, text, word, about))
     for row in rows:
         about = (row.action.target.run, row.action.target.node)
         if row.state == "blocked":

@@ -192,7 +192,7 @@ class _Drive:
             host.checkpoints(path, listed)
         for pid, one in (told.get("processes") or {}).items():
             if not over:
-                host.process(int(pid), one)
+                host.process(int(pid), _counted(one, count))
         if "job" in told and not over:
             self.scheduler.change(told["job"], host.start)
 
@@ -201,6 +201,13 @@ def _filled(text: Any, count: str) -> str:
     """Lines of a file; `{count}` is the number of a repeated change."""
     lines = "\n".join(map(str, text)) if isinstance(text, list) else str(text)
     return lines.replace("{count}", count)
+
+
+def _counted(told: Any, count: str) -> Any:
+    """The same process, with `{count}` filled in its texts."""
+    if not isinstance(told, Mapping):
+        return told
+    return {k: v.replace("{count}", count) if isinstance(v, str) else v for k, v in told.items()}
 
 
 def _told(drive: _Drive, passes: Sequence[Pass]) -> Replayed:

@@ -177,6 +177,7 @@ class ReplayHost(RecordedHost):
             self.remove(name)
         self.set(KMSG, "")
         self.set("/proc/stat", f"btime {int(self.now())}\n")
+        self.process(1, {"command": "systemd", "argv": ["/sbin/init"], "parent": 0})
 
     def _boot_time(self) -> float:
         file = self._tree.get("/proc/stat")

@@ -135,13 +135,10 @@ class ReplayScheduler:
         if kind == "cancel":
             return f"SIGTERM, then SIGKILL, to every process of {who}"
         if kind == "drain":
-            return f"scontrol update NodeName={who} State=DRAIN Reason={shlex.quote(_reason(options))}"
+            reason = shlex.quote(str(options.get("reason", "")))
+            return f"scontrol update NodeName={who} State=DRAIN Reason={reason}"
         return f"{kind} {who}"
 
     def _note(self, kind: str, what: str) -> None:
         self.calls.append(Call(self.now(), kind, what))
         self.asked(kind)
-
-
-def _reason(options: Mapping[str, Any]) -> str:
-    return str(options.get("reason", "clustertools"))
