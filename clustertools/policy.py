@@ -35,8 +35,6 @@ STEPS = frozenset(
 HARMLESS = frozenset({"capture", "notify"})
 ON_RUNS = frozenset({"restart", "requeue", "cancel"})
 MODES = ("observe", "ask", "act")
-#: Options of a step where its playbook does not say.
-_DEFAULTS: Mapping[str, Mapping[str, Any]] = {"drain": {"reason": "clustertools: {code} on {part}"}}
 #: What a playbook may limit by itself.
 LIMITS = frozenset({"per_node_per_day", "without_progress"})
 #: Options of a step where its playbook does not say.
