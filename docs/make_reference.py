@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import importlib
 import inspect
 import sys
 import textwrap
@@ -20,13 +21,13 @@ from typing import Any
 
 from clustertools.catalog import load_xids, sxids
 from clustertools.check import Check, NoLimits, discover
+from clustertools.cli.dev import BLIND
 from clustertools.incidents import Rules
 from clustertools.model import Playbook, Status
 from clustertools.policy import load_playbooks, playbook_for
 
 FOLDER = Path(__file__).parent
 TELLS = {"critical": Status.CRITICAL, "warning": Status.WARNING}
-BLIND = "a check could not look, several times in a row"
 
 
 @dataclass
@@ -158,8 +159,8 @@ def _span(seconds: float) -> str:
 
 def own_checks() -> list[Check]:
     """The checks of this repository: not those of a site or an installed pack."""
-    found = discover(site_folders=())
-    return [c for c in found.values() if c.look.__module__ == f"clustertools.checks.{c.name}"]
+    folder = Path(str(importlib.import_module("clustertools.checks").__file__)).parent
+    return [c for c in discover(site_folders=()).values() if Path(c.source).parent == folder]
 
 
 def limits(check: Check) -> list[tuple[str, str, str]]:

@@ -12,12 +12,16 @@ from pathlib import Path
 import click
 
 from clustertools import check as checking
+from clustertools import policy
 from clustertools.check import Check
 from clustertools.cli.frame import Output, common, examples
 from clustertools.errors import ConfigError
 from clustertools.host import Host, LocalHost, RecordedHost, Recorder
 from clustertools.model import Playbook, Verdict
 from clustertools.shared_host import SharedHost
+
+#: The one code that no check declares: the watchdog makes it for any of them.
+BLIND = "a check could not look, several times in a row; nobody knows whether all is well"
 
 
 @click.group()
@@ -64,58 +68,64 @@ def _cost_seconds(check: Check, host: Host) -> float:
 @common
 def explain(words: tuple[str, ...], out: Output) -> None:
     """What a code, a check or an Xid means, where it comes from and what to do about it."""
-    from clustertools.policy import load_playbooks
-
     asked = " ".join(words).strip()
     # "xid 79", "Xid79", "XID:79"
     xid = re.fullmatch(r"xid[\s:#]*(\d+)", asked, re.IGNORECASE)
     if xid:
-        from clustertools.catalog import explain_xid
-
-        text = explain_xid(int(xid[1]))
-        if out.json:
-            out.record("explanation", {"xid": int(xid[1]), "text": text})
-        else:
-            out.line(text)
+        _explain_xid(int(xid[1]), out)
         return
     found = checking.discover()
-    playbooks = load_playbooks()
     if asked in found:
         _explain_check(found[asked], out)
-        for code in found[asked].codes:
-            _explain_code(code, [found[asked]], playbooks, out)
+        for code, meaning in found[asked].codes.items():
+            _explain_code(code, meaning, [found[asked]], out)
         return
-    codes = {code.lower(): code for c in found.values() for code in c.codes}
+    codes = {code.lower(): code for c in found.values() for code in c.codes} | {"blind": "Blind"}
     if asked.lower() not in codes:
         raise ConfigError(_unknown(asked, [*codes.values(), *found]))
     code = codes[asked.lower()]
     declared_by = [c for c in found.values() if code in c.codes]
-    _explain_code(code, declared_by, playbooks, out)
+    _explain_code(code, declared_by[0].codes[code] if declared_by else BLIND, declared_by, out)
     if not out.json:
         for check in declared_by:
             _explain_check(check, out)
 
 
-def _explain_code(code: str, by: Sequence[Check], playbooks: Sequence[Playbook], out: Output) -> None:
-    responses = [b for b in playbooks if code in b.codes]
+def _explain_xid(number: int, out: Output) -> None:
+    from clustertools.catalog import explain_xid
+    from clustertools.catalog import xid as entry_of
+
+    text, code = explain_xid(number), entry_of(number).finding_code
+    if out.json:
+        out.record("explanation", {"xid": number, "code": code, "text": text, "playbook": _playbook(code)})
+        return
+    out.line(text)
+    _print_playbook(code, out)
+
+
+def _explain_code(code: str, meaning: str, by: Sequence[Check], out: Output) -> None:
     if out.json:
         out.record(
             "explanation",
-            {
-                "code": code,
-                "meaning": by[0].codes[code],
-                "checks": [c.name for c in by],
-                "playbooks": [{"name": b.name, "runbook": b.runbook} for b in responses],
-            },
+            {"code": code, "meaning": meaning, "checks": [c.name for c in by], "playbook": _playbook(code)},
         )
         return
-    out.line(f"{code}: {by[0].codes[code]}")
-    for book in responses:
-        out.line(f"\n  playbook {book.name}: {', '.join(s.kind for s in book.steps) or 'people are told'}")
-        out.line(_indented(book.runbook))
-    if not responses:
-        out.line("  no playbook names it: people are told, nothing else happens")
+    out.line(f"{code}: {meaning}")
+    _print_playbook(code, out)
     out.line()
+
+
+def _playbook(code: str) -> Playbook | None:
+    return policy.playbook_for(code, policy.load_playbooks())
+
+
+def _print_playbook(code: str, out: Output) -> None:
+    book = _playbook(code)
+    if book is None:
+        out.line("  no playbook names it: people are told, nothing else happens")
+        return
+    out.line(f"\n  playbook {book.name}: {', '.join(s.kind for s in book.steps) or 'people are told'}")
+    out.line(_indented(book.runbook))
 
 
 def _explain_check(check: Check, out: Output) -> None:

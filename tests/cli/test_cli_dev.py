@@ -10,6 +10,7 @@ import pytest
 from clustertools.check import discover
 from clustertools.cli import main
 from clustertools.host import RecordedHost
+from clustertools.policy import load_playbooks
 
 
 def test_list_has_every_check_and_code(capsys):
@@ -42,15 +43,30 @@ def test_explain_a_code_in_any_case(capsys):
     assert "check gpu_ecc [" in out
 
 
-def test_explain_shows_the_playbook(capsys):
-    from clustertools.policy import load_playbooks
-
-    known = {code for check in discover(site_folders=()).values() for code in check.codes}
-    book, code = next((b, c) for b in load_playbooks() for c in b.codes if c in known)
-    assert main(["explain", code]) == 0
+@pytest.mark.parametrize(
+    ("asked", "name"),
+    [
+        ("RemapPending", "gpu-reset"),
+        ("JobHung", "job-restart"),
+        ("blind", "blind"),
+        ("xid 79", "node-reboot"),
+    ],
+)
+def test_explain_prints_the_whole_runbook(asked, name, capsys):
+    book = next(b for b in load_playbooks(()) if b.name == name)
+    assert main(["explain", asked]) == 0
     out = capsys.readouterr().out
-    assert f"playbook {book.name}" in out
-    assert book.runbook.strip().splitlines()[0] in out
+    assert f"playbook {name}: " in out
+    assert [line for line in book.runbook.splitlines() if line not in out] == []
+    assert main(["explain", asked, "--json"]) == 0
+    (row,) = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert row["playbook"]["runbook"] == book.runbook
+
+
+def test_explain_a_code_of_no_playbook(capsys, monkeypatch):
+    monkeypatch.setattr("clustertools.policy.load_playbooks", lambda: ())
+    assert main(["explain", "RemapPending"]) == 0
+    assert "no playbook names it" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("words", [["xid 79"], ["xid", "79"], ["Xid79"], ["XID: 79"]])
