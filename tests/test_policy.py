@@ -364,6 +364,12 @@ def test_a_site_replaces_a_playbook_by_name_and_adds_its_own(tmp_path):
     assert playbook_for("NoSuchCode", books.values()) is None
 
 
+def test_a_site_s_version_of_ours_may_take_codes_of_the_others(tmp_path):
+    (tmp_path / "x.yaml").write_text("name: gpu-lost\ncodes: [JobHung, RemapFailed]\nrunbook: mine\n")
+    (tmp_path / "y.yaml").write_text("name: app-xid\ncodes: [XidMmuFault, RemapFailed]\nrunbook: mine\n")
+    assert playbook_for("RemapFailed", load_playbooks((str(tmp_path),))).name == "app-xid"
+
+
 def test_a_later_folder_wins(tmp_path):
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
