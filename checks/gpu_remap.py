@@ -74,7 +74,7 @@ def _rows(ctx: Context, gpu: Gpu) -> Iterator[Finding]:
         # gpud, gcm and Azure all fail a node for this: the bad row stays in use until the reset
         yield ctx.critical(
             "RemapPending", gpu.part,
-            f"GPU {gpu.index}: a row remap waits for a GPU reset; until then the bad row is in use",
+            f"GPU {gpu.index}: a row remap waits for a GPU reset; until then its page is set aside",
             evidence=(rows,), remedy=Remedy.DRAIN_AND_RESET,
         )  # fmt: skip
     limit = ctx.limits.uncorrectable_rows

@@ -51,7 +51,7 @@ def fold(
     for key, incident in list(after.items()):
         if incident.state == "resolved" and now - incident.resolved_at > rules.keep_resolved_seconds:
             del after[key]
-    return after, _explained(after, transitions, rules)
+    return after, _explained(after, transitions, now, rules)
 
 
 def _fold_one(
@@ -156,16 +156,26 @@ def _nodes(verdict: Verdict) -> tuple[str, ...]:
     return (verdict.subject.node,) if verdict.subject.node else ()
 
 
-def _explained(after: dict[str, Incident], transitions: list[Transition], rules: Rules) -> list[Transition]:
-    """Mark symptoms with the root that explains them, on the incidents and on this pass's transitions."""
+def _explained(
+    after: dict[str, Incident], transitions: list[Transition], now: float, rules: Rules
+) -> list[Transition]:
+    """Mark symptoms with the root that explains them, on the incidents and on this pass's transitions.
+
+    A symptom that outlives its root was told by nobody so far: it is told now.
+    """
     roots = [i for i in after.values() if i.state == "open" and i.finding.code in rules.explains]
+    told = {t.incident.key for t in transitions}
+    left = []
     for key, incident in after.items():
         if incident.state != "open":
             continue
         by = next((root.key for root in roots if _explains(root, incident, rules)), "")
         if by != incident.explained_by:
             after[key] = dataclasses.replace(incident, explained_by=by)
-    return [dataclasses.replace(t, incident=after.get(t.incident.key, t.incident)) for t in transitions]
+            if not by and key not in told:
+                left.append(Transition(after[key], "none", "open", now))
+    marked = [dataclasses.replace(t, incident=after.get(t.incident.key, t.incident)) for t in transitions]
+    return marked + left
 
 
 def _explains(root: Incident, symptom: Incident, rules: Rules) -> bool:

@@ -231,6 +231,8 @@ def _ownership(action: Action, world: World) -> str:
     reason = world.drained.get(target.node, "")
     if target.node and reason and not reason.startswith("clustertools:"):
         return f"{target.node} was drained by somebody else: {reason}"
+    if reason and action.kind == "drain":
+        return f"{target.node} is drained already: {reason}"
     if action.kind == "resume" and target.node not in world.drained:
         return f"{target.node} is not drained"
     return ""
@@ -239,6 +241,9 @@ def _ownership(action: Action, world: World) -> str:
 def _budget(
     action: Action, book: Playbook, ledger: Ledger, planned: Sequence[Action], now: float, budgets: Budgets
 ) -> str:
+    # two faults of one node, or of one run, are answered once
+    if any(a.kind == action.kind and a.target == action.target and not a.blocked for a in planned):
+        return f"a {action.kind} of {action.target} is already under way"
     done = [p for p in ledger.actions if p.state in ("planned", "running", "done", "failed")]
     if action.target.node:
         limit = int(book.limits.get("per_node_per_day", budgets.per_node_per_day))
@@ -249,8 +254,6 @@ def _budget(
         if spent >= limit:
             return f"budget: {action.kind} of {action.target.node} {spent} times in 24 h (limit {limit})"
     if action.kind in ("restart", "requeue"):
-        if any(a.kind == action.kind and a.target == action.target and not a.blocked for a in planned):
-            return f"a {action.kind} of {action.target.run} is already under way"
         recent = [p for p in done if p.kind == action.kind and now - p.time < 3600]
         if len(recent) >= budgets.restarts_per_hour:
             return f"budget: {len(recent)} restarts in the last hour (limit {budgets.restarts_per_hour})"

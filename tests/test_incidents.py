@@ -144,8 +144,10 @@ def test_the_root_explains_the_symptom_and_stops_explaining_when_it_is_over():
     incidents, transitions = fold({}, [root, job], 1000.0, rules)
     assert incidents[hung.key].explained_by == "XidGpuLost:gpu-017/gpu@0000:3b:00.0"
     assert [t.incident.explained_by != "" for t in transitions] == [False, True]
-    incidents, _ = fold(incidents, [verdict(boot_id="boot-2"), job], 1060.0, rules)
+    incidents, transitions = fold(incidents, [verdict(boot_id="boot-2"), job], 1060.0, rules)
     assert incidents[hung.key].explained_by == ""
+    told = [(t.kind, t.incident.finding.code) for t in transitions]
+    assert told == [("resolved", "XidGpuLost"), ("opened", "JobHung")], "what outlives its root is told"
 
 
 def test_a_warning_explains_nothing_worse_than_itself():

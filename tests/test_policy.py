@@ -97,7 +97,7 @@ def test_guard_ownership_of_nodes():
     (a,) = decide(incident(), drained={"gpu-017": "bad fan (ada)"})
     assert a.blocked == "gpu-017 was drained by somebody else: bad fan (ada)"
     (a,) = decide(incident(), drained={"gpu-017": "clustertools: XidGpuLost"})
-    assert a.blocked == ""
+    assert a.blocked == "gpu-017 is drained already: clustertools: XidGpuLost"
     book = dataclasses.replace(DRAIN, steps=(Step("resume"),))
     assert decide(incident(), playbooks=[book])[0].blocked == "gpu-017 is not drained"
 
@@ -217,7 +217,13 @@ def test_one_restart_at_a_time():
     crashed = incident("JobCrashed", Subject(run="big"))
     both = dataclasses.replace(RESTART, codes=("JobHung", "JobCrashed"))
     actions = decide(hung(), crashed, playbooks=[both])
-    assert [a.blocked for a in actions] == ["", "a restart of big is already under way"]
+    assert [a.blocked for a in actions] == ["", "a restart of run:big is already under way"]
+
+
+def test_two_faults_of_one_node_drain_it_once():
+    other = incident(subject=Subject(node="gpu-017", part="gpu@0000:5d:00.0"))
+    blocked = [a.blocked for a in decide(incident(), other)]
+    assert blocked == ["", "a drain of gpu-017 is already under way"]
 
 
 def test_a_node_fault_restarts_the_runs_on_it():
