@@ -8,23 +8,21 @@ anything is done. Each action then advances by at most one step a pass, each ste
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fnmatch
 import os
-import socket
+import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from clustertools import actions, incidents, policy
+from clustertools import actions, incidents, notices, policy, systemd
 from clustertools import check as checking
 from clustertools.actions.restart import attempt_token, how_it_ended
 from clustertools.check import Check
 from clustertools.delivery import Mail
-from clustertools.errors import ActionFailed, StoreError, Unobservable
+from clustertools.errors import Absent, ActionFailed, StoreError, Unobservable
 from clustertools.host import Host
 from clustertools.model import (
     Action,
@@ -42,11 +40,14 @@ from clustertools.model import (
 from clustertools.policy import Budgets, Ledger, Past, World
 from clustertools.schedulers import RunSpec, Scheduler
 from clustertools.shared_host import SharedHost
-from clustertools.sinks.message import Message, fold_messages, from_outcome, from_transition
+from clustertools.sinks.message import Message, fold_messages, from_outcome, from_transition, note
 from clustertools.store import ActionRow, Store
+from clustertools.text import plain
 
 #: How long an action of the past matters to the guards.
 LEDGER_SECONDS = 7 * 86400.0
+#: Between two passes the loop wakes up this often to see whether it was asked to stop or to reload.
+SLICE_SECONDS = 0.5
 
 
 class Clock(Protocol):
@@ -73,6 +74,7 @@ class Settings:
     expect: Mapping[str, Any] = field(default_factory=dict)
     observe_only: frozenset[str] = frozenset()
     class_size: int = 1
+    pause_file: str = ""
 
 
 @dataclass(frozen=True)
@@ -110,20 +112,20 @@ class Watchdog:
     def once(self) -> Pass:
         """One pass. Raises StoreError when nothing could be written down; nothing was done then."""
         now = self.host.now()
+        paused = self._pause_file()
         jobs, verdicts = self._observe(now)
-        before = self.store.incidents()
-        rules = incidents.Rules(
-            confirm={c.name: self.settings.confirm.get(c.name, c.confirm) for c in self.checks},
-            blind_confirm=self.settings.blind_confirm,
-            flap_window_seconds=self.settings.flap_window_seconds,
-            explains=policy.explains(self.playbooks),
-        )
-        after, transitions = incidents.fold(before, verdicts, now, rules)
-        planned = self._plan(after, verdicts, jobs, now)
         with self.store.transaction():
+            # read inside: what a person marks at this moment is neither missed nor written over
+            paused = paused or self._paused(now)
+            before = self.store.incidents()
+            after, transitions = incidents.fold(before, verdicts, now, self._rules())
+            after, transitions = self._ended_by_people(after, transitions, verdicts, now)
+            after, lapsed = notices.lapsed(after, now)
+            planned = self._plan(after, verdicts, jobs, paused, now)
             self._write(before, after, verdicts, transitions, planned, jobs, now)
+            self._enqueue(self._messages(transitions, planned, after, lapsed, now), now)
         sentences = list(self._deliver(now))
-        steps, outcomes = self._perform(now)
+        steps, outcomes = self._perform(paused, now)
         sentences += self._deliver(now)
         blind = tuple(f"{v.check} on {v.subject}: {v.blind}" for v in verdicts if v.blind)
         self._heartbeat(now, blind)
@@ -132,6 +134,14 @@ class Watchdog:
             tuple(verdicts), tuple(transitions), tuple(planned), tuple(steps), tuple(outcomes),
             tuple(jobs.values()), blind, sentence,
         )  # fmt: skip
+
+    def _rules(self) -> incidents.Rules:
+        return incidents.Rules(
+            confirm={c.name: self.settings.confirm.get(c.name, c.confirm) for c in self.checks},
+            blind_confirm=self.settings.blind_confirm,
+            flap_window_seconds=self.settings.flap_window_seconds,
+            explains=policy.explains(self.playbooks),
+        )
 
     # observe
 
@@ -166,10 +176,36 @@ class Watchdog:
         return not 0 <= now - last < interval - 0.5 * self.settings.interval_seconds
 
     def _run(self, check: Check, host: Host, subject: Subject, job: Job | None) -> Verdict:
-        return checking.run(
+        verdict = checking.run(
             check, host, limits=self.settings.limits.get(check.name), expect=self.settings.expect,
             past=self.store.memory(check.name, subject), job=job, cluster=self.settings.cluster,
         )  # fmt: skip
+        systemd.alive()  # each check has its own deadline: a pass may be long without being stuck
+        return verdict
+
+    def _ended_by_people(
+        self,
+        after: dict[str, Incident],
+        transitions: list[Transition],
+        verdicts: Sequence[Verdict],
+        now: float,
+    ) -> tuple[dict[str, Incident], list[Transition]]:
+        """End what a person said is over, unless this very pass reports it."""
+        asked = self.store.cursor("resolve")
+        if not asked:
+            return after, transitions
+        reported = {f.key for v in verdicts for f in v.findings}
+        reported |= {
+            f"Blind:{dataclasses.replace(v.subject, part=v.check)}"
+            for v in verdicts
+            if v.blind or v.status is Status.UNKNOWN
+        }
+        for key in asked.keys() & after.keys() - reported:
+            if after[key].state == "open":
+                after, ended = incidents.resolve(after, key, now)
+                transitions = [*transitions, *ended]
+        self.store.put_cursor("resolve", "", {})
+        return after, transitions
 
     # plan
 
@@ -178,6 +214,7 @@ class Watchdog:
         after: Mapping[str, Incident],
         verdicts: Sequence[Verdict],
         jobs: Mapping[str, Job],
+        paused: str,
         now: float,
     ) -> list[Action]:
         rows = self.store.actions(since=now - LEDGER_SECONDS)
@@ -193,7 +230,7 @@ class Watchdog:
         world = World(
             mode=self.settings.mode,
             playbook_modes=self.settings.playbook_modes,
-            paused=str(self.store.cursor("pause").get("why", "")) if self._paused(now) else "",
+            paused=paused,
             fresh=frozenset(f.key for v in verdicts for f in v.findings),
             owned_runs=frozenset(spec.name for spec in self.specs),
             jobs=tuple(jobs.values()),
@@ -205,8 +242,23 @@ class Watchdog:
         shown = {k: i for k, i in after.items() if i.finding.check not in self.settings.observe_only}
         return policy.plan(shown, self.playbooks, Ledger(past, attempts), world, now, self.settings.budgets)
 
-    def _paused(self, now: float) -> bool:
-        return float(self.store.cursor("pause").get("until", 0.0)) > now
+    def _paused(self, now: float) -> str:
+        """Why people paused us; empty when they did not."""
+        pause = self.store.cursor("pause")
+        return str(pause.get("why") or "by a person") if float(pause.get("until", 0.0)) > now else ""
+
+    def _pause_file(self) -> str:
+        """What the config's pause file says. One that cannot be looked at pauses: it may well be there."""
+        path = self.settings.pause_file
+        if not path:
+            return ""
+        try:
+            self.host.stat(path)
+        except Absent:
+            return ""
+        except Unobservable as exc:
+            return f"nobody can see whether the pause file is there: {exc}"
+        return f"{path} exists"
 
     # commit
 
@@ -232,7 +284,6 @@ class Watchdog:
                 self.store.put_attempt(attempt)
         for transition in transitions:
             self.store.add_transition(transition)
-        self._enqueue(self._messages(transitions, planned, after, now), now)
         if now - float(self.store.cursor("thinned").get("at", 0.0)) > 3600:
             self.store.thin(now)
             self.store.put_cursor("thinned", "", {"at": now})
@@ -242,25 +293,30 @@ class Watchdog:
         transitions: Sequence[Transition],
         planned: Sequence[Action],
         after: Mapping[str, Incident],
+        lapsed: Sequence[tuple[Incident, str]],
         now: float,
     ) -> list[Message]:
-        silences = self.store.silences(now)
-        told = []
-        for transition in transitions:
-            incident = transition.incident
-            hushed = any(fnmatch.fnmatchcase(incident.key, s.pattern) for s in silences)
-            if hushed or incidents.is_quiet(incident, now) or incident.explained_by:
-                continue
-            told.append(
-                from_transition(
-                    transition,
-                    playbook=policy.playbook_for(incident.finding.code, self.playbooks),
-                    planned=[a for a in planned if a.because == incident.key],
-                    explains=[i for i in after.values() if i.explained_by == incident.key],
-                )
+        patterns = [s.pattern for s in self.store.silences(now)]
+        owed = self.store.cursor("owed")
+        tell, left = notices.due(transitions, after, owed, patterns, now)
+        if left != owed:
+            self.store.put_cursor("owed", "", left)
+        told = [
+            from_transition(
+                transition,
+                playbook=policy.playbook_for(transition.incident.finding.code, self.playbooks),
+                planned=[a for a in planned if a.because == transition.incident.key],
+                explains=[i for i in after.values() if i.explained_by == transition.incident.key],
             )
+            for transition in tell
+        ]
         keys = {message.key for message in told}
-        return fold_messages(told, references=self.mail.references(self.store, keys))
+        reminders = [
+            _reminder(incident, who, now)
+            for incident, who in lapsed
+            if incident.key not in keys and not notices.is_quiet(incident, patterns, now)
+        ]
+        return fold_messages(told, references=self.mail.references(self.store, keys)) + reminders
 
     def _enqueue(self, messages: Sequence[Message], now: float) -> None:
         for message in messages:
@@ -269,11 +325,13 @@ class Watchdog:
     # deliver
 
     def _deliver(self, now: float) -> list[str]:
-        return list(self.mail.deliver(self.store, now).sentences)
+        said = list(self.mail.deliver(self.store, now).sentences)
+        systemd.alive()
+        return said
 
     # perform
 
-    def _perform(self, now: float) -> tuple[list[str], list[Outcome]]:
+    def _perform(self, paused: str, now: float) -> tuple[list[str], list[Outcome]]:
         """Take every action that is under way one step further; those of one incident in their order."""
         said: list[str] = []
         outcomes: list[Outcome] = []
@@ -281,6 +339,13 @@ class Watchdog:
         rows = self.store.actions(since=now)
         for row in sorted(rows, key=lambda r: (r.action.planned_at, r.action.id)):
             if row.state not in ("planned", "running") or row.action.because in held:
+                continue
+            why = self._called_off(row, paused) if row.state == "planned" else ""
+            if why:
+                with self.store.transaction():
+                    # the next plan decides anew
+                    self.store.put_action(dataclasses.replace(row.action, blocked=why), "blocked", now)
+                said.append(f"{row.action.kind} of {row.action.target} called off: {why}")
                 continue
             if row.step != "wait_step":
                 held.add(row.action.because)
@@ -290,6 +355,21 @@ class Watchdog:
             if outcome:
                 outcomes.append(outcome)
         return said, outcomes
+
+    def _called_off(self, row: ActionRow, paused: str) -> str:
+        """Why a planned action must not begin after all: it may have waited in line, or through a crash."""
+        action = row.action
+        if not action.playbook:
+            return ""  # a person's own order
+        incident = self.store.incidents().get(action.because)
+        if incident is None or incident.state != "open":
+            return "its incident is over"
+        if action.kind in policy.HARMLESS:
+            return ""
+        if paused:
+            return f"paused: {paused}"
+        mode = self.settings.playbook_modes.get(action.playbook, self.settings.mode)
+        return "observe mode" if mode == "observe" else ""
 
     def _step(self, row: ActionRow, now: float) -> tuple[str, Outcome | None]:
         action = row.action
@@ -303,6 +383,11 @@ class Watchdog:
         except Unobservable as exc:
             # could not look: the step is taken again on the next pass
             return f"{action.kind} of {action.target} waits: {exc}", None
+        except StoreError:
+            raise
+        except Exception as exc:  # noqa: BLE001 - one action's bug must not end every pass from now on
+            said = f"a fault in clustertools itself: {type(exc).__name__}: {exc}"
+            progress = actions.Progress("", row.detail, said, ok=False)
         outcome = None
         with self.store.transaction():
             if progress.attempt is not None:
@@ -312,9 +397,17 @@ class Watchdog:
             if not progress.step:
                 outcome = Outcome(action.id, progress.ok, progress.said, now - action.planned_at, now)
                 self.store.finish_action(outcome, now)
-                incident = self.store.incidents().get(action.because)
-                self._enqueue([from_outcome(action, outcome, incident=incident)], now)
+                self._enqueue(self._news(action, outcome, now), now)
         return progress.said, outcome
+
+    def _news(self, action: Action, outcome: Outcome, now: float) -> list[Message]:
+        """What people hear of an outcome, in the thread of the root where one explains the incident."""
+        incident = self.store.incidents().get(action.because)
+        if incident is not None and incident.explained_by:
+            action = dataclasses.replace(action, because=incident.explained_by)
+        if notices.is_silenced(action.because, [s.pattern for s in self.store.silences(now)]):
+            return []
+        return [from_outcome(action, outcome, incident=incident)]
 
     def _scene(self, action: Action, now: float) -> actions.Scene:
         spec = next((s for s in self.specs if s.name == action.target.run), None)
@@ -326,11 +419,15 @@ class Watchdog:
     # heartbeat
 
     def _heartbeat(self, now: float, blind: Sequence[str]) -> None:
-        beat = {"at": now, "blind": list(blind), "pid": os.getpid()}
+        """Write down that a pass ended, and (`seen`) when one last could see everything.
+
+        The first is for whoever asks whether we live; only the second may feed a dead man's switch that
+        people trust to mean "somebody is looking".
+        """
         with self.store.transaction():
+            seen = now if not blind else self.store.cursor("heartbeat").get("seen", 0.0)
+            beat = {"at": now, "seen": seen, "blind": list(blind), "pid": os.getpid()}
             self.store.put_cursor("heartbeat", "", beat)
-        if not blind:
-            notify_systemd("WATCHDOG=1")
 
     def start(self, spec: RunSpec) -> bool:
         """Begin a run's first attempt, unless it already has one. True when it was started now.
@@ -414,23 +511,26 @@ def _sentence(
     return ", ".join(words)
 
 
-def notify_systemd(state: str) -> None:
-    """One datagram to systemd's notification socket, when there is one (sd_notify(3))."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    if address.startswith("@"):
-        address = "\0" + address[1:]
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        sock.sendto(state.encode(), address)
+def _reminder(incident: Incident, who: str, now: float) -> Message:
+    finding = incident.finding
+    text = f"{finding.status.name} {finding.subject} · still open, and {plain(who, 100)} no longer has it"
+    look = f"look: clustertools show {shlex.quote(plain(incident.key))}"
+    return note(incident.key, finding.status, text, now, lines=(finding.summary, look))
 
 
-def loop(watchdog: Watchdog, clock: Clock, stop: Any, report: Any) -> None:
-    """Passes every `interval_seconds` until `stop()` is true; `report(pass_)` gets each one.
+def loop(
+    watchdog: Watchdog,
+    clock: Clock,
+    stop: Callable[[], bool],
+    report: Callable[[Pass | StoreError], None],
+) -> None:
+    """Passes every `interval_seconds` until `stop()` is true; `report` gets each one.
 
-    A pass that could not write its state is reported as a sentence and tried again: nothing was done in it.
+    A pass that could not write its state is reported and tried again: nothing was done in it. `stop` is asked
+    between passes and every SLICE_SECONDS of the time between them. systemd hears that we are alive whatever
+    a pass could see: to be started anew would not make the machine any easier to look at.
     """
-    notify_systemd("READY=1")
+    systemd.notify("READY=1")
     while not stop():
         began = clock.monotonic()
         try:
@@ -438,8 +538,19 @@ def loop(watchdog: Watchdog, clock: Clock, stop: Any, report: Any) -> None:
         except StoreError as exc:
             result = exc
         report(result)
-        clock.sleep(max(0.05, watchdog.settings.interval_seconds - (clock.monotonic() - began)))
-    notify_systemd("STOPPING=1")
+        sentence = result.sentence if isinstance(result, Pass) else str(result)
+        systemd.notify(f"STATUS={plain(sentence)}")
+        _rest(clock, began + watchdog.settings.interval_seconds, stop)
+    systemd.notify("STOPPING=1")
+
+
+def _rest(clock: Clock, until: float, stop: Callable[[], bool]) -> None:
+    systemd.alive()
+    # a moment at least: passes that take longer than their interval must leave room for others
+    until = max(until, clock.monotonic() + 0.05)
+    while (left := until - clock.monotonic()) > 0 and not stop():
+        clock.sleep(min(left, SLICE_SECONDS))
+        systemd.alive()
 
 
 class SystemClock:

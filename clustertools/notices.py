@@ -1,0 +1,85 @@
+"""Which changes people hear of, and what they are still owed. Pure.
+
+While an incident is silenced, taken by a person, or explained by another one, nothing is said about it. What
+was kept back is told when that ends and the incident is still open: a silence delays a page, it eats none.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from collections.abc import Iterable, Mapping, Sequence
+
+from clustertools.model import Incident, State, Transition
+
+#: What was kept back of an incident: the kind of a transition. Owed to people until it is told or over.
+Owed = Mapping[str, str]
+
+#: The earlier ones hold the later ones: who hears that it opened needs not hear that it got worse.
+_ORDER = ("opened", "reopened", "worsened")
+_WAS: Mapping[str, State] = {"opened": "none", "reopened": "resolved", "worsened": "open"}
+
+
+def is_silenced(key: str, patterns: Iterable[str]) -> bool:
+    """Whether somebody asked not to hear of this key (shell patterns, upper and lower case are different)."""
+    return any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns)
+
+
+def is_quiet(incident: Incident, patterns: Iterable[str], now: float) -> bool:
+    """Whether nobody is told of this incident now."""
+    marked = incident.silenced_until > now or incident.acknowledged_until > now
+    return marked or bool(incident.explained_by) or is_silenced(incident.key, patterns)
+
+
+def due(
+    transitions: Sequence[Transition],
+    incidents: Mapping[str, Incident],
+    owed: Owed,
+    patterns: Sequence[str],
+    now: float,
+) -> tuple[list[Transition], dict[str, str]]:
+    """What to tell on this pass, and what is owed after it.
+
+    `incidents` are those after the pass, `owed` is what an earlier call gave. The end of an incident is told
+    to whoever heard of its beginning, in spite of any silence: a page whose end is never told is worse than
+    none.
+    """
+    told: list[Transition] = []
+    left = dict(owed)
+    for transition in transitions:
+        key, kind = transition.incident.key, transition.kind
+        if kind == "resolved":
+            if left.pop(key, "worsened") == "worsened":
+                told.append(transition)
+            continue
+        first = min(kind, left.pop(key, kind), key=_ORDER.index)
+        if is_quiet(transition.incident, patterns, now):
+            left[key] = first
+        else:
+            told.append(transition if first == kind else _again(transition.incident, first, now))
+    for key, kind in list(left.items()):
+        incident = incidents.get(key)
+        if incident is None or incident.state != "open":
+            del left[key]
+        elif not is_quiet(incident, patterns, now):
+            del left[key]
+            told.append(_again(incident, kind, now))
+    return told, left
+
+
+def _again(incident: Incident, kind: str, now: float) -> Transition:
+    return Transition(incident, _WAS[kind], "open", now, worse=kind == "worsened")
+
+
+def lapsed(
+    incidents: Mapping[str, Incident], now: float
+) -> tuple[dict[str, Incident], list[tuple[Incident, str]]]:
+    """Incidents without the acknowledgements that are over, and the open ones among them with who had it."""
+    after = dict(incidents)
+    open_still = []
+    for key, incident in incidents.items():
+        if incident.acknowledged_by and incident.acknowledged_until <= now:
+            after[key] = dataclasses.replace(incident, acknowledged_by="", acknowledged_until=0.0)
+            if incident.state == "open":
+                open_still.append((after[key], incident.acknowledged_by))
+    return after, open_still
