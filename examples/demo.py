@@ -186,7 +186,7 @@ def lost_gpu(folder: Path) -> None:
     writable = os.geteuid() == 0 and os.access("/dev/kmsg", os.W_OK) and not has_gpu
     if not writable:
         say("this kernel log is not ours to write to (no root, or real GPUs): a recorded run instead")
-        run("replay", str(HERE.parent / "tests" / "runs" / "xid79-during-run"))
+        recorded_run()
         return
     say("a first pass, so that only what comes now is news")
     subprocess.run([*CLI, "watch", "--once", "-q", "--state", str(state)], capture_output=True, check=False)
@@ -195,6 +195,12 @@ def lost_gpu(folder: Path) -> None:
         kmsg.write(f"<3>{LINE}\n")
     run("watch", "--once", "--state", str(state))
     run("show", f"XidGpuLost:{os.uname().nodename.partition('.')[0]}/gpu@{FAKE_GPU}.0", "--state", str(state))
+    say("one machine has nowhere to go; the same fault on a recorded cluster, where it may act:")
+    recorded_run()
+
+
+def recorded_run() -> None:
+    run("replay", str(HERE.parent / "tests" / "runs" / "xid79-during-run"), "--act")
     run("explain", "xid 79")
 
 
