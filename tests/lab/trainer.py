@@ -79,7 +79,11 @@ class Trainer:
         for step in range(begin + 1, self.options.steps + 1):
             time.sleep(self.options.step_seconds)
             if not self.quiet:
-                print(f"step {step}/{self.options.steps} | loss {2 + 1 / step:.4f}", flush=True)
+                took = 1000 * self.options.step_seconds
+                print(
+                    f"step {step}/{self.options.steps} | loss {2 + 1 / step:.4f} | time {took:.1f}ms",
+                    flush=True,
+                )
             if step % self.options.save_every == 0:
                 self._save(step)
             self._obey(step)
