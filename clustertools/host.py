@@ -341,18 +341,27 @@ class RecordedHost:
     """A folder of recorded answers: `host.yaml`, `commands/*.yaml`, `files/` (a partial root).
 
     What was not recorded raises Unobservable, so a check that asks for more than it did when the recording
-    was made shows up as blind, not as healthy. A command recorded as slower than the caller's deadline
-    times out, as it would have live.
+    was made shows up as blind, not as healthy. Absent is only what was looked for and not there: when
+    `listings.yaml` says so, or when the folder was recorded and the file is not in it. A command recorded as
+    slower than the caller's deadline times out, as it would have live.
+
+    With `base: ../FOLDER` in its host.yaml a recording says only what differs from another one; `without`
+    lists the files and folders of the base that are not here.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self.about: Mapping[str, Any] = load_yaml(self.folder / "host.yaml")
-        if not isinstance(self.about, Mapping):
+        about = load_yaml(self.folder / "host.yaml")
+        if not isinstance(about, Mapping):
             raise ConfigError(f"{self.folder / 'host.yaml'}: expected a mapping with name, boot_id and time")
+        base = RecordedHost(self.folder / str(about["base"])) if "base" in about else None
+        self.about: Mapping[str, Any] = {**base.about, **about} if base else about
         self.name = str(self.about.get("name", self.folder.name))
         self.boot_id = str(self.about.get("boot_id", "recorded-boot"))
-        self._commands: dict[tuple[str, ...], Mapping[str, Any]] = {}
+        #: Where files are looked for, the nearest first.
+        self.roots: tuple[Path, ...] = (self.folder / "files", *(base.roots if base else ()))
+        self._without: tuple[str, ...] = (*about.get("without", ()), *(base._without if base else ()))
+        self._commands: dict[tuple[str, ...], Mapping[str, Any]] = dict(base._commands) if base else {}
         for path in sorted(self.folder.glob("commands/*.yaml")):
             entry = load_yaml(path)
             if not isinstance(entry, Mapping) or not isinstance(entry.get("argv"), list):
@@ -360,9 +369,15 @@ class RecordedHost:
             self._commands[tuple(str(word) for word in entry["argv"])] = entry
         listed = self.folder / "listings.yaml"
         listings = load_yaml(listed) if listed.exists() else {}
-        self._globs: Mapping[str, list[str]] = listings.get("globs", {})
-        self._stats: Mapping[str, list[float]] = listings.get("stats", {})
-        self._errors: Mapping[str, str] = listings.get("errors", {})
+        self._globs: Mapping[str, list[str]] = {**(base._globs if base else {}), **listings.get("globs", {})}
+        self._stats: Mapping[str, list[float]] = {
+            **(base._stats if base else {}),
+            **listings.get("stats", {}),
+        }
+        self._errors: Mapping[str, str] = {**(base._errors if base else {}), **listings.get("errors", {})}
+        self._absent: frozenset[str] = frozenset(listings.get("absent", ())) | (
+            base._absent if base else frozenset()
+        )
 
     def now(self) -> float:
         return float(self.about.get("time", 0.0))
@@ -388,35 +403,59 @@ class RecordedHost:
         """What is recorded for `argv`."""
         return self._commands.get(argv)
 
+    def _taken_away(self, path: str) -> bool:
+        return any(path == gone or path.startswith(gone.rstrip("/") + "/") for gone in self._without)
+
+    def _has_folder(self, path: str) -> bool:
+        return any((root / path.lstrip("/")).is_dir() for root in self.roots)
+
     def _path(self, path: str) -> Path:
-        return self.folder / "files" / path.lstrip("/")
+        """Where the recording keeps `path`. Raises Absent when it was not there, Unobservable when nobody
+        looked."""
+        places = [root / path.lstrip("/") for root in self.roots]
+        if not places[0].exists():  # what the recording says itself counts before what its base says
+            if path in self._errors:
+                raise Unobservable(self._errors[path])
+            if path in self._absent or self._taken_away(path):
+                raise Absent(f"{path}: no such file")
+        found = next((place for place in places if place.exists()), None)
+        if found is None:
+            kind = Absent if self._has_folder(os.path.dirname(path)) else Unobservable
+            raise kind(f"{path} is not in the recording {self.folder.name}")
+        return found
 
     def read(self, path: str, offset: int = 0, limit: int | None = None) -> str:
-        if path in self._errors:
-            raise Unobservable(self._errors[path])
         try:
             data = self._path(path).read_bytes()
         except OSError as exc:
-            raise Absent(f"{path} is not in the recording {self.folder.name}") from exc
+            raise Unobservable(f"{path}: {exc.strerror}") from exc
         return data[offset : None if limit is None else offset + limit].decode("utf-8", "replace")
 
     def stat(self, path: str) -> FileStat:
         if path in self._stats:
             size, mtime, inode, is_dir = self._stats[path]
             return FileStat(int(size), float(mtime), int(inode), bool(is_dir))
-        try:
-            info = self._path(path).stat()
-        except OSError as exc:
-            raise Absent(f"{path} is not in the recording {self.folder.name}") from exc
-        return FileStat(info.st_size, self.now(), info.st_ino, self._path(path).is_dir())
+        place = self._path(path)
+        info = place.stat()
+        return FileStat(info.st_size, self.now(), info.st_ino, place.is_dir())
 
     def glob(self, pattern: str) -> list[str]:
-        if pattern in self._globs:
-            return list(self._globs[pattern])
-        root = self.folder / "files"
-        # glob inside the recording; the recording's own path must not be read as a pattern
-        found = globbing.glob(pattern.lstrip("/"), root_dir=root)
-        return sorted("/" + name for name in found)
+        """Paths that match, sorted. Raises Unobservable when nobody listed the folder where they would be."""
+        listed = self._globs.get(pattern)
+        if listed is None and not self._has_folder(_fixed_part(pattern)):
+            raise Unobservable(f"{pattern} is not in the recording {self.folder.name}")
+        found = set(listed or ())
+        for root in self.roots:
+            # glob inside the recording; the recording's own path must not be read as a pattern
+            found.update("/" + name for name in globbing.glob(pattern.lstrip("/"), root_dir=root))
+        return sorted(name for name in found if not self._taken_away(name))
+
+
+def _fixed_part(pattern: str) -> str:
+    """The folder above the first part of a pattern that may vary: /proc of /proc/[0-9]*/comm."""
+    parts = pattern.split("/")
+    fixed = next((n for n, part in enumerate(parts) if globbing.has_magic(part)), len(parts) - 1)
+    return "/".join(parts[:fixed]) or "/"
 
 
 class Recorder:
@@ -430,6 +469,7 @@ class Recorder:
         self._globs: dict[str, list[str]] = {}
         self._stats: dict[str, list[float]] = {}
         self._errors: dict[str, str] = {}
+        self._absent: set[str] = set()
         self._commands: dict[tuple[str, ...], dict[str, Any]] = {}
         self._files: dict[str, str] = {}
 
@@ -464,6 +504,7 @@ class Recorder:
         try:
             text = self.host.read(path, offset, limit)
         except Absent:
+            self._absent.add(path)
             raise
         except Unobservable as exc:
             self._errors[path] = str(exc)
@@ -472,7 +513,11 @@ class Recorder:
         return text
 
     def stat(self, path: str) -> FileStat:
-        info = self.host.stat(path)
+        try:
+            info = self.host.stat(path)
+        except Absent:
+            self._absent.add(path)
+            raise
         self._stats[path] = [info.size_bytes, info.mtime, info.inode, float(info.is_dir)]
         return info
 
@@ -484,7 +529,8 @@ class Recorder:
         """Write the folder, every text and path through `scrub` first. Returns the files written."""
         about = {"name": self.name, "boot_id": self.boot_id, "time": self.now(), **about}
         written = [dump_yaml(self.folder / "host.yaml", _scrubbed(about, scrub))]
-        listings = {"globs": self._globs, "stats": self._stats, "errors": self._errors}
+        absent = sorted(self._absent - set(self._files))
+        listings = {"globs": self._globs, "stats": self._stats, "errors": self._errors, "absent": absent}
         written.append(dump_yaml(self.folder / "listings.yaml", _scrubbed(listings, scrub)))
         for number, entry in enumerate(self._commands.values(), 1):
             slug = re.sub(r"[^a-z0-9]+", "-", " ".join(entry["argv"][:3]).lower()).strip("-")[:40]

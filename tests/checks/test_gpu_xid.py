@@ -39,7 +39,7 @@ def test_a_lost_gpu(run: Run) -> None:
     verdict = run("gpu_xid", host="h100-xid79")
     finding = only(verdict)
     assert (finding.code, finding.status) == ("XidGpuLost", Status.CRITICAL)
-    assert finding.subject.part == "gpu@0000:3b:00.0"
+    assert finding.subject.part == "gpu@0000:3a:00.0"
     assert (finding.remedy, finding.clears) == (Remedy.REBOOT_NODE, "reboot")
     assert "GPU has fallen off the bus." in finding.evidence[0]
     assert any(": 45," in line for line in finding.evidence)

@@ -14,6 +14,7 @@ from clustertools.model import Remedy, Status, Verdict
 Run = Callable[..., Verdict]
 Build = Callable[..., RecordedHost]
 TRACKING = "0A010009,10.1.0.9,3,{time},{offset},0.0,0.0,-0.651,-0.000,0.5,0.00025,0.0004,{interval},{leap}\n"
+CLOCK_SOURCE = "/sys/devices/system/clocksource/clocksource0"
 SYNCHRONISED, UNSYNCHRONISED = 0x2001, 0x2040
 
 
@@ -25,7 +26,10 @@ def machine(tmp_path: Path) -> Build:
         chrony: str | None, status: int = UNSYNCHRONISED, offset: int = 0, programs: tuple[str, ...] = ()
     ) -> RecordedHost:
         folder = tmp_path / "host"
-        (folder / "commands").mkdir(parents=True)
+        for place in ("commands", "files/proc", f"files{CLOCK_SOURCE}"):
+            (folder / place).mkdir(parents=True)
+        for name in ("current", "available"):
+            (folder / f"files{CLOCK_SOURCE}/{name}_clocksource").write_text("tsc\n")
         (folder / "host.yaml").write_text("name: n1\ntime: 1000000\n")
         said = {"status": status, "offset": offset, "maxerror_us": 5000}
         clock = {"argv": ["python", "-m", "clustertools.sources.clock"], "stdout": json.dumps(said)}
@@ -52,7 +56,7 @@ def test_a_clock_that_is_off_and_read_from_a_slow_counter(run: Run) -> None:
     assert verdict.status is Status.WARNING
     assert "hpet; the TSC was found unstable" in verdict.findings[0].summary
     assert verdict.findings[0].remedy is Remedy.REBOOT_NODE
-    assert "2.500 s off, says chronyd, from 10.1.0.9 (limit 0.1 s)" in verdict.findings[1].summary
+    assert "2.500 s off, says chronyd, from 198.18.0.9 (limit 0.1 s)" in verdict.findings[1].summary
 
 
 def test_no_time_service(run: Run) -> None:

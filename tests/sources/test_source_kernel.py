@@ -39,9 +39,10 @@ class Machine:
         (folder / "commands").mkdir(parents=True, exist_ok=True)
         (folder / "files/proc").mkdir(parents=True, exist_ok=True)
         (folder / "files/proc/stat").write_text(f"cpu  1 2 3\nbtime {BOOT}\n")
+        for place in ("files/dev", "files/run/log/journal", "files/var/log/journal"):
+            (folder / place).mkdir(parents=True, exist_ok=True)
 
     def ring(self, *records: str) -> Machine:
-        (self.folder / "files/dev").mkdir(exist_ok=True)
         (self.folder / "files/dev/kmsg").write_text("".join(r + "\n" for r in records))
         return self
 

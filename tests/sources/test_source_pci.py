@@ -10,9 +10,10 @@ from clustertools.sources.pci import nvidia_devices
 
 def _host(folder: Path, devices: dict[str, tuple[str, str]]) -> RecordedHost:
     (folder / "host.yaml").write_text("name: gpu-001\ntime: 1.0\n")
+    (folder / "files/sys/bus/pci/devices").mkdir(parents=True)
     for address, (vendor, kind) in devices.items():
         place = folder / "files/sys/bus/pci/devices" / address
-        place.mkdir(parents=True)
+        place.mkdir()
         (place / "vendor").write_text(vendor + "\n")
         (place / "class").write_text(kind + "\n")
     return RecordedHost(folder)
