@@ -129,7 +129,7 @@ class SinkConfig:
 
     kind: SinkKind = option(doc="what is there")
     channel: str = option("", "the Slack channel, by name or id")
-    url: str = option("", "the address, when it is not a secret (Alertmanager)")
+    url: str = option("", "the address, when it is no secret: Alertmanager's; Slack's API, for GovSlack")
     path: str = option("", "the file that metrics are written to, ending in .prom")
     token_file: str = option("", "a file that holds the bot token or routing key")
     token_env: str = option("", "an environment variable that holds it")

@@ -11,6 +11,12 @@ from clustertools.sinks.message import Message
 from clustertools.sinks.outbox import DeliverySummary, Pending, deliver_due
 from clustertools.store import Store
 
+#: A sink that fails rests as a whole, until the message that failed is due again: Slack's Retry-After holds
+#: for the channel, and news stay in their order. A message that failed this often no longer holds the others.
+TRIES_THAT_HOLD = 4
+#: No wait is longer (`sinks.outbox`, and Retry-After up to an hour): later than that, the clock was set back.
+LONGEST_WAIT_SECONDS = 4500.0
+
 
 @dataclass(frozen=True)
 class Mail:
@@ -44,6 +50,10 @@ def _reference(store: Store, sink: str, key: str) -> str | None:
     return str(kept["reference"]) if kept else None
 
 
+def _waits(due: float, now: float) -> bool:
+    return now < due <= now + LONGEST_WAIT_SECONDS
+
+
 class StoreOutbox:
     """`sinks.outbox.Outbox` over the store."""
 
@@ -53,8 +63,10 @@ class StoreOutbox:
 
     def due(self, now: float, limit: int) -> list[Pending]:
         held: set[tuple[str, str]] = set()
+        rows = self._store.waiting()
+        resting = {row[1] for row in rows if _waits(row[3], now) and 0 < row[4] <= TRIES_THAT_HOLD}
         found: list[Pending] = []
-        for number, sink, data, due, tries in self._store.waiting():
+        for number, sink, data, due, tries in rows:
             try:
                 message = from_data(Message, data)
             except (TypeError, ValueError, KeyError) as exc:
@@ -62,7 +74,7 @@ class StoreOutbox:
                 self.failed(number, f"unreadable in the outbox: {exc}", None, now)
                 continue
             mine = {(sink, key) for key in message.keys}
-            if due > now or mine & held:
+            if _waits(due, now) or sink in resting or mine & held:
                 held |= mine
             elif len(found) < limit:
                 references = (_reference(self._store, sink, key) for key in message.keys)

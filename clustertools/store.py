@@ -128,7 +128,11 @@ class Store:
                 "(CLUSTERTOOLS_STATE); using the slower rollback journal"
             )
         # the path may hold %, ? and #, which mean something in a URI
+        # without a write-ahead log nobody has it open, and who may not write there could not make one to read
+        log, folder = f"{self.path}-wal", self.path.absolute().parent
+        still = read_only and not os.path.exists(log) and not os.access(folder, os.W_OK)
         place = f"file:{urllib.parse.quote(str(self.path.absolute()))}?mode={'ro' if read_only else 'rw'}"
+        place += "&immutable=1" if still else ""
         try:
             if not read_only:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -369,6 +373,12 @@ class Store:
         return self._put(
             "INSERT INTO silence (pattern, until, by, why) VALUES (?, ?, ?, ?)", pattern, until, by, why
         )
+
+    def end_silences(self, pattern: str, now: float) -> int:
+        """End those of exactly this pattern; how many there were."""
+        with self._errors("write"):
+            sql = "UPDATE silence SET until = ? WHERE pattern = ? AND until > ?"
+            return self._db.execute(sql, (now, pattern, now)).rowcount
 
     def silences(self, now: float) -> list[Silence]:
         rows = self._all("SELECT id, pattern, until, by, why FROM silence WHERE until > ?", now)

@@ -242,8 +242,11 @@ class Watchdog:
         shown = {k: i for k, i in after.items() if i.finding.check not in self.settings.observe_only}
         return policy.plan(shown, self.playbooks, Ledger(past, attempts), world, now, self.settings.budgets)
 
+    def paused(self, now: float) -> str:
+        """Why nothing new may be done now; empty when it may."""
+        return self._pause_file() or self._paused(now)
+
     def _paused(self, now: float) -> str:
-        """Why people paused us; empty when they did not."""
         pause = self.store.cursor("pause")
         return str(pause.get("why") or "by a person") if float(pause.get("until", 0.0)) > now else ""
 

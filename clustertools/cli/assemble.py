@@ -7,44 +7,48 @@ import dataclasses
 import fcntl
 import os
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from clustertools import policy
 from clustertools.check import Check, discover
+from clustertools.cli.site import adjusted, is_configured
 from clustertools.delivery import Mail
 from clustertools.errors import ConfigError, StoreError
 from clustertools.host import LocalHost, mount_of
 from clustertools.schedulers import RunSpec
 from clustertools.schedulers.local import LocalScheduler
 from clustertools.sinks import Sink, SinkRule
+from clustertools.sinks.message import KINDS
 from clustertools.store import Store, default_state_dir
 from clustertools.watchdog import Settings, Watchdog
 
 if TYPE_CHECKING:
     from clustertools.config import Config, Loaded, SinkConfig
 
-ETC = Path("/etc/clustertools")
+#: What is no change of an incident: whoever hears of an incident hears what became of it.
+_ALWAYS = KINDS - {"opened", "reopened", "worsened", "resolved"}
 _locks: list[IO[str]] = []
 
 
 def load_config(path: Path | None) -> Loaded | None:
     """The site's config; None when there is none and none was asked for. Raises ConfigError."""
-    if path is None and not os.environ.get("CLUSTERTOOLS_CONFIG") and not ETC.exists():
+    if path is None and not is_configured():
         return None
     from clustertools.config import load  # not paid for without a config
 
     return load([path] if path else None)
 
 
-def state_folder(given: Path | None, config: Config | None) -> Path:
-    """Where the state is: told on the command line, in the config, or the default."""
+def state_folder(given: Path | None, config: Config | None, environ: Mapping[str, str] = os.environ) -> Path:
+    """Where the state is: told on the command line, by CLUSTERTOOLS_STATE, in the config, or the default."""
     if given is not None:
         return given.absolute()
-    if config is not None and config.state_dir:
-        return Path(config.state_dir)
-    return default_state_dir()
+    if environ.get("CLUSTERTOOLS_STATE") or config is None or not config.state_dir:
+        return default_state_dir(environ).absolute()
+    return Path(config.state_dir)
 
 
 def run_folder(state: Path, run: str) -> Path:
@@ -60,7 +64,7 @@ def open_store(folder: Path, *, read_only: bool = False) -> Store:
     except OSError:
         file_system = ""
     store = Store(folder / "state.db", file_system=file_system, read_only=read_only)
-    if store.warning:
+    if store.warning and not read_only:
         print(f"clustertools: {store.warning}", file=sys.stderr)
     return store
 
@@ -80,7 +84,7 @@ def lock(folder: Path, what: str) -> None:
         file.close()
         raise StoreError(f"{what} is already watched by {holder}; two watchdogs would act twice") from exc
     file.truncate(0)
-    file.write(f"process {os.getpid()}")
+    file.write(f"process {os.getpid()} (since {time.strftime('%Y-%m-%d %H:%M:%S')})")
     file.flush()
     _locks.append(file)
 
@@ -104,18 +108,20 @@ def local_watchdog(
     limits["job_progress"] = dataclasses.replace(limits["job_progress"], **own)
     limits["job_restarts"] = dataclasses.replace(limits["job_restarts"], without_progress=options["restarts"])
     base = settings(loaded, host.name) if loaded else Settings()
+    post = mail(loaded, terminal=not json)
     return Watchdog(
         store=open_store(folder),
         host=host,
         scheduler=LocalScheduler(folder / "attempts", host.name),
-        checks=[c for c in checks.values() if c.stages & {"watch", "job"} and _enabled(config, c.name)],
+        checks=_chosen(checks, {"watch", "job"}, config),
         specs=[spec],
         playbooks=policy.load_playbooks(),
-        mail=mail(config, terminal=not json),
+        mail=post,
         settings=dataclasses.replace(
             base,
             # the command was given to us to start and stop; the scheduler here can touch nothing else
             mode="observe" if options["observe"] else "act",
+            playbook_modes={} if options["observe"] else base.playbook_modes,
             interval_seconds=options["interval"],
             limits=limits,
             budgets=dataclasses.replace(base.budgets, without_progress=options["restarts"]),
@@ -124,11 +130,12 @@ def local_watchdog(
     )
 
 
-def node_watchdog(options: Mapping[str, Any], *, terminal: bool) -> Watchdog:
+def node_watchdog(
+    loaded: Loaded, state: Path | None, *, act: bool, once: bool, interval: float | None, terminal: bool
+) -> Watchdog:
     """The watchdog of this machine's own health, as the config says. Raises ConfigError and StoreError."""
-    loaded = load_config(options["config_file"])
-    folder = state_folder(options["state"], loaded.config if loaded else None)
-    now, post, checks = reloaded(options, terminal=terminal)
+    folder = state_folder(state, loaded.config)
+    now, post, checks = site(loaded, act=act, once=once, interval=interval, terminal=terminal)
     lock(folder, "this machine")
     host = LocalHost()
     return Watchdog(
@@ -143,23 +150,31 @@ def node_watchdog(options: Mapping[str, Any], *, terminal: bool) -> Watchdog:
     )
 
 
-def reloaded(options: Mapping[str, Any], *, terminal: bool) -> tuple[Settings, Mail, list[Check]]:
-    """Settings, sinks and checks as the config says now. Raises ConfigError."""
-    loaded = load_config(options["config_file"])
-    config = loaded.config if loaded else None
-    checks = discover(config.site_checks) if config else discover()
-    base = settings(loaded, LocalHost().name) if loaded else Settings()
-    interval = options["interval"] if options["interval"] is not None else base.interval_seconds
+def site(
+    loaded: Loaded, *, act: bool, once: bool, interval: float | None, terminal: bool
+) -> tuple[Settings, Mail, list[Check]]:
+    """Settings, sinks and checks of a node's watchdog as the config says. Raises ConfigError."""
+    config = loaded.config
+    checks = discover(config.site_checks)
+    base = settings(loaded, LocalHost().name)
     base = dataclasses.replace(
         base,
-        mode=base.mode if options["act"] else "observe",
-        interval_seconds=interval,
+        mode=base.mode if act else "observe",
+        playbook_modes=base.playbook_modes if act else {},
+        interval_seconds=interval if interval is not None else base.interval_seconds,
         limits=_limits(loaded, checks),
         # one pass by hand or by cron looks at everything; cron is what spaces it
-        intervals=dict.fromkeys(checks, 0.0) if options["once"] else base.intervals,
+        intervals=dict.fromkeys(checks, 0.0) if once else base.intervals,
     )
-    chosen = [c for c in checks.values() if "watch" in c.stages and _enabled(config, c.name)]
-    return base, mail(config, terminal=terminal), chosen
+    return base, mail(loaded, terminal=terminal), _chosen(checks, {"watch"}, config)
+
+
+def _chosen(checks: Mapping[str, Check], stages: set[str], config: Config | None) -> list[Check]:
+    """The checks of these stages that are enabled, with the deadlines that the config gives them."""
+    every = [c for c in checks.values() if c.stages & stages]
+    if config is None:
+        return every
+    return [adjusted(c, config.check(c.name)) for c in every if config.check(c.name).enabled]
 
 
 def _limits(loaded: Loaded | None, checks: Mapping[str, Any]) -> dict[str, Any]:
@@ -168,10 +183,6 @@ def _limits(loaded: Loaded | None, checks: Mapping[str, Any]) -> dict[str, Any]:
     from clustertools.config import validate_limits
 
     return validate_limits(loaded, checks, [book.name for book in policy.load_playbooks()])
-
-
-def _enabled(config: Config | None, name: str) -> bool:
-    return config is None or config.check(name).enabled
 
 
 def settings(loaded: Loaded, node: str) -> Settings:
@@ -194,33 +205,48 @@ def settings(loaded: Loaded, node: str) -> Settings:
         intervals={n: c.interval_seconds for n, c in checks.items() if c.interval_seconds is not None},
         confirm={n: c.confirm for n, c in checks.items() if c.confirm is not None},
         expect=expectations(config, node),
+        pause_file=said.pause_file,
         observe_only=frozenset(n for n, c in checks.items() if c.observe),
     )
 
 
 def expectations(config: Config, node: str) -> dict[str, Any]:
-    """What the node's class expects, as the checks read it; empty when no class names the node."""
+    """What the node's class expects, as the checks read it; empty when no class names the node.
+
+    Raises ConfigError for every class whose nodes are no node set.
+    """
     from ClusterShell.NodeSet import NodeSet, NodeSetException
 
+    problems: list[str] = []
+    found: dict[str, Any] = {}
     for name, node_class in config.node_classes.items():
         try:
-            nodes = NodeSet(node_class.nodes)
+            if node in NodeSet(node_class.nodes) and not found:
+                found = {"node_class": name, **node_class.expectations()}
         except NodeSetException as exc:
-            raise ConfigError(f"node class {name}: {node_class.nodes!r} is not a node set: {exc}") from exc
-        if node in nodes:
-            fields = {f.name: getattr(node_class, f.name) for f in dataclasses.fields(node_class)}
-            plain = {k: v for k, v in fields.items() if v is not None and k not in ("nodes", "expect")}
-            return {"node_class": name, **plain, **node_class.expect}
-    return {}
+            problems.append(f"node_classes.{name}.nodes: {node_class.nodes!r} is not a node set: {exc}")
+    if problems:
+        raise ConfigError(*problems)
+    return found
 
 
-def mail(config: Config | None, *, terminal: bool) -> Mail:
-    """The sinks of the config; a terminal one when there is a person to read it."""
+def mail(loaded: Loaded | None, *, terminal: bool) -> Mail:
+    """The sinks of the config; a terminal one when there is a person to read it.
+
+    Raises ConfigError with every sink that cannot be used.
+    """
     sinks: dict[str, Sink] = {}
     rules: dict[str, SinkRule] = {}
-    for name, said in (config.sinks if config else {}).items():
-        sinks[name] = _sink(name, said)
-        rules[name] = SinkRule(said.min_status, frozenset(said.kinds))
+    problems: list[str] = []
+    for name, said in (loaded.config.sinks if loaded else {}).items():
+        try:
+            sinks[name] = _sink(name, said)
+        except ConfigError as exc:
+            origin = loaded.origins.get(f"sinks.{name}.kind", "") if loaded else ""
+            problems += [f"{origin}: {problem}".removeprefix(": ") for problem in exc.problems]
+        rules[name] = SinkRule(said.min_status, frozenset(said.kinds) | _ALWAYS)
+    if problems:
+        raise ConfigError(*problems)
     if terminal:
         from clustertools.sinks.terminal import TerminalSink
 
@@ -234,22 +260,26 @@ def _sink(name: str, said: SinkConfig) -> Sink:
 
         return TerminalSink(name=name)
     if said.kind == "slack":
-        from clustertools.sinks.slack import SlackSink
+        from clustertools.sinks.slack import API, SlackSink
 
         return SlackSink(
             said.channel, token_file=said.token_file, token_env=said.token_env,
             webhook_file=said.webhook_file, webhook_env=said.webhook_env, name=name,
+            base_url=f"{said.url.rstrip('/')}/" if said.url else API,
         )  # fmt: skip
     raise ConfigError(f"sinks.{name}: the kind {said.kind} is not available in this version")
 
 
-def stores(state: Path) -> list[tuple[str, Store]]:
-    """(name, store) of the cluster's watchdog ("") and of every run below a state folder, read-only."""
-    found = []
+def store_folders(state: Path) -> Iterator[tuple[str, Path]]:
+    """(name, folder) of the cluster's watchdog ("") and of every run below a state folder."""
     folders = [("", state)]
     with contextlib.suppress(OSError):
         folders += [(p.name, p) for p in sorted((state / "runs").iterdir())]
     for name, folder in folders:
-        if (folder / "state.db").exists():
-            found.append((name, open_store(folder, read_only=True)))
-    return found
+        if os.path.exists(folder / "state.db"):
+            yield name, folder
+
+
+def stores(state: Path) -> list[tuple[str, Store]]:
+    """(name, store) of `store_folders`, read-only. Raises StoreError for one that cannot be read."""
+    return [(name, open_store(folder, read_only=True)) for name, folder in store_folders(state)]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -16,15 +15,13 @@ from clustertools import check as checking
 from clustertools.check import Check
 from clustertools.cli import node_memory
 from clustertools.cli.frame import Output, common, examples
+from clustertools.cli.site import adjusted, is_configured
 from clustertools.errors import ConfigError, Unobservable
 from clustertools.host import Host, LocalHost, RecordedHost
 from clustertools.model import Status, Subject, Verdict
 from clustertools.render import formats
 from clustertools.render.json_lines import json_line
 from clustertools.shared_host import SharedHost
-
-if TYPE_CHECKING:
-    from clustertools.config import CheckConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +155,7 @@ def orders_for(host: Host, config_path: Path | None) -> Orders:
     """
     recorded = host.about if isinstance(host, RecordedHost) else None
     expect = dict(recorded.get("expect") or {}) if recorded else {}
-    if config_path is None and (recorded is not None or not _configured()):
+    if config_path is None and (recorded is not None or not is_configured()):
         return Orders(checking.discover(), expect=expect)
     from clustertools import config as configuration
     from clustertools.cli.assemble import expectations
@@ -166,7 +163,7 @@ def orders_for(host: Host, config_path: Path | None) -> Orders:
     loaded = configuration.load([config_path] if config_path else None)
     config = loaded.config
     found = checking.discover(config.site_checks)
-    checks = {name: _adjusted(each, config.check(name)) for name, each in found.items()}
+    checks = {name: adjusted(each, config.check(name)) for name, each in found.items()}
     named = config.node_classes.get(str(recorded.get("node_class"))) if recorded else None
     expect = {**(named.expectations() if named else expectations(config, host.name)), **expect}
     return Orders(
@@ -176,22 +173,6 @@ def orders_for(host: Host, config_path: Path | None) -> Orders:
         frozenset(name for name in checks if not config.check(name).enabled),
         config.cluster,
     )
-
-
-def _configured(etc: str = "/etc/clustertools") -> bool:
-    return bool(os.environ.get("CLUSTERTOOLS_CONFIG")) or any(
-        os.path.exists(os.path.join(etc, name)) for name in ("config.yaml", "config.d")
-    )
-
-
-def _adjusted(declared: Check, wanted: CheckConfig) -> Check:
-    """The check as config wants it; what config leaves open stays as declared."""
-    changes = {
-        name: value
-        for name in ("confirm", "interval_seconds", "timeout_seconds")
-        if (value := getattr(wanted, name)) is not None
-    }
-    return dataclasses.replace(declared, **changes)
 
 
 def _recall(out: Output) -> tuple[dict[str, dict[str, Any]], Path | None]:

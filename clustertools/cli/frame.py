@@ -54,13 +54,13 @@ class Output:
     quiet: bool = False
     verbose: int = 0
 
-    def line(self, text: str = "") -> None:
+    def line(self, text: str = "", *, flush: bool = False) -> None:
         """A line of the answer, for a person."""
-        print(text)
+        print(text, flush=flush)
 
-    def record(self, kind: str, data: Mapping[str, Any] | Any) -> None:
+    def record(self, kind: str, data: Mapping[str, Any] | Any, *, flush: bool = False) -> None:
         """One answer as a line of JSON: {"schema": 1, "kind": kind, ...}."""
-        print(json_line(kind, data))
+        print(json_line(kind, data), flush=flush)
 
     def note(self, text: str) -> None:
         """A remark that is not the answer; `-q` leaves it out."""

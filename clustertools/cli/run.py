@@ -245,7 +245,7 @@ class Supervision:
         try:
             result = self.watchdog.once()
             attempts, mine = self._read_attempts(), self._under_way()
-            paused = float(self.watchdog.store.cursor("pause").get("until", 0.0)) > time.time()
+            paused = bool(self.watchdog.paused(time.time()))
         except StoreError as exc:
             # nothing was decided and nothing done; the command goes on unwatched until the store is back
             self._note(str(exc))

@@ -3,67 +3,119 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
+from clustertools import policy, systemd
+from clustertools.cli.assemble import node_watchdog, site
+from clustertools.cli.config import config_options
 from clustertools.cli.frame import Duration, Output, common, examples
 from clustertools.errors import ConfigError, StoreError
 from clustertools.model import Status
 from clustertools.watchdog import Pass, SystemClock, Watchdog, loop
 
+if TYPE_CHECKING:
+    from clustertools.config import Loaded
 
-@click.command(epilog=examples("clustertools watch --once", "clustertools watch --act --interval 1m"))
+
+@click.command(
+    epilog=examples(
+        "clustertools watch --once                              a line for cron",
+        "clustertools watch --act --interval 1m                 a service",
+        "clustertools watch --once -o policy.mode=observe       a try",
+    )
+)
 @click.option("--once", is_flag=True, help="One pass, for cron.")
 @click.option("--act", is_flag=True, help="Do what the policy in the config allows; else only tell.")
-@click.option("--interval", type=Duration(), default=None, help="Time between two passes.")
+@click.option("--interval", type=Duration(zero=False), help="Time between two passes [30s].")
 @click.option("--state", type=click.Path(path_type=Path), help="Folder for the state.")
-@click.option("--config", "config_file", type=click.Path(path_type=Path), help="Config file.")
+@config_options
 @common
-def watch(out: Output, once: bool, **options: Any) -> Status:
+def watch(
+    out: Output,
+    load: Callable[[], Loaded],
+    once: bool,
+    act: bool,
+    interval: float | None,
+    state: Path | None,
+) -> Status:
     """Look at this machine, keep its incidents, tell people, and (with --act) follow the playbooks.
 
-    SIGHUP reads the config again; a wrong one is told and the old one stays in force.
+    SIGTERM ends it between two passes. SIGHUP reads config and playbooks again (not the code of checks); a
+    wrong config is told and the old one stays in force. One state folder has one watchdog: a second one says
+    so and ends with exit code 3.
     """
-    from clustertools.cli.assemble import node_watchdog
-
-    options["once"] = once
-    watchdog = node_watchdog(options, terminal=not out.json)
+    loaded = load()
+    watchdog = node_watchdog(
+        loaded, state, act=act, once=once, interval=interval, terminal=not out.json
+    )  # fmt: skip
+    _remark(out, loaded, act)
     if once:
         result = watchdog.once()
         _report(out, result)
         return result.status
-    stopped: list[int] = []
-    reload: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda n, _: stopped.append(n))
-    signal.signal(signal.SIGHUP, lambda n, _: reload.append(n))
 
-    def stop() -> bool:
-        if reload:
-            reload.clear()
-            _reload(watchdog, options, out)
-        return bool(stopped)
+    def reread() -> None:
+        fresh = load()
+        policy.load_playbooks.cache_clear()
+        books = policy.load_playbooks()
+        now, post, checks = site(fresh, act=act, once=False, interval=interval, terminal=not out.json)
+        watchdog.settings, watchdog.mail, watchdog.checks, watchdog.playbooks = now, post, checks, books
 
-    loop(watchdog, SystemClock(), stop, lambda result: _report(out, result))
+    _for_ever(out, watchdog, reread)
     return Status.OK
 
 
-def _reload(watchdog: Watchdog, options: dict[str, Any], out: Output) -> None:
-    from clustertools.cli.assemble import reloaded
+def _remark(out: Output, loaded: Loaded, act: bool) -> None:
+    """What a person might expect of their config and will not get."""
+    said = loaded.config.policy
+    if act and said.mode == "observe" and not set(said.per_playbook.values()) - {"observe"}:
+        out.note("--act changes nothing while policy.mode is observe")
+    if loaded.config.jobs:
+        out.note(
+            f"watch looks at the machine, not at the jobs of the config ({', '.join(loaded.config.jobs)}); "
+            "clustertools run watches one"
+        )
 
+
+def _for_ever(out: Output, watchdog: Watchdog, reread: Callable[[], None]) -> None:
+    asked: list[int] = []  # what the signals asked for: a handler does no more than note it
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda n, _: asked.append(n))
+
+    def stop() -> bool:
+        while signal.SIGHUP in asked:
+            asked.remove(signal.SIGHUP)
+            _reload(out, reread)
+        return bool(asked)
+
+    loop(watchdog, SystemClock(), stop, lambda result: _report(out, result))
+
+
+def _reload(out: Output, reread: Callable[[], None]) -> None:
+    systemd.reloading()
     try:
-        watchdog.settings, watchdog.mail, watchdog.checks = reloaded(options, terminal=not out.json)
-        out.note("config read again")
+        reread()
     except ConfigError as exc:
-        out.note(f"the config is wrong, the old one stays in force: {exc}")
+        out.note("the config is wrong, the old one stays in force:")
+        for problem in exc.problems:
+            out.note(problem)
+    else:
+        out.note("config read again")
+    systemd.notify("READY=1")
 
 
 def _report(out: Output, result: Pass | StoreError) -> None:
+    """The line of one pass: a log line must not wait in a buffer for the next hundred."""
     if isinstance(result, StoreError):
-        out.note(str(result))
+        out.note(f"nothing was decided or done in this pass: {result}")
+        if out.json:
+            out.record("pass", {"status": Status.UNKNOWN, "sentence": "", "error": str(result)}, flush=True)
     elif out.json:
-        out.record("pass", {"sentence": result.sentence, "status": result.status.name})
+        data = {"status": result.status, "sentence": result.sentence, "blind": result.blind}
+        out.record("pass", data, flush=True)
     else:
-        out.line(result.sentence)
+        out.line(result.sentence, flush=True)

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+API = "https://slack.com/api/"
+
 #: Block Kit: a header holds 150 characters, the text of a section 3,000. All blocks of a message together
 #: were refused (`msg_blocks_too_long`) from about 13,000 on (slackapi/bolt-js issue 2509), so: small.
 HEADER_CHARACTERS = 150
@@ -136,7 +138,7 @@ class SlackSink:
         token_env: str = "",
         webhook_file: str = "",
         webhook_env: str = "",
-        base_url: str = "https://slack.com/api/",
+        base_url: str = API,
         timeout_seconds: float = 10.0,
         name: str = "slack",
         burst: int = BURST,
