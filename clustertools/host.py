@@ -441,6 +441,8 @@ class RecordedHost:
 
     def glob(self, pattern: str) -> list[str]:
         """Paths that match, sorted. Raises Unobservable when nobody listed the folder where they would be."""
+        if pattern in self._errors:
+            raise Unobservable(self._errors[pattern])
         listed = self._globs.get(pattern)
         if listed is None and not self._has_folder(_fixed_part(pattern)):
             raise Unobservable(f"{pattern} is not in the recording {self.folder.name}")

@@ -151,7 +151,7 @@ def _nvml(machine: Machine, whole: Whole, library: Path, work: Path) -> Mapping[
 
 
 def _judge(machine: Machine, host: Asked) -> None:
-    """Ask all that the checks ask, with and without expectations; compare what they find with what is meant."""
+    """Ask all that the checks ask, with expectations and without; compare the findings with the machine."""
     codes: set[str] = set()
     unknown: set[str] = set()
     for check in checking.discover(site_folders=()).values():
