@@ -111,7 +111,9 @@ class LocalScheduler:
         if claimed is None:
             if attempt.end:
                 return _ended(job, attempt.ended_at, None, attempt.end)
-            if not folder.exists() or time.time() - attempt.started_at < CLAIM_SECONDS:
+            # from its submit, which may have come long after it was written down
+            asked_at = max(attempt.started_at, _changed_at(folder))
+            if not folder.exists() or time.time() - asked_at < CLAIM_SECONDS:
                 return job
             _give_up(folder, "it was never started")
             claimed = _claimed(folder) or {}
@@ -254,8 +256,11 @@ def _claimed(folder: Path) -> dict[str, Any] | None:
 
 
 def _changed_at(path: Path) -> float:
+    """When the file was last written; 0 when there is none."""
     try:
         return path.stat().st_mtime
+    except (FileNotFoundError, NotADirectoryError):
+        return 0.0
     except OSError as exc:
         raise Unobservable(f"{path}: {exc.strerror}") from exc
 
