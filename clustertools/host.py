@@ -5,7 +5,7 @@
     host.read("/proc/meminfo")
 
 Everything that the checks know comes through these calls, so a folder of recorded answers (`RecordedHost`)
-stands in for any machine, and `Recorder` makes such a folder from a live one.
+stands in for any machine, and `recorder.Recorder` makes such a folder from a live one.
 """
 
 from __future__ import annotations
@@ -444,7 +444,7 @@ class RecordedHost:
         if pattern in self._errors:
             raise Unobservable(self._errors[pattern])
         listed = self._globs.get(pattern)
-        if listed is None and not self._has_folder(_fixed_part(pattern)):
+        if listed is None and not self._has_folder(fixed_part(pattern)):
             raise Unobservable(f"{pattern} is not in the recording {self.folder.name}")
         found = set(listed or ())
         for root in self.roots:
@@ -453,107 +453,11 @@ class RecordedHost:
         return sorted(name for name in found if not self._taken_away(name))
 
 
-def _fixed_part(pattern: str) -> str:
+def fixed_part(pattern: str) -> str:
     """The folder above the first part of a pattern that may vary: /proc of /proc/[0-9]*/comm."""
     parts = pattern.split("/")
     fixed = next((n for n, part in enumerate(parts) if globbing.has_magic(part)), len(parts) - 1)
     return "/".join(parts[:fixed]) or "/"
-
-
-class Recorder:
-    """A host that writes down every answer of another host, in the layout that RecordedHost reads."""
-
-    def __init__(self, host: Host, folder: str | Path) -> None:
-        self.host = host
-        self.folder = Path(folder)
-        (self.folder / "commands").mkdir(parents=True, exist_ok=True)
-        (self.folder / "files").mkdir(exist_ok=True)
-        self._globs: dict[str, list[str]] = {}
-        self._stats: dict[str, list[float]] = {}
-        self._errors: dict[str, str] = {}
-        self._absent: set[str] = set()
-        self._commands: dict[tuple[str, ...], dict[str, Any]] = {}
-        self._files: dict[str, str] = {}
-
-    @property
-    def name(self) -> str:
-        return self.host.name
-
-    @property
-    def boot_id(self) -> str:
-        return self.host.boot_id
-
-    def now(self) -> float:
-        return self.host.now()
-
-    def run(self, *argv: str, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS, stdin: str = "") -> Completed:
-        entry: dict[str, Any] = {"argv": list(argv)}
-        self._commands[argv] = entry
-        try:
-            done = self.host.run(*argv, timeout_seconds=timeout_seconds, stdin=stdin)
-        except Unobservable as exc:
-            entry.update(error=str(exc), absent=isinstance(exc, Absent))
-            raise
-        entry.update(
-            returncode=done.returncode,
-            seconds=round(done.elapsed_seconds, 3),
-            stdout=done.stdout,
-            stderr=done.stderr,
-        )
-        return done
-
-    def read(self, path: str, offset: int = 0, limit: int | None = None) -> str:
-        try:
-            text = self.host.read(path, offset, limit)
-        except Absent:
-            self._absent.add(path)
-            raise
-        except Unobservable as exc:
-            self._errors[path] = str(exc)
-            raise
-        self._files[path] = text if not offset else self.host.read(path, 0, offset + len(text.encode()))
-        return text
-
-    def stat(self, path: str) -> FileStat:
-        try:
-            info = self.host.stat(path)
-        except Absent:
-            self._absent.add(path)
-            raise
-        self._stats[path] = [info.size_bytes, info.mtime, info.inode, float(info.is_dir)]
-        return info
-
-    def glob(self, pattern: str) -> list[str]:
-        self._globs[pattern] = self.host.glob(pattern)
-        return list(self._globs[pattern])
-
-    def save(self, about: Mapping[str, Any], scrub: Any = lambda text: text) -> list[Path]:
-        """Write the folder, every text and path through `scrub` first. Returns the files written."""
-        about = {"name": self.name, "boot_id": self.boot_id, "time": self.now(), **about}
-        written = [dump_yaml(self.folder / "host.yaml", _scrubbed(about, scrub))]
-        absent = sorted(self._absent - set(self._files))
-        listings = {"globs": self._globs, "stats": self._stats, "errors": self._errors, "absent": absent}
-        written.append(dump_yaml(self.folder / "listings.yaml", _scrubbed(listings, scrub)))
-        for number, entry in enumerate(self._commands.values(), 1):
-            slug = re.sub(r"[^a-z0-9]+", "-", " ".join(entry["argv"][:3]).lower()).strip("-")[:40]
-            path = self.folder / "commands" / f"{number:03d}-{slug}.yaml"
-            written.append(dump_yaml(path, _scrubbed(entry, scrub)))
-        for name, text in self._files.items():
-            path = self.folder / "files" / scrub(name).lstrip("/")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(scrub(text), encoding="utf-8", errors="replace")
-            written.append(path)
-        return written
-
-
-def _scrubbed(value: Any, scrub: Any) -> Any:
-    if isinstance(value, str):
-        return scrub(value)
-    if isinstance(value, Mapping):
-        return {_scrubbed(k, scrub): _scrubbed(v, scrub) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_scrubbed(v, scrub) for v in value]
-    return value
 
 
 def load_yaml(path: Path) -> Any:

@@ -22,6 +22,7 @@ from clustertools.errors import Absent, ConfigError, Unobservable
 from clustertools.host import RecordedHost, dump_yaml, load_yaml
 from clustertools.model import Status, Verdict
 from clustertools.redact import Redactor
+from clustertools.replay.machine import ReplayHost
 from tests.conftest import HOSTS
 from tests.lab.make_hosts import MACHINES, make
 
@@ -237,3 +238,15 @@ def test_a_base_that_is_not_there_is_said(recording: Build, tmp_path: Path) -> N
     shutil.rmtree(host.folder)
     with pytest.raises(ConfigError, match="a recorded host needs this file"):
         RecordedHost(tmp_path / "n1")
+
+
+def test_a_replayed_recording_is_as_honest(recording: Build) -> None:
+    recording("/a/1", "/a/2", "/b/3", name="base")
+    host = ReplayHost(recording("/a/2", base="../base", without=["/b"]).folder)
+    assert (host.read("/a/1"), host.read("/a/2")) == ("base\n", "n1\n")
+    assert (host.glob("/a/*"), host.glob("/b/*")) == (["/a/1", "/a/2"], [])
+    with pytest.raises(Unobservable, match="is not in the recording n1"):
+        host.glob(PCI)
+    host.append("/data/run/log", "line")
+    host.remove("/data/run")
+    assert host.glob("/data/run/*") == host.glob("/data/*") == []

@@ -10,11 +10,11 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from clustertools.errors import Absent, ConfigError, Unobservable
-from clustertools.host import PYTHON, FileStat, RecordedHost
+from clustertools.host import PYTHON, FileStat, RecordedHost, fixed_part
 from clustertools.sources import checkpoints
 from clustertools.sources.processes import RANK_VARIABLES, TICKS_PER_SECOND
 
@@ -55,10 +55,14 @@ class ReplayHost(RecordedHost):
         self._prefixes: list[tuple[tuple[str, ...], Mapping[str, Any]]] = []
         self._processes: dict[int, dict[str, Any]] = {}
         self._tree: dict[str, _File] = {}
-        root = self.folder / "files"
-        for path in sorted(root.rglob("*")):
-            if path.is_file():
+        #: Every folder that there ever was: one that was emptied is empty, not unknown.
+        self._folders: set[str] = {"/"}
+        for root in reversed(self.roots):  # what the recording says itself counts before what its base says
+            for path in sorted(root.rglob("*")):
                 name = "/" + path.relative_to(root).as_posix()
+                self._folders.add(name if path.is_dir() else os.path.dirname(name))
+                if not path.is_file() or (root != self.roots[0] and self._taken_away(name)):
+                    continue
                 told = self._stats.get(name)
                 mtime = float(told[1]) if told else self.start
                 inode = int(told[2]) if told else next(self._inodes)
@@ -103,7 +107,11 @@ class ReplayHost(RecordedHost):
 
     def glob(self, pattern: str) -> list[str]:
         self._refuse(pattern)
-        return sorted({*self._known.get(pattern, ()), *_matching(pattern, self._tree)})
+        found = {*self._known.get(pattern, ()), *_matching(pattern, self._tree)}
+        folder = fixed_part(pattern)
+        if not found and pattern not in self._known and folder not in self._folders:
+            raise Unobservable(f"{pattern} is not in the recording {self.folder.name}")
+        return sorted(found)
 
     # changes
 
@@ -112,6 +120,7 @@ class ReplayHost(RecordedHost):
         old = self._tree.get(path)
         inode = old.inode if old else next(self._inodes)
         self._tree[path] = _File(text.encode("utf-8", "replace"), self.now(), inode)
+        self._folders.update(str(above) for above in PurePosixPath(path).parents)
         self._sizes.pop(path, None)
 
     def append(self, path: str, text: str) -> None:
@@ -121,6 +130,7 @@ class ReplayHost(RecordedHost):
         inode = old.inode if old else next(self._inodes)
         text = text if text.endswith("\n") else text + "\n"
         self._tree[path] = _File(before + text.encode("utf-8", "replace"), self.now(), inode)
+        self._folders.update(str(above) for above in PurePosixPath(path).parents)
         self._sizes.pop(path, None)
 
     def remove(self, path: str) -> None:
