@@ -49,10 +49,11 @@ _TOKEN = re.compile(
         )
     )
 )
-# WANDB_API_KEY=..., "password": "...", --token ...
+# WANDB_API_KEY=..., "password": "...", --hub-token ...; in /proc/PID/cmdline a NUL stands between the words
 _SECRET_FIELD = re.compile(
     r"(?P<field>(?i:passw(?:or)?d|passphrase|secret|token|api[_-]?key|access[_-]?key|credential)[\w-]{0,40}"
-    r"[\"']?\s{0,8}[=:]\s{0,8}[\"']?|--(?i:password|token|api-key) )(?P<value>[^\s\"',;&]+)"
+    r"[\"']?\s{0,8}[=:]\s{0,8}[\"']?|--[\w-]{0,40}(?i:password|token|api[_-]?key|secret)[ \0])"
+    r"(?P<value>[^\s\"',;&\0]+)"
 )
 # "tokens: 1048576", "token_type = false": a count or a switch, not a secret
 _NO_SECRET = re.compile(r"[\d.,eE+%-]*|(?i:true|false|none|null)")
@@ -146,7 +147,13 @@ class Redactor:
 
     @classmethod
     def of(
-        cls, host: Host, *, users: Iterable[str] = (), job_names: bool = False, keep_names: bool = False
+        cls,
+        host: Host,
+        *,
+        users: Iterable[str] = (),
+        jobs: Iterable[str] = (),
+        job_names: bool = False,
+        keep_names: bool = False,
     ) -> Redactor:
         """One that knows the host's own name and the people in its /etc/passwd (user ids from 1000 on)."""
         people = list(users)
@@ -159,7 +166,7 @@ class Redactor:
             fields = line.split(":")
             if len(fields) >= 3 and fields[2].isdigit() and 1000 <= int(fields[2]) < 65000:
                 people.append(fields[0])
-        return cls(users=people, hosts=[host.name], job_names=job_names, keep_names=keep_names)
+        return cls(users=people, hosts=[host.name], jobs=jobs, job_names=job_names, keep_names=keep_names)
 
     def __call__(self, text: str) -> str:
         """The text without its secrets. Idempotent: a redacted text comes back as it is."""

@@ -1,13 +1,10 @@
-"""For people who write checks or wonder what one means: `checks list`, `explain`, `record`."""
+"""For people who write checks or wonder what one means: `checks list`, `explain`."""
 
 from __future__ import annotations
 
-import os
-import platform
 import re
 import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import click
 
@@ -16,8 +13,8 @@ from clustertools import policy
 from clustertools.check import Check
 from clustertools.cli.frame import Output, common, examples
 from clustertools.errors import ConfigError
-from clustertools.host import Host, LocalHost, RecordedHost, Recorder
-from clustertools.model import Playbook, Verdict
+from clustertools.host import Host, LocalHost
+from clustertools.model import Playbook
 from clustertools.shared_host import SharedHost
 
 #: The one code that no check declares: the watchdog makes it for any of them.
@@ -149,80 +146,3 @@ def _unknown(asked: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(asked, known, 1)
     hint = f"; did you mean {near[0]}?" if near else "; `clustertools checks list` shows all codes"
     return f"nothing is called {asked!r}{hint}"
-
-
-@click.command(
-    epilog=examples(
-        "clustertools record /tmp/gpu-017 gpu_xid gpu_ecc",
-        "clustertools check --host /tmp/gpu-017      the same answers, without the machine",
-    )
-)
-@click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
-@click.argument("names", nargs=-1)
-@click.option("--stage", type=click.Choice(sorted(checking.STAGES)), default="watch", show_default=True)
-@click.option("--keep-names", is_flag=True, help="Leave the names of users, hosts and jobs in.")
-@click.option("--what", default="", help="What is wrong with this machine, in a sentence.")
-@common
-def record(
-    folder: Path, names: tuple[str, ...], stage: str, keep_names: bool, what: str, out: Output
-) -> None:
-    """Run checks here and write down every answer they got, redacted, as a host for tests.
-
-    DIR must not exist or be empty. Review it before you pass it on: names that stand in no known field are
-    not recognised.
-    """
-    from clustertools.redact import Redactor
-
-    chosen = checking.select(names, stage, checking.discover())
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder} is not an empty folder; recordings are not overwritten")
-    local = LocalHost()
-    recorder = Recorder(local, folder)
-    verdicts = [checking.run(c, recorder) for c in chosen]
-    people = (os.environ.get(n, "") for n in ("USER", "LOGNAME", "SUDO_USER"))
-    redact = Redactor.of(local, users=people, job_names=True, keep_names=keep_names)
-    about = {
-        "what": what or "recorded live, not yet described",
-        "node_class": "",
-        "expect_codes": sorted({code for v in verdicts for code in v.codes}),
-        "provenance": f"recorded live on Linux {platform.release()} with `clustertools record`",
-    }
-    written = recorder.save(about, redact)
-    _empty_identities(written)
-    changed = _differences(chosen, verdicts, folder)
-    if out.json:
-        out.record(
-            "recording",
-            {
-                "folder": str(folder), "files": [str(p) for p in written], "redacted": dict(redact.counts),
-                "changed": changed,
-            },
-        )  # fmt: skip
-        return
-    for path in written:
-        out.line(str(path))
-    told = ", ".join(f"{n} x {kind}" for kind, n in sorted(redact.counts.items())) or "nothing"
-    out.line(f"\n{len(written)} files; redacted: {told}")
-    for name, how in changed.items():
-        out.line(f"{name} answers differently on the recording: {how}")
-    out.line(f"Review every file in {folder} before you pass it on: only known forms were redacted.")
-
-
-def _empty_identities(written: Sequence[Path]) -> None:
-    """Files whose whole content is a serial number or an asset tag have no field name to go by."""
-    # /sys/class/dmi/id/product_serial, .../board_asset_tag
-    for path in written:
-        if re.search(r"(serial|asset_tag|_uuid)$", path.name) and path.read_text(errors="replace").strip():
-            path.write_text("REDACTED\n", encoding="utf-8")
-
-
-def _differences(chosen: Sequence[Check], live: Sequence[Verdict], folder: Path) -> Mapping[str, str]:
-    """Checks that judge the recording otherwise than the machine: the redaction, or time, took too much."""
-    host = RecordedHost(folder)
-    changed = {}
-    for check, before in zip(chosen, live, strict=True):
-        after = checking.run(check, host)
-        if (after.status, after.codes) != (before.status, before.codes):
-            why = f" ({after.blind})" if after.blind else ""
-            changed[check.name] = f"{after.status.name}, was {before.status.name}{why}"
-    return changed

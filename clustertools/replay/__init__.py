@@ -24,7 +24,7 @@ from clustertools.errors import ConfigError
 from clustertools.host import load_yaml
 from clustertools.model import Action, Incident, Outcome, Playbook, Transition
 from clustertools.policy import load_playbooks
-from clustertools.render.story import Event, events
+from clustertools.render.story import Event, events, since_start
 from clustertools.replay.compare import differences
 from clustertools.replay.machine import Clock, ReplayHost
 from clustertools.replay.scheduler import SUPPORTED, Call, ReplayScheduler
@@ -130,6 +130,7 @@ class _Drive:
         if script.spec:
             self.scheduler.begin(script.spec, script.attempts[-1])
         for entry in script.timeline:
+            host.expect([*(entry.changes.get("set") or ()), *(entry.changes.get("append") or ())])
             if not entry.after:
                 self._put(entry, host.start, 0)
 
@@ -160,7 +161,13 @@ class _Drive:
         while self._due and self._due[0][0] <= now:
             at, _, number, submits, entry = heapq.heappop(self._due)
             self.clock.time = at
-            self._apply(entry, number, submits)
+            try:
+                self._apply(entry, number, submits)
+            except (TypeError, ValueError, KeyError, AttributeError) as exc:
+                when = since_start(at - self.host.start)
+                raise ConfigError(
+                    f"{self.script.folder}/run.yaml: a change at {when} has a value of the wrong kind: {exc}"
+                ) from exc
             if number + 1 < entry.times():
                 # counted from the first time, so that no rounding adds up
                 again = at - number * entry.every + (number + 1) * entry.every
@@ -172,6 +179,8 @@ class _Drive:
         over = submits != self.scheduler.submits
         for path in told.get("remove") or ():
             host.remove(path)
+        if "boot" in told:
+            host.boot(str(told["boot"]))
         for path, text in (told.get("set") or {}).items():
             host.set(path, _filled(text, count))
         for path, text in (told.get("append") or {}).items():
@@ -182,8 +191,6 @@ class _Drive:
             host.unreadable(path, str(why))
         for path in told.get("readable") or ():
             host.readable(path)
-        if "boot" in told:
-            host.boot(str(told["boot"]))
         if told.get("kmsg"):
             host.kernel_log(told["kmsg"])
         for command in told.get("commands") or ():

@@ -55,6 +55,7 @@ class ReplayHost(RecordedHost):
         self._prefixes: list[tuple[tuple[str, ...], Mapping[str, Any]]] = []
         self._processes: dict[int, dict[str, Any]] = {}
         self._tree: dict[str, _File] = {}
+        self._expected: set[str] = set()
         #: Every folder that there ever was: one that was emptied is empty, not unknown.
         self._folders: set[str] = {"/"}
         for root in reversed(self.roots):  # what the recording says itself counts before what its base says
@@ -90,7 +91,7 @@ class ReplayHost(RecordedHost):
         self._refuse(path)
         file = self._tree.get(path)
         if file is None:
-            raise Absent(f"{path} is not in the recording {self.folder.name}")
+            raise self._missing(path)
         return file.data[offset : None if limit is None else offset + limit].decode("utf-8", "replace")
 
     def stat(self, path: str) -> FileStat:
@@ -103,7 +104,13 @@ class ReplayHost(RecordedHost):
             return FileStat(len(file.data), file.mtime, file.inode)
         if any(name.startswith(path.rstrip("/") + "/") for name in self._tree):
             return FileStat(0, self.start, 0, True)
-        raise Absent(f"{path} is not in the recording {self.folder.name}")
+        raise self._missing(path)
+
+    def _missing(self, path: str) -> Unobservable:
+        """Not there, where the recording knows the place; else nobody looked."""
+        known = path in self._absent or path in self._expected or self._taken_away(path)
+        known = known or os.path.dirname(path) in self._folders or path.startswith("/proc/")
+        return (Absent if known else Unobservable)(f"{path} is not in the recording {self.folder.name}")
 
     def glob(self, pattern: str) -> list[str]:
         self._refuse(pattern)
@@ -114,6 +121,10 @@ class ReplayHost(RecordedHost):
         return sorted(found)
 
     # changes
+
+    def expect(self, paths: Iterable[str]) -> None:
+        """Files that the timeline makes: until it does, they are known not to be there."""
+        self._expected.update(paths)
 
     def set(self, path: str, text: str) -> None:
         """Give a file new content; the same inode, as when it is written anew in place."""

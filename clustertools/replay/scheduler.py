@@ -9,6 +9,7 @@ from typing import Any
 
 from clustertools.errors import Unobservable
 from clustertools.model import Attempt, Job, JobState, Subject
+from clustertools.replay.script import seconds
 from clustertools.schedulers import RunSpec
 
 #: What a recording's scheduler can do unless the recording says otherwise: what the local one can.
@@ -68,7 +69,7 @@ class ReplayScheduler:
             exit_reason=str(told.get("exit_reason", self._job.exit_reason)),
         )
         if "started" in told:
-            job = replace(job, started_at=start + float(told["started"]))
+            job = replace(job, started_at=start + (seconds(told["started"]) or 0.0))
         if job.state == "ended" and self._job.state != "ended":
             job = replace(job, pids=(), ended_at=self.now())
         self._job = job

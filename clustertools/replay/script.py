@@ -328,7 +328,7 @@ class _Reading:
             told = self.mapping(item, where, _EXPECTED)
             if sum(key in told for key in EXPECTED) != 1:
                 self.wrong(where, f"one of {', '.join(EXPECTED)} is needed")
-            found.append({**told, "at": self.seconds(told.get("at"), where)})
+            found.append({**told, "at": self.seconds(told["at"], where)} if "at" in told else told)
         return tuple(found)
 
 
