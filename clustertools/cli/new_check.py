@@ -76,6 +76,7 @@ boot_id: 00000000-0000-4000-8000-000000000001
 time: 1700000000.0
 what: healthy
 node_class: cpu
+checks: [@NAME@]
 expect_codes: []
 provenance: written from proc_loadavg(5)
 """
@@ -130,6 +131,6 @@ def _files(name: str, root: Path) -> dict[Path, str]:
     return {
         root / "checks" / f"{name}.py": filled(_CHECK),
         root / "tests" / "checks" / f"test_{name}.py": filled(_TEST),
-        host / "host.yaml": _HOST,
+        host / "host.yaml": filled(_HOST),
         host / "files" / "proc" / "loadavg": _LOADAVG,
     }
