@@ -316,6 +316,14 @@ def test_a_recording_that_says_nothing_of_a_mode(tmp_path: Path, capsys):
     assert "does not say what must come out in observe mode" in capsys.readouterr().out
 
 
+def test_a_recording_does_not_steer_the_terminal(tmp_path: Path, capsys):
+    folder = recording(
+        tmp_path / "rec", HUNG.replace("(train.py:4)", "(\\e]0;owned\\a.py:4)") + '    what: "a\\eb"'
+    )
+    assert main(["replay", str(folder), "--act"]) in (0, 2)
+    assert "\x1b" not in capsys.readouterr().out
+
+
 def test_an_unreadable_recording(tmp_path: Path, capsys):
     assert main(["replay", str(tmp_path)]) == 3
     assert "no run.yaml" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from pathlib import Path
 
 import click
@@ -9,6 +10,7 @@ import click
 from clustertools.cli.frame import Duration, Output, common, examples
 from clustertools.model import Action
 from clustertools.render import story
+from clustertools.text import BLOCK_CHARACTERS, plain
 
 
 @click.command(
@@ -46,10 +48,14 @@ def replay(out: Output, folder: Path, mode: str | None, every: float | None) -> 
         kept = {"mode": told.mode, "passes": told.passes, "expected": told.expected}
         out.record("replayed", {"what": told.what, **kept, "problems": told.problems, "blind": told.blind})
         return 2 if told.problems else 0
-    out.line(" ".join(told.what.split()))
-    out.line(f"{told.passes} passes in {told.mode} mode; times are counted from the start of the recording\n")
+    # a recording comes from somewhere else: nothing in it may steer this terminal
+    out.line(plain(told.what, BLOCK_CHARACTERS))
+    began = datetime.datetime.fromtimestamp(told.start, datetime.timezone.utc)
+    out.line(
+        f"{told.passes} passes in {told.mode} mode; times are counted from {began:%Y-%m-%d %H:%M:%S} UTC\n"
+    )
     for event in told.events:
-        text = story.paint(event.text, event.status, out.color)
+        text = story.paint(plain(event.text), event.status, out.color)
         out.line(f"{story.since_start(event.time - told.start):>9}  {event.kind:<9} {text}")
     if told.actions:
         out.line("\nplan")
@@ -57,10 +63,10 @@ def replay(out: Output, folder: Path, mode: str | None, every: float | None) -> 
         for line in _planned(action, told.start):
             out.line(line)
     for why in told.blind:
-        out.line(f"at the end nobody could look: {why}")
+        out.line(f"at the end nobody could look: {plain(why)}")
     out.line()
     for problem in told.problems:
-        out.line(story.paint(problem, "CRITICAL", out.color))
+        out.line(story.paint(plain(problem), "CRITICAL", out.color))
     if not told.problems:
         out.line(
             story.paint("everything came out as the recording says", "OK", out.color)
@@ -79,9 +85,7 @@ def _planned(action: Action, start: float) -> list[str]:
     when = story.since_start(action.planned_at - start)
     verb = "would " if action.blocked else ""
     why = f": {action.blocked}" if action.blocked else ""
-    first = f"{when:>9}  {verb}{action.kind} {action.target}{why}"
-    return [
-        first,
-        f"{'':11}$ {action.preview}",
-        f"{'':11}runbook {action.playbook}, because of {action.because}",
-    ]
+    first = f"{verb}{action.kind} {action.target}{why}"
+    runbook = f"runbook {action.playbook}, because of {action.because}"
+    rest = (f"{'':11}{plain(text)}" for text in (f"$ {action.preview}", runbook))
+    return [f"{when:>9}  {plain(first)}", *rest]
