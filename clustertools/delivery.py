@@ -35,6 +35,10 @@ class Mail:
                     if _reference(store, name, key) is None:
                         store.put_cursor(f"told:{name}", key, {"reference": ""})
 
+    def heard(self, store: Store, key: str) -> bool:
+        """Whether any sink was told of this incident, or is about to be."""
+        return any(_reference(store, name, key) is not None for name in self.sinks)
+
     def references(self, store: Store, keys: Iterable[str]) -> dict[str, str]:
         """What ties an incident to its threads: only incidents of the same threads may be told as one."""
         return {key: "|".join(_reference(store, name, key) or "" for name in self.sinks) for key in keys}

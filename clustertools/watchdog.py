@@ -128,7 +128,7 @@ class Watchdog:
         steps, outcomes = self._perform(paused, now)
         sentences += self._deliver(now)
         blind = tuple(f"{v.check} on {v.subject}: {v.blind}" for v in verdicts if v.blind)
-        self._heartbeat(now, blind)
+        self._heartbeat(now, blind, paused)
         sentence = _sentence(verdicts, transitions, planned, steps, sentences)
         return Pass(
             tuple(verdicts), tuple(transitions), tuple(planned), tuple(steps), tuple(outcomes),
@@ -319,7 +319,19 @@ class Watchdog:
             for incident, who in lapsed
             if incident.key not in keys and not notices.is_quiet(incident, patterns, now)
         ]
-        return fold_messages(told, references=self.mail.references(self.store, keys)) + reminders
+        said = [
+            note(key, after[key].finding.status, text, now)
+            for key, text in self._said_by_people()
+            if key in after and self.mail.heard(self.store, key)
+        ]
+        return [*said, *fold_messages(told, references=self.mail.references(self.store, keys)), *reminders]
+
+    def _said_by_people(self) -> list[tuple[str, str]]:
+        """What people did to incidents since the last pass, as (key, sentence): the others want to know."""
+        said = self.store.cursor("said").get("notes", [])
+        if said:
+            self.store.put_cursor("said", "", {})
+        return [(str(key), str(text)) for key, text in said]
 
     def _enqueue(self, messages: Sequence[Message], now: float) -> None:
         for message in messages:
@@ -421,7 +433,7 @@ class Watchdog:
 
     # heartbeat
 
-    def _heartbeat(self, now: float, blind: Sequence[str]) -> None:
+    def _heartbeat(self, now: float, blind: Sequence[str], paused: str) -> None:
         """Write down that a pass ended, and (`seen`) when one last could see everything.
 
         The first is for whoever asks whether we live; only the second may feed a dead man's switch that
@@ -429,7 +441,7 @@ class Watchdog:
         """
         with self.store.transaction():
             seen = now if not blind else self.store.cursor("heartbeat").get("seen", 0.0)
-            beat = {"at": now, "seen": seen, "blind": list(blind), "pid": os.getpid()}
+            beat = {"at": now, "seen": seen, "blind": list(blind), "paused": paused, "pid": os.getpid()}
             self.store.put_cursor("heartbeat", "", beat)
 
     def start(self, spec: RunSpec) -> bool:
