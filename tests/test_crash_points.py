@@ -106,6 +106,9 @@ def test_a_shim_that_is_killed_costs_the_exit_code_and_nothing_else(tmp_path: Pa
             os.kill(lab.shim_pid(), signal.SIGKILL)
         _, said = watchdog.communicate(timeout=60)
         assert watchdog.returncode == 0, said.decode()
+        # it was the hang that ended it: while it trained without its shim nobody took it for dead
+        assert b" is stuck " in said
+        assert b" ended: " not in said
         assert lab.starts() == (["0 0", "1 5", "2 5"] if moment == "both" else ["0 0", "1 5"])
         assert lab.finished == ["14"]
         assert not lab.two_copies

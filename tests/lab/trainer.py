@@ -26,6 +26,7 @@ import argparse
 import contextlib
 import fcntl
 import os
+import random
 import signal
 import sys
 import time
@@ -77,7 +78,8 @@ class Trainer:
         _append(self.folder / "starts.txt", f"{attempt} {begin} {os.getpid()}")
         self._obey("start")
         for step in range(begin + 1, self.options.steps + 1):
-            time.sleep(self.options.step_seconds)
+            # a quiet one works on: each time it is looked at, it stands elsewhere
+            _deep(random.randrange(300) if self.quiet else 0, self.options.step_seconds)
             if not self.quiet:
                 took = 1000 * self.options.step_seconds
                 print(
@@ -192,6 +194,13 @@ class Trainer:
         left = value
         while left > 0:
             left -= os.write(1, (b"%07d something else\n" % left * 100)[:left])
+
+
+def _deep(depth: int, seconds: float) -> None:
+    if depth:
+        _deep(depth - 1, seconds)
+    else:
+        time.sleep(seconds)
 
 
 def _append(path: Path, line: str) -> None:
