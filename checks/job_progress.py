@@ -161,9 +161,11 @@ def _judge(
 ) -> Iterator[Finding]:
     limits = ctx.limits
     never = tracker.last_step is None
-    done = tracker.phase == "finished"
+    total = tracker.total_steps or job.total_steps
+    # at its last step it has nothing to gain from a restart, and a last save to lose
+    done = tracker.phase == "finished" or (bool(total) and not never and (tracker.last_step or 0) >= total)
     limit = limits.minimum_silence_seconds
-    if not done:
+    if tracker.phase != "finished":
         limit = tracker.limit_seconds(limit, limits.factor, limits.startup_seconds)
     seen = processes(ctx.host)
     inside = {pid: seen[pid] for pid in tree(seen, job.pids) if pid in seen}
