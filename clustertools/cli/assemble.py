@@ -8,7 +8,7 @@ import fcntl
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from clustertools.cli.site import adjusted, is_configured
 from clustertools.delivery import Mail
 from clustertools.errors import ConfigError, StoreError
 from clustertools.host import LocalHost, mount_of
+from clustertools.model import Playbook
 from clustertools.schedulers import RunSpec
 from clustertools.schedulers.local import LocalScheduler
 from clustertools.sinks import Sink, SinkRule
@@ -115,7 +116,7 @@ def local_watchdog(
         scheduler=LocalScheduler(folder / "attempts", host.name),
         checks=_chosen(checks, {"watch", "job"}, config),
         specs=[spec],
-        playbooks=policy.load_playbooks(),
+        playbooks=_with_limit(policy.load_playbooks(), options["restarts"]),
         mail=post,
         settings=dataclasses.replace(
             base,
@@ -128,6 +129,17 @@ def local_watchdog(
         ),
         evidence_folder=folder / "evidence",
     )
+
+
+def _with_limit(playbooks: Sequence[Playbook], restarts: int) -> list[Playbook]:
+    """What the command line says of restarts goes before what a playbook says."""
+    own = {"without_progress": float(restarts)}
+    return [
+        dataclasses.replace(book, limits={**book.limits, **own})
+        if "without_progress" in book.limits
+        else book
+        for book in playbooks
+    ]
 
 
 def node_watchdog(
