@@ -120,7 +120,8 @@ def test_a_killed_rank_is_a_crash_and_the_run_goes_on(job):
     job.ranks()[0].kill()
     assert job.child.wait(120) == 0, job.err.read_text()
     kinds = [(e["kind"], e["text"]) for e in job.timeline()]
-    assert [k for k, text in kinds if "JobCrashed" in text] == ["opened", "resolved"]
+    life = [k for k, text in kinds if "CRITICAL JobCrashed" in text]
+    assert life == ["opened", "resolved"]
     assert job.steps()[-1] == STEPS
     assert sum(k == "start" for k, _ in kinds) == 2
     assert "step_000020.pt (step 20, verified)" in job.err.read_text()
