@@ -7,9 +7,11 @@ StoreError, and without a store nothing acts.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import sqlite3
+import time
 import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -144,7 +146,7 @@ class Store:
         try:
             with self._errors("open"):
                 if not read_only:
-                    self._db.execute("PRAGMA journal_mode=" + ("WAL" if local else "DELETE"))
+                    self._use_journal("wal" if local else "delete")
                     # what is written down before it is done must outlive a power failure too; a pass commits
                     # a handful of times, so the price is a few milliseconds
                     self._db.execute("PRAGMA synchronous=FULL")
@@ -152,6 +154,19 @@ class Store:
         except BaseException:
             self._db.close()
             raise
+
+    def _use_journal(self, kind: str) -> None:
+        # SQLite does not wait for others when it changes this: two that open it for the first time collide
+        end = time.monotonic() + WAIT_SECONDS
+        while self._db.execute("PRAGMA journal_mode").fetchone()[0] != kind:
+            try:
+                self._db.execute(f"PRAGMA journal_mode={kind}")
+            except sqlite3.OperationalError:
+                if time.monotonic() > end:
+                    raise
+            if time.monotonic() > end:
+                return  # a file system that has no such journal keeps the one it has
+            time.sleep(0.01)
 
     def _migrate(self, read_only: bool) -> None:
         if self._version() == len(_MIGRATIONS) or read_only:
@@ -295,9 +310,10 @@ class Store:
         """Bound the history: all readings for six hours, then one an hour, none after thirty days."""
         self._put("DELETE FROM reading WHERE time < ?", now - keep_seconds)
         self._put(
-            "DELETE FROM reading WHERE time < ? AND (subject, name, time) NOT IN (SELECT subject, name, "
-            "min(time) FROM reading WHERE time < ? GROUP BY subject, name, CAST(time / 3600 AS INTEGER))",
-            now - fine_seconds, now - fine_seconds,
+            "DELETE FROM reading WHERE time < ? AND EXISTS (SELECT 1 FROM reading AS first "
+            "WHERE first.subject = reading.subject AND first.name = reading.name "
+            "AND first.time >= CAST(reading.time / 3600 AS INTEGER) * 3600 AND first.time < reading.time)",
+            now - fine_seconds,
         )  # fmt: skip
         self._put("DELETE FROM transition WHERE time < ?", now - 90 * 86400)
         self._put("DELETE FROM delivery WHERE state != 'waiting' AND due < ?", now - 30 * 86400)
@@ -421,12 +437,21 @@ def _dump(value: Any) -> str:
 
 
 def _advice(exc: Exception) -> str:
-    text = str(exc)
+    if isinstance(exc, OSError):
+        # not by its text: that holds the path, and a path may hold any word
+        number = exc.errno
+        is_full, is_closed = (
+            number in (errno.ENOSPC, errno.EDQUOT),
+            number in (errno.EACCES, errno.EPERM, errno.EROFS),
+        )
+        text = "full" if is_full else "readonly" if is_closed else ""
+    else:
+        text = str(exc)
     if "locked" in text:
         return "another watchdog or command holds it; is a second one running?"
     if "malformed" in text or "not a database" in text:
         return "it is damaged: move it aside and start anew (open incidents will be found again)"
-    if "readonly" in text or "read-only" in text or isinstance(exc, PermissionError):
+    if "readonly" in text:
         return "it cannot be written: check the owner and the mount, or set CLUSTERTOOLS_STATE"
     if "full" in text:
         return "the disk is full: make room"
