@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from clustertools import check as checking
@@ -47,7 +47,8 @@ def test_a_check_of_this_machine_says_the_same_of_its_recording(check, tmp_path:
 
 
 PATHS = ["/proc/stat", "/proc/1/stat", "/data/log", "/data/état", "/data/stale", "/data/none"]
-PATTERNS = ["/proc/[0-9]*", "/data/*", "/proc/*/stat", "/none/*"]
+PATTERNS = ["/proc/[0-9]*", "/data/*", "/proc/*/stat", "/data/*/x"]
+FOUR = ["a line\n"] * 4
 COMMANDS = [("uname", "-r"), ("nvidia-smi", "-q"), ("hangs",)]
 LOOKS = st.one_of(
     st.tuples(st.just("read"), st.sampled_from(PATHS), st.integers(0, 40), st.none() | st.integers(0, 40)),
@@ -61,7 +62,7 @@ class Machine(MemoryHost):
     """With a folder that nobody can list."""
 
     def glob(self, pattern):
-        if pattern.startswith("/none"):
+        if pattern == "/data/*/x":
             raise Unobservable("Stale file handle")
         return super().glob(pattern)
 
@@ -95,6 +96,12 @@ def ask(host, look):
     texts=st.lists(st.text("aé漢\n\0 ", max_size=30), min_size=4, max_size=4),
     looks=st.lists(LOOKS, min_size=1, max_size=12),
 )
+@example(texts=FOUR, looks=[("read", "/data/none", 0, None)])
+@example(texts=FOUR, looks=[("stat", "/data/none")])
+@example(texts=FOUR, looks=[("stat", "/data/stale")])
+@example(texts=FOUR, looks=[("read", "/data/log", 0, None), ("glob", "/data/*/x")])
+@example(texts=FOUR, looks=[("read", "/data/log", 0, None), ("read", "/data/log", 0, 3), ("stat", "/data/log")])
+@example(texts=FOUR, looks=[("read", "/data/log", 5, None), ("run", ("nvidia-smi", "-q"))])
 def test_every_look_is_answered_alike(texts, looks, tmp_path_factory):
     host, folder = machine(texts), tmp_path_factory.mktemp("host")
     recorder = Recorder(host, folder)

@@ -80,15 +80,16 @@ class ProgressTracker:
         if self._empty_look_time is not None:
             seen = max(0.0, self._empty_look_time - self.last_sign_time)
         paced = self.last_step, self.last_advance_time
-        count, news = len(self._paces), False
+        news, before, self._paces = False, self._paces, []
         for item in fresh:
             if self._event(item, seen) if isinstance(item, Event) else self._point(item, seen, now):
                 news, seen = True, 0.0
+        told, self._paces = self._paces, [*before, *self._paces][-_RECENT:]
         if not news:
             # a thread that goes on to print the last step is no sign of life
             self._empty_look_time = now
             return
-        if len(self._paces) == count:
+        if not told:
             self._pace_by_clock(*paced, now)
         self.last_sign_time = now
         self._empty_look_time = None
