@@ -39,6 +39,8 @@ from clustertools.model import (
 
 #: Where a check may be used. `job` checks look at one run, the others at one node.
 STAGES = frozenset({"preflight", "watch", "prolog", "job"})
+#: How the name of a check of runs begins: by this a node tells them without importing them.
+JOB_PREFIX = "job_"
 #: A site's own checks, one `NAME.py` each.
 SITE_FOLDERS = ("/etc/clustertools/checks.d",)
 
@@ -100,6 +102,8 @@ def check(
         unknown = set(stages) - STAGES
         if unknown or not set(stages):
             wrong.append(f"check {name}: stages {sorted(unknown)} unknown; choose from {sorted(STAGES)}")
+        if name.startswith(JOB_PREFIX) and set(stages) != {"job"}:
+            wrong.append(f"check {name}: {JOB_PREFIX}... is a check of runs, whose only stage is job")
         bad = [c for c in codes if not (c[:1].isupper() and c.isalnum())]
         if bad:
             wrong.append(f"check {name}: codes must be CamelCase, not {bad}")
@@ -275,8 +279,11 @@ def _boot_id(host: Host) -> str:
         return ""
 
 
-def discover(site_folders: Iterable[str] = SITE_FOLDERS) -> Mapping[str, Check]:
+def discover(site_folders: Iterable[str] = SITE_FOLDERS, *, job_checks: bool = True) -> Mapping[str, Check]:
     """Import every check: ours, those of installed packs, and the site's own files. Sorted by name.
+
+    Without `job_checks` those called `job_...` are left out: none of them runs on a node that looks at
+    itself, and what they import (logs, checkpoints, stacks) is a fifth of what that look costs.
 
     Packs register under the entry point group `clustertools.checks`. A site file is `NAME.py` in one of
     `site_folders`; it imports and lists as `clustertools.checks.NAME`. Raises ConfigError for a file that
@@ -287,11 +294,16 @@ def discover(site_folders: Iterable[str] = SITE_FOLDERS) -> Mapping[str, Check]:
     for folder in site_folders:
         if folder not in package.__path__ and Path(folder).is_dir():
             package.__path__.append(folder)
+
+    def wanted(name: str) -> bool:
+        return job_checks or not name.rsplit(".", 1)[-1].startswith(JOB_PREFIX)
+
     for module in pkgutil.iter_modules(package.__path__, "clustertools.checks."):
-        _import(module.name)
-    for name in _entry_points():
+        if wanted(module.name):
+            _import(module.name)
+    for name in filter(wanted, _entry_points()):
         _import(name)
-    return dict(sorted(_registry.items()))
+    return {name: found for name, found in sorted(_registry.items()) if wanted(name)}
 
 
 def _import(name: str) -> None:

@@ -20,7 +20,6 @@ import os
 import re
 import selectors
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -97,7 +96,7 @@ class LocalHost:
     """This machine. No shell; each child has its own process group, a deadline and capped output."""
 
     def __init__(self, name: str = "") -> None:
-        self.name = name or socket.gethostname().split(".")[0]
+        self.name = name or os.uname().nodename.split(".")[0]
 
     @functools.cached_property
     def boot_id(self) -> str:

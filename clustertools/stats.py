@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +13,8 @@ def median_and_spread(values: Sequence[float]) -> tuple[float, float]:
     """Median and robust standard deviation (MAD times 1.4826). Raises ValueError on no values."""
     if not values:
         raise ValueError("the median of nothing")
+    import statistics  # with decimal and fractions: 4 ms of every look, which seldom needs a median
+
     middle = statistics.median(values)
     return middle, MAD_TO_SIGMA * statistics.median(abs(v - middle) for v in values)
 

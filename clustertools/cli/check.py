@@ -91,7 +91,8 @@ def check(
     """
     format_name = "json" if out.json else format_name
     host: Host = RecordedHost(recording) if recording else LocalHost()
-    orders = orders_for(host, config_path)
+    about_runs = stage == "job" or any(name.startswith(checking.JOB_PREFIX) for name in names)
+    orders = orders_for(host, config_path, job_checks=about_runs)
     chosen = [
         c for c in checking.select(names, stage, orders.checks) if names or c.name not in orders.disabled
     ]
@@ -147,8 +148,8 @@ def _not_started(each: Check, host: Host, cluster: str, reason: str) -> Verdict:
     return Verdict(each.name, subject, Status.UNKNOWN, blind=reason, time=host.now())
 
 
-def orders_for(host: Host, config_path: Path | None) -> Orders:
-    """The checks with their limits and expectations for this host.
+def orders_for(host: Host, config_path: Path | None, *, job_checks: bool = True) -> Orders:
+    """The checks with their limits and expectations for this host; all of them where config may name any.
 
     Config is read when there is any (a recording: only the one that is named), and imported only then. A
     recording may say itself what is expected of it: `expect:` in its host.yaml.
@@ -156,7 +157,7 @@ def orders_for(host: Host, config_path: Path | None) -> Orders:
     recorded = host.about if isinstance(host, RecordedHost) else None
     expect = dict(recorded.get("expect") or {}) if recorded else {}
     if config_path is None and (recorded is not None or not is_configured()):
-        return Orders(checking.discover(), expect=expect)
+        return Orders(checking.discover(job_checks=job_checks), expect=expect)
     from clustertools import config as configuration
     from clustertools.cli.assemble import expectations
 

@@ -18,7 +18,6 @@ from typing import Any, TextIO
 
 import click
 
-from clustertools.config_units import parse_duration
 from clustertools.model import Status
 from clustertools.render.json_lines import SCHEMA, json_line
 
@@ -37,6 +36,8 @@ class Duration(click.ParamType[float]):
         if isinstance(value, (int, float)):
             return float(value)
         try:
+            from clustertools.config_units import parse_duration  # with decimal: no look needs it
+
             seconds = parse_duration(str(value))
         except ValueError as exc:
             self.fail(str(exc), param, ctx)
