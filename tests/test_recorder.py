@@ -100,7 +100,9 @@ def ask(host, look):
 @example(texts=FOUR, looks=[("stat", "/data/none")])
 @example(texts=FOUR, looks=[("stat", "/data/stale")])
 @example(texts=FOUR, looks=[("read", "/data/log", 0, None), ("glob", "/data/*/x")])
-@example(texts=FOUR, looks=[("read", "/data/log", 0, None), ("read", "/data/log", 0, 3), ("stat", "/data/log")])
+@example(
+    texts=FOUR, looks=[("read", "/data/log", 0, None), ("read", "/data/log", 0, 3), ("stat", "/data/log")]
+)
 @example(texts=FOUR, looks=[("read", "/data/log", 5, None), ("run", ("nvidia-smi", "-q"))])
 def test_every_look_is_answered_alike(texts, looks, tmp_path_factory):
     host, folder = machine(texts), tmp_path_factory.mktemp("host")
