@@ -165,21 +165,22 @@ def test_a_shim_that_ends_between_two_looks_is_believed(lab: Lab, monkeypatch: p
 
 
 def test_leftovers_of_every_kind_end_with_the_command(lab: Lab) -> None:
-    script = """
-    sleep 61 &
-    setsid sleep 62 &
-    (setsid sh -c 'sleep 63 & sleep 64' &) &
-    env -i setsid sleep 65 &
-    sh -c 'kill -STOP $$; sleep 66' &
+    # no other test may sleep as long: it is by this that they are found
+    long = [f"600.{os.getpid()}{time.monotonic_ns()}{n}" for n in range(6)]
+    lab.sh(f"""
+    sleep {long[0]} &
+    setsid sleep {long[1]} &
+    (setsid sh -c 'sleep {long[2]} & sleep {long[3]}' &) &
+    env -i setsid sleep {long[4]} &
+    sh -c 'kill -STOP $$; sleep {long[5]}' &
     sleep 0.2; exit 4
-    """
-    lab.sh(script)
+    """)
     job = lab.until("ended")
     assert job.exit_code == 4
     assert json.loads((lab.folder / "exit.json").read_text())["leftovers"] >= 6
     assert not lab.left()
     table = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
-    assert not [line for line in table.splitlines() if line in {f"sleep {n}" for n in range(61, 67)}]
+    assert not [line for line in table.splitlines() if line.removeprefix("sleep ") in long]
 
 
 @pytest.mark.slow
