@@ -512,7 +512,7 @@ def _sentence(
 ) -> str:
     """The pass in one line, as a person would say it."""
     findings = sum(len(v.findings) for v in verdicts)
-    words = [f"{findings} finding{'s' if findings != 1 else ''}"]
+    words = [f"{findings} finding{'s' if findings != 1 else ''}" if verdicts else "no check was due"]
     for kind in ("opened", "reopened", "worsened", "resolved"):
         keys = [t.incident.finding.code for t in transitions if t.kind == kind]
         if keys:

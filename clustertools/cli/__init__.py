@@ -111,6 +111,7 @@ def cli() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and give its exit code. Shell completion ends with SystemExit."""
+    _open_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # a kernel line may hold anything; a terminal that cannot show it must not end the pass
@@ -144,6 +145,20 @@ def _exit_code(value: Any) -> int:
     if isinstance(value, Status):
         return value.exit_code
     return int(value or 0)
+
+
+def _open_streams() -> None:
+    """Whoever starts us may close the standard streams; then the next file that is opened would be one.
+
+    A message on "standard error" must not end up in our own state.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is this one
+    sys.stdout = sys.stdout or open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
 
 
 def _swallow_output() -> None:
