@@ -96,7 +96,7 @@ def test_a_frozen_rank_is_found_named_and_repaired(job):
     assert job.child.wait(120) == 0, job.err.read_text()
 
     told = job.err.read_text()
-    hung = [e for e in job.timeline() if e["kind"] == "opened" and "JobHung" in e["text"]]
+    hung = [e for e in job.timeline() if e["event"] == "opened" and "JobHung" in e["text"]]
     assert len(hung) == 1
     assert "rank 1" in hung[0]["text"]
     assert "state T" in hung[0]["text"]
@@ -108,7 +108,7 @@ def test_a_frozen_rank_is_found_named_and_repaired(job):
     assert steps[-1] == STEPS
     resumed_at = max(i for i in range(1, len(steps)) if steps[i] <= steps[i - 1])
     assert steps[resumed_at] == 41
-    starts = [e for e in job.timeline() if e["kind"] == "start"]
+    starts = [e for e in job.timeline() if e["event"] == "start"]
     assert len(starts) == 2
     (stacks,) = (job.state / "runs/ddp/evidence").glob("*JobHung*/stacks.txt")
     assert "rank 0" in stacks.read_text()
@@ -119,7 +119,7 @@ def test_a_killed_rank_is_a_crash_and_the_run_goes_on(job):
     job.wait_for_step(30)
     job.ranks()[0].kill()
     assert job.child.wait(120) == 0, job.err.read_text()
-    kinds = [(e["kind"], e["text"]) for e in job.timeline()]
+    kinds = [(e["event"], e["text"]) for e in job.timeline()]
     life = [k for k, text in kinds if "CRITICAL JobCrashed" in text]
     assert life == ["opened", "resolved"]
     assert job.steps()[-1] == STEPS
