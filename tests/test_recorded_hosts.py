@@ -138,6 +138,16 @@ def differences(compared: filecmp.dircmp[str]) -> list[str]:
     return found + [name for below in compared.subdirs.values() for name in differences(below)]
 
 
+def test_a_live_recording_says_what_it_is_for(tmp_path: Path) -> None:
+    assert main(["record", str(tmp_path / "here"), "host_memory", "host_storage"]) == 0
+    host = RecordedHost(tmp_path / "here")
+    verdicts = looked_at(host)
+    assert set(verdicts) == {"host_memory", "host_storage"} == set(host.about["checks"])
+    assert {v.check for v in verdicts.values() if v.blind} == set(host.about["expect_unknown"])
+    assert {code for v in verdicts.values() for code in v.codes} == set(host.about["expect_codes"])
+    assert set(host.about) <= KEYS
+
+
 # ---- what was not recorded ---------------------------------------------------------------------------------
 
 Build = Callable[..., RecordedHost]

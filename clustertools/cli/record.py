@@ -148,7 +148,9 @@ class _Recording:
         about: dict[str, Any] = {
             "what": self.options["what"] or "recorded live, not yet described",
             "node_class": "",
+            "checks": [c.name for c in self.checks],
             "expect_codes": sorted({code for v in self.verdicts for code in v.codes}),
+            "expect_unknown": sorted({v.check for v in self.verdicts if v.blind}),
             "provenance": provenance,
         }
         written = self.moments[0][0].save(about, self.redact)
