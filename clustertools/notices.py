@@ -74,11 +74,15 @@ def _again(incident: Incident, kind: str, now: float) -> Transition:
 def lapsed(
     incidents: Mapping[str, Incident], now: float
 ) -> tuple[dict[str, Incident], list[tuple[Incident, str]]]:
-    """Incidents without the acknowledgements that are over, and the open ones among them with who had it."""
+    """Incidents without the acknowledgements that are over, and the open ones among them with who had it.
+
+    It is over at its time and at the end of its incident: who took that did not take its return.
+    """
     after = dict(incidents)
     open_still = []
     for key, incident in incidents.items():
-        if incident.acknowledged_by and incident.acknowledged_until <= now:
+        over = incident.acknowledged_until <= now or incident.state == "resolved"
+        if incident.acknowledged_by and over:
             after[key] = dataclasses.replace(incident, acknowledged_by="", acknowledged_until=0.0)
             if incident.state == "open":
                 open_still.append((after[key], incident.acknowledged_by))

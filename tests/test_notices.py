@@ -92,7 +92,7 @@ def test_an_acknowledgement_that_is_over_is_taken_away_and_its_open_incident_nam
     after, still = lapsed({KEY: late}, NOW)
     assert (after[KEY].acknowledged_by, after[KEY].acknowledged_until) == ("", 0.0)
     assert [(i.key, who) for i, who in still] == [(KEY, "ada")]
-    done = dataclasses.replace(late, state="resolved")
+    done = incident("resolved", **ACKED)
     after, still = lapsed({KEY: done}, NOW)
     assert (after[KEY].acknowledged_by, still) == ("", [])
     assert lapsed({KEY: incident(**ACKED)}, NOW) == ({KEY: incident(**ACKED)}, [])
