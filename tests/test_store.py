@@ -475,6 +475,7 @@ with store.transaction():
 # weeks
 
 
+@pytest.mark.slow
 def test_thirty_days_do_not_grow_without_bound(path: Path) -> None:
     store = Store(path)
     store._db.execute("PRAGMA synchronous = OFF")

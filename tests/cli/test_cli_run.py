@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from clustertools import cli
 from tests.checkpoint_builders import torch_zip
 from tests.lab.runs import RunLab, until
 
@@ -61,6 +62,7 @@ def test_a_healthy_run_passes_its_output_on_byte_for_byte(lab: RunLab) -> None:
     assert store(lab, "SELECT count(*) FROM incident WHERE state = 'open'") == [(0,)]
 
 
+@pytest.mark.slow
 def test_a_second_call_after_a_good_end_starts_anew(lab: RunLab) -> None:
     assert lab.run("--steps", "6").returncode == 0
     done = lab.run("--steps", "6")
@@ -69,6 +71,7 @@ def test_a_second_call_after_a_good_end_starts_anew(lab: RunLab) -> None:
     assert lab.starts() == ["0 0", "1 0"]
 
 
+@pytest.mark.slow
 def test_a_good_end_that_nobody_watched_is_told_once(lab: RunLab) -> None:
     watchdog = lab.start("--steps", "10")
     until(lambda: lab.starts(), "the start")
@@ -81,6 +84,7 @@ def test_a_good_end_that_nobody_watched_is_told_once(lab: RunLab) -> None:
     assert done.stdout.splitlines()[-1].startswith("step 10/10")
 
 
+@pytest.mark.slow
 def test_json_is_one_object_a_line_and_nothing_else(lab: RunLab) -> None:
     done = lab.run("--steps", "20", "--do", "exit:3@12", options=("--json",))
     records = [json.loads(line) for line in done.stdout.splitlines()]
@@ -92,6 +96,7 @@ def test_json_is_one_object_a_line_and_nothing_else(lab: RunLab) -> None:
     assert "step 1/" not in done.stdout
 
 
+@pytest.mark.slow
 def test_json_comes_as_it_happens(lab: RunLab) -> None:
     watchdog = lab.start("--steps", "500", options=("--json",))
     assert watchdog.stdout is not None
@@ -153,6 +158,7 @@ def test_a_hostile_checkpoint_is_refused_and_never_executed(lab: RunLab) -> None
     assert not (lab.work / "EXECUTED").exists()
 
 
+@pytest.mark.slow
 def test_nothing_is_started_when_no_checkpoint_is_whole(lab: RunLab) -> None:
     done = lab.run("--steps", "20", "--do", "stubborn@start", "--do", "exit:3@12")
     assert done.returncode == 2
@@ -207,7 +213,14 @@ def test_a_run_that_is_done_and_does_not_exit_is_told_of_and_not_killed(lab: Run
 # crashes
 
 
-@pytest.mark.parametrize("how", ["exit:3@12", "signal:11@12", "signal:9@12"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "exit:3@12",
+        pytest.param("signal:11@12", marks=pytest.mark.slow),
+        pytest.param("signal:9@12", marks=pytest.mark.slow),
+    ],
+)
 def test_a_crash_is_restarted(lab: RunLab, how: str) -> None:
     done = lab.run("--steps", "20", "--do", how)
     assert done.returncode == 0, done.stderr
@@ -235,12 +248,14 @@ def test_starts_that_make_steps_are_no_crash_loop(lab: RunLab) -> None:
     assert lab.starts() == ["0 0", "1 5", "2 5", "3 5", "4 10"]
 
 
+@pytest.mark.slow
 def test_the_limit_of_starts_is_the_one_that_was_told(lab: RunLab) -> None:
     done = lab.run("--do", "exit:7@start/*", options=("--restarts", "1"))
     assert done.returncode == 2
     assert lab.starts() == ["0 0"]
 
 
+@pytest.mark.slow
 def test_observe_tells_and_changes_nothing(lab: RunLab) -> None:
     done = lab.run("--steps", "20", "--do", "torn@12", "--do", "exit:3@12", options=("--observe",))
     assert done.returncode == 2
@@ -266,6 +281,7 @@ def test_observe_leaves_a_hung_run_as_it_is(lab: RunLab) -> None:
 # ways to resume
 
 
+@pytest.mark.slow
 def test_resume_by_words_in_the_command(lab: RunLab) -> None:
     words = ("--steps", "14", "--do", "exit:3@12", "--resume", "placeholder", "--resume-from={checkpoint}")
     done = lab.run(*words, options=("--resume", "placeholder"))
@@ -273,6 +289,7 @@ def test_resume_by_words_in_the_command(lab: RunLab) -> None:
     assert lab.starts() == ["0 0", "1 10"]
 
 
+@pytest.mark.slow
 def test_resume_by_another_variable(lab: RunLab) -> None:
     whole = torch_zip(lab.work / "whole.pt", 8)
     lab.checkpoints.mkdir()
@@ -286,6 +303,7 @@ def test_resume_by_another_variable(lab: RunLab) -> None:
     assert done.stdout.endswith(f"from {lab.checkpoints}/step_000001.pt\n")
 
 
+@pytest.mark.slow
 def test_resume_by_the_tracker_of_the_framework(lab: RunLab) -> None:
     words = ("--steps", "14", "--resume", "tracker", "--do", "torn@12", "--do", "exit:3@12")
     done = lab.run(*words, options=("--resume", "tracker"))
@@ -297,6 +315,7 @@ def test_resume_by_the_tracker_of_the_framework(lab: RunLab) -> None:
     assert (lab.checkpoints / "iter_0000012").is_dir()
 
 
+@pytest.mark.slow
 def test_resume_by_a_framework_that_takes_the_newest(lab: RunLab) -> None:
     words = ("--steps", "14", "--resume", "newest", "--do", "torn@12", "--do", "exit:3@12")
     done = lab.run(*words, options=("--resume", "newest"))
@@ -306,6 +325,7 @@ def test_resume_by_a_framework_that_takes_the_newest(lab: RunLab) -> None:
     assert (lab.checkpoints / "step_000012.pt.refused-by-clustertools").stat().st_size == 700
 
 
+@pytest.mark.slow
 def test_a_run_that_cannot_resume_begins_anew(lab: RunLab) -> None:
     words = ("--steps", "14", "--resume", "none", "--do", "torn@12", "--do", "exit:3@12")
     done = lab.run(*words, options=("--resume", "none"))
@@ -317,7 +337,12 @@ def test_a_run_that_cannot_resume_begins_anew(lab: RunLab) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, INTERRUPTED), (signal.SIGTERM, TERMINATED), (signal.SIGHUP, 129)]
+    ("number", "code"),
+    [
+        (signal.SIGINT, INTERRUPTED),
+        pytest.param(signal.SIGTERM, TERMINATED, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, 129, marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_ends_the_run_and_leaves_nobody(lab: RunLab, number: int, code: int) -> None:
     watchdog = lab.start("--steps", "5000", "--workers", "2", "--do", "orphan@2")
@@ -356,6 +381,7 @@ def log_of(lab: RunLab) -> str:
     return paths[0].read_text() if paths and paths[0].exists() else ""
 
 
+@pytest.mark.slow
 def test_the_command_is_asked_to_end_once(lab: RunLab) -> None:
     script = "trap 'echo asked >> asked; sleep 0.5; exit 0' TERM; echo 'step 1/9 | loss 2'; "
     script += "while :; do sleep 0.05; done"
@@ -367,6 +393,7 @@ def test_the_command_is_asked_to_end_once(lab: RunLab) -> None:
     assert (lab.work / "asked").read_text() == "asked\n"
 
 
+@pytest.mark.slow
 def test_nohup_is_respected(lab: RunLab) -> None:
     watchdog = subprocess.Popen(
         ["nohup", *lab.argv("--steps", "20")], stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -377,6 +404,7 @@ def test_nohup_is_respected(lab: RunLab) -> None:
     assert lab.finished == ["20"]
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_does_not_end_the_run(lab: RunLab) -> None:
     watchdog = lab.start("--steps", "20", "--do", "print:300000@3")
     assert watchdog.stdout is not None
@@ -424,6 +452,7 @@ def test_a_run_whose_watchdog_was_killed_is_taken_up_again(lab: RunLab) -> None:
     assert lab.starts() == ["0 0", "1 30"]
 
 
+@pytest.mark.slow
 def test_a_lost_state_starts_no_second_copy(lab: RunLab) -> None:
     watchdog = lab.start("--steps", "60")
     until(lambda: lab.starts(), "the start")
@@ -447,6 +476,7 @@ def test_a_damaged_state_does_nothing_and_says_what_to_do(lab: RunLab) -> None:
     assert lab.starts() == []
 
 
+@pytest.mark.slow
 def test_fresh_begins_from_nothing(lab: RunLab) -> None:
     assert (
         lab.run("--steps", "20", "--do", "exit:3@12", options=("--restarts", "0", "--observe")).returncode
@@ -457,6 +487,7 @@ def test_fresh_begins_from_nothing(lab: RunLab) -> None:
     assert lab.starts() == ["0 0", "1 0"]
 
 
+@pytest.mark.slow
 def test_fresh_beside_a_living_run_is_refused(lab: RunLab) -> None:
     watchdog = lab.start("--steps", "5000")
     until(lambda: lab.starts(), "the start")
@@ -514,22 +545,21 @@ def test_a_command_that_is_not_there_is_a_users_error(lab: RunLab) -> None:
 
 
 @pytest.mark.parametrize("name", ["../escape", "a/b", ".hidden", "-x", "a b", "x" * 65, "ü"])
-def test_a_name_that_is_no_folder_is_refused(lab: RunLab, name: str) -> None:
-    argv = [sys.executable, "-m", "clustertools", "run", "--name=" + name, "--state", str(lab.state)]
-    done = subprocess.run([*argv, "--", "true"], capture_output=True, text=True, check=False)
-    assert done.returncode == 3
-    assert "use letters, digits, dots and dashes" in done.stderr
-    assert not lab.state.exists()
+def test_a_name_that_is_no_folder_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    assert cli.main(["run", "--name=" + name, "--state", str(tmp_path / "state"), "--", "true"]) == 3
+    assert "use letters, digits, dots and dashes" in capsys.readouterr().err
+    assert not (tmp_path / "state").exists()
 
 
-@pytest.mark.parametrize("words", [["--interval", "5"], ["--interval", "nan"], ["--steps", "many"], []])
-def test_wrong_usage_is_3(lab: RunLab, words: list[str]) -> None:
-    argv = [sys.executable, "-m", "clustertools", "run", "--state", str(lab.state), *words]
-    done = subprocess.run(
-        [*argv, *(["--", "true"] if words else [])], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 3
-    assert done.stderr
+@pytest.mark.parametrize(
+    "words", [["--interval", "5", "--", "true"], ["--interval", "nan", "--", "true"], ["--steps", "many"], []]
+)
+def test_wrong_usage_is_3(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+    assert cli.main(["run", "--state", str(tmp_path / "state"), *words]) == 3
+    assert capsys.readouterr().err
+    assert not (tmp_path / "state").exists()
 
 
 @pytest.mark.slow
