@@ -6,6 +6,7 @@ Names, summaries and evidence come from logs and nodes: each goes through `plain
 from __future__ import annotations
 
 import datetime
+import re
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -219,8 +220,24 @@ def incident_lines(
             yield from _row(row, now, width)
     if book:
         yield f"runbook {book.name}"
-        for line in book.runbook.splitlines():
-            yield f"  {line}".rstrip()
+        for item in _items(book.runbook) if width else book.runbook.splitlines():
+            yield from (line.rstrip() for line in wrapped(item, "  ", width))
+
+
+# "Look at: ", "By itself (mode act): ": where a new item of a runbook begins
+_ITEM = re.compile(r"[A-Z][\w ()]{1,24}: ")
+
+
+def _items(runbook: str) -> list[str]:
+    """The paragraphs and items of a runbook, each as one long line, to be wrapped anew."""
+    items: list[str] = []
+    for line in runbook.splitlines():
+        begins = not line.strip() or not items or not items[-1] or _ITEM.match(line)
+        if begins:
+            items.append(line.strip())
+        else:
+            items[-1] += f" {line.strip()}"
+    return items
 
 
 def _row(row: Any, now: float, width: int | None) -> Iterator[str]:
