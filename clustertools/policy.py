@@ -211,7 +211,7 @@ def _guards(
         or _circuit_breaker(action, ledger, planned, world, now, budgets)
         or _stale(incident, world)
         or (f"paused: {world.paused}" if world.paused else "")
-        or _person(incident, now)
+        or ("" if action.id in world.approved else _person(incident, now))
     )
 
 

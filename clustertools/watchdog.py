@@ -320,7 +320,7 @@ class Watchdog:
             if incident.key not in keys and not notices.is_quiet(incident, patterns, now)
         ]
         said = [
-            note(key, after[key].finding.status, text, now)
+            note(key, after[key].finding.status, f"{_short(after[key])} · {text}", now)
             for key, text in self._said_by_people()
             if key in after and self.mail.heard(self.store, key)
         ]
@@ -526,9 +526,13 @@ def _sentence(
     return ", ".join(words)
 
 
+def _short(incident: Incident) -> str:
+    return f"{incident.finding.code} {incident.finding.subject}"
+
+
 def _reminder(incident: Incident, who: str, now: float) -> Message:
     finding = incident.finding
-    text = f"{finding.status.name} {finding.subject} · still open, and {plain(who, 100)} no longer has it"
+    text = f"{finding.status.name} {_short(incident)} · still open, and {plain(who, 100)} no longer has it"
     look = f"look: clustertools show {shlex.quote(plain(incident.key))}"
     return note(incident.key, finding.status, text, now, lines=(finding.summary, look))
 

@@ -186,7 +186,7 @@ def test_the_life_of_an_incident_over_processes(site, slack):
     site.watch("--once")
     (first,) = slack.first_messages
     assert [r.body["text"].split(" until ")[0] for r in slack.replies(first)] == [
-        "\N{LARGE YELLOW CIRCLE} ada has it"
+        f"\N{LARGE YELLOW CIRCLE} LabWarning {node_name()}/link@1 · ada has it"
     ]
     site.fault()
     assert site.watch("--once").returncode == 0

@@ -317,7 +317,7 @@ def test_an_acknowledgement_that_runs_out_is_told_and_taken_away(lab, ear):
     ack(lab, "LinkDown:n1", NOON + 200)
     lab.passes(4)
     assert ear.kinds == ["opened", "worsened", "note"]
-    assert ear.heard[-1][1] == "CRITICAL n1 · still open, and ada no longer has it"
+    assert ear.heard[-1][1] == "CRITICAL LinkDown n1 · still open, and ada no longer has it"
     assert lab.store.incidents()["LinkDown:n1"].acknowledged_by == ""
 
 
@@ -538,3 +538,17 @@ def test_steps_of_a_playbook_without_permission_are_looks_only(tmp_path):
         ("capture", "done"),
         ("restart", "blocked"),
     ]
+
+
+def test_the_steps_of_a_playbook_are_taken_one_after_the_other(acting):
+    """Evidence is saved before the run is touched: a restart does not begin beside its own capture."""
+    steps = (Step("capture"), Step("restart"))
+    acting.watchdog.playbooks = (Playbook("both", ("JobStuck",), "text", steps=steps),)
+    acting.machine.fault("JobStuck")
+    acting.pass_()
+    assert [(r.action.kind, r.state) for r in acting.store.actions()] == [
+        ("capture", "done"),
+        ("restart", "planned"),
+    ]
+    acting.passes(3)
+    assert acting.runs.asked[:1] == ["cancel"]

@@ -516,6 +516,18 @@ def test_approve_and_the_next_pass_does_it(lab, say, by):
     assert "ada approved: restart run:big" in shown
 
 
+def test_whoever_has_it_may_approve_it(lab, say):
+    """Taken by a person it is left alone; what that very person asks for is done."""
+    id_ = asked(lab)
+    say("ack", "JobStuck", "--by", "ada")
+    lab.machine.time = time.time()
+    lab.pass_(5.0)
+    assert lab.runs.asked == []
+    say("approve", id_[:20], "--by", "ada")
+    lab.passes(2, 5.0)
+    assert lab.runs.asked == ["cancel"]
+
+
 def test_what_cannot_be_approved(lab, say):
     code, _, err = (lab.pass_(), say("approve", "nope"))[1]
     assert code == 3
