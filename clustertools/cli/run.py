@@ -126,6 +126,7 @@ class Supervision:
         self._signals = 0
         self._in_pass = False
         self._paused = False
+        self._seen_ended = 0
         self._attempts: tuple[Attempt, ...] = ()
         self._relay = Relay(None if out.json else sys.stdout.fileno())
 
@@ -259,6 +260,10 @@ class Supervision:
         if job is None or job.state != "ended" or job.attempt != attempts[-1].number:
             return bool(mine) or job is None or job.state != "running"
         if mine or result.outcomes:
+            return True
+        if job.exit_code != 0 and self._seen_ended != job.attempt:
+            # the checks judge by what is written down: after one more pass they have seen this end too
+            self._seen_ended = job.attempt
             return True
         if paused and job.exit_code != 0:
             if not self._paused:

@@ -26,8 +26,10 @@ INTERRUPTED, TERMINATED = 130, 143
 def lab(tmp_path: Path) -> Iterator[RunLab]:
     one = RunLab(tmp_path)
     yield one
+    alive = [w.pid for w in one.watchdogs if w.poll() is None]
     left = one.left()
     one.clean_up()
+    assert not alive, "the test ends with its watchdogs"
     assert not left, f"processes of the run were left behind: {left}"
     assert not one.two_copies
 
@@ -387,7 +389,7 @@ def test_the_command_is_asked_to_end_once(lab: RunLab) -> None:
     script += "while :; do sleep 0.05; done"
     lab.work.mkdir()
     argv = [sys.executable, "-m", "clustertools", "run", *lab.options(), "--", "sh", "-c", script]
-    watchdog = subprocess.Popen(argv, stderr=subprocess.PIPE, stdout=subprocess.PIPE, cwd=lab.work)
+    watchdog = lab.popen(argv, cwd=lab.work)
     until(lambda: "step 1" in log_of(lab), "the start")
     assert end(watchdog)[0] == TERMINATED
     assert (lab.work / "asked").read_text() == "asked\n"
@@ -395,9 +397,7 @@ def test_the_command_is_asked_to_end_once(lab: RunLab) -> None:
 
 @pytest.mark.slow
 def test_nohup_is_respected(lab: RunLab) -> None:
-    watchdog = subprocess.Popen(
-        ["nohup", *lab.argv("--steps", "20")], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    watchdog = lab.popen(["nohup", *lab.argv("--steps", "20")])
     until(lambda: lab.starts(), "the start")
     code, said = end(watchdog, signal.SIGHUP)
     assert code == 0, said

@@ -5,6 +5,7 @@ lab = RunLab(tmp_path); done = lab.run("--do", "stop@12"); lab.starts() == ["0 0
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -54,6 +55,7 @@ class RunLab:
         # found by it in the process table: no other test may have the same
         self.name = name or f"lab-{os.getpid()}-{folder.name}"[:60]
         self.config = folder / "config.yaml"
+        self.watchdogs: list[subprocess.Popen[bytes]] = []
         folder.mkdir(parents=True, exist_ok=True)
         node = sorted(p.stem for p in CHECKS.glob("[a-z]*.py") if not p.stem.startswith("job_"))
         # what ails this machine is not the question here
@@ -80,9 +82,16 @@ class RunLab:
         return trainer.command(self.work, "--step-seconds", "0.02", *words)
 
     def start(self, *words: str, options: tuple[str, ...] = (), **more: object) -> subprocess.Popen[bytes]:
+        """Begin it, and go on with the test."""
+        return self.popen(self.argv(*words, options=options), **more)
+
+    def popen(self, argv: list[str], **more: object) -> subprocess.Popen[bytes]:
+        """Any command line that becomes a watchdog of this run."""
         pipe = subprocess.PIPE
         given = {"stdout": pipe, "stderr": pipe, "start_new_session": True, **more}
-        return subprocess.Popen(self.argv(*words, options=options), **given)  # type: ignore[call-overload,no-any-return]
+        watchdog: subprocess.Popen[bytes] = subprocess.Popen(argv, **given)  # type: ignore[call-overload]
+        self.watchdogs.append(watchdog)
+        return watchdog
 
     def run(
         self, *words: str, options: tuple[str, ...] = (), timeout: float = 60.0
@@ -127,8 +136,16 @@ class RunLab:
         return marked(f"CLUSTERTOOLS_RUN={self.name}")
 
     def clean_up(self) -> None:
-        for pid in self.left():
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+        """End what a test that failed has left."""
+        for watchdog in self.watchdogs:
+            watchdog.kill()
+            watchdog.wait()
+            for stream in (watchdog.stdout, watchdog.stderr):
+                if stream:
+                    stream.close()
+        end = time.monotonic() + 10
+        while (left := self.left()) and time.monotonic() < end:
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.02)
