@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,8 @@ PATIENCE_SECONDS = 5.0
 KILL_SECONDS = 10.0
 #: A shim that was started has begun its work within this time, or it was never started.
 UNBORN_SECONDS = 2.0
+#: So many passes in a row may break before the end of the command is ours as well.
+FAULTS = 5
 
 
 @click.command(
@@ -127,6 +130,8 @@ class Supervision:
         self._in_pass = False
         self._paused = False
         self._seen_ended = 0
+        self._troubled = ""
+        self._faults = 0
         self._attempts: tuple[Attempt, ...] = ()
         self._relay = Relay(None if out.json else sys.stdout.fileno())
 
@@ -249,10 +254,13 @@ class Supervision:
             paused = bool(self.watchdog.paused(time.time()))
         except StoreError as exc:
             # nothing was decided and nothing done; the command goes on unwatched until the store is back
-            self._note(str(exc))
+            self._trouble(str(exc))
             return False
+        except Exception as exc:  # noqa: BLE001 - a fault of ours must not leave the command unwatched
+            return self._fault(exc)
         finally:
             self._in_pass = False
+        self._troubled, self._faults = "", 0
         job = next((j for j in result.jobs if j.run == self.spec.name), None)
         if attempts:
             self._relay.follow(self.watchdog.scheduler.log_path(attempts[-1]))
@@ -271,6 +279,20 @@ class Supervision:
             self._paused = True
             return False
         return None
+
+    def _trouble(self, text: str) -> None:
+        """Said once, not with every pass."""
+        if text != self._troubled:
+            self._note(text)
+        self._troubled = text
+
+    def _fault(self, exc: Exception) -> bool | None:
+        """A pass broke. The next one may not; but one that always breaks must not outlive the command."""
+        self._faults += 1
+        where = traceback.extract_tb(exc.__traceback__)[-1]
+        place = f"{os.path.basename(where.filename)}:{where.lineno}"
+        self._trouble(f"a fault in clustertools itself: {type(exc).__name__}: {exc} ({place}); trying again")
+        return None if self._faults >= FAULTS and self._job().state == "ended" else False
 
     def _tell(self, result: Pass, job: Job | None) -> None:
         if self.out.json:

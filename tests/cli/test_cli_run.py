@@ -16,6 +16,13 @@ from pathlib import Path
 import pytest
 
 from clustertools import cli
+from clustertools.cli.frame import Output
+from clustertools.cli.run import Supervision
+from clustertools.model import Attempt
+from clustertools.schedulers import RunSpec
+from clustertools.schedulers.local import LocalScheduler
+from clustertools.store import Store
+from clustertools.watchdog import Pass
 from tests.checkpoint_builders import torch_zip
 from tests.lab.runs import RunLab, until
 
@@ -577,3 +584,45 @@ def test_a_state_that_cannot_be_written_for_a_while_leaves_the_run_alone(lab: Ru
     assert "another watchdog or command holds it" in said.decode()
     assert os.path.getmtime(lab.folder / "state.db") >= before
     assert lab.starts() == ["0 0"]
+
+
+class Faulty:
+    """A watchdog with a fault of its own in its first passes."""
+
+    def __init__(self, folder: Path, faults: int) -> None:
+        self.store = Store(folder / "state.db")
+        self.scheduler = LocalScheduler(folder / "attempts", "n1")
+        self.faults, self.spec = faults, RunSpec("faulty", ("true",))
+        self.settings = None
+
+    def start(self, spec: RunSpec) -> None:
+        self.store.put_attempt(Attempt("faulty", 1, "t", started_at=time.time()))
+        self.scheduler.submit(spec, self.store.attempts("faulty")[0])
+
+    def paused(self, now: float) -> bool:
+        return False
+
+    def once(self) -> Pass:
+        self.faults -= 1
+        if self.faults >= 0:
+            raise IndexError("a line that nobody thought of")
+        job = self.scheduler.job(self.spec, tuple(self.store.attempts("faulty")))
+        return Pass((), (), (), (), (), (job,), (), "fine")
+
+
+@pytest.mark.parametrize("faults", [2, 1000])
+def test_a_fault_of_ours_does_not_leave_the_command_unwatched(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], faults: int
+) -> None:
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
+    before = [signal.getsignal(number) for number in numbers]
+    try:
+        watchdog = Faulty(tmp_path, faults)
+        assert Supervision(watchdog, watchdog.spec, Output(), 0.05, False).run() == 0
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+    said = capfd.readouterr().err.splitlines()
+    fault = "clustertools: a fault in clustertools itself: IndexError: a line that nobody thought of (test_"
+    assert [line.startswith(fault) for line in said] == [True, False], said
+    assert said[1] == "clustertools: faulty ended well"
