@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from clustertools.errors import ActionFailed, Unobservable
-from clustertools.model import Attempt, Job, Subject
+from clustertools.model import Attempt, Job, JobState, Subject
 from clustertools.schedulers import RunSpec
 from clustertools.schedulers.shim import boot_id, claim, descendants, start_ticks, write_json
 
@@ -30,6 +30,10 @@ from clustertools.schedulers.shim import boot_id, claim, descendants, start_tick
 MARK = "CLUSTERTOOLS_ATTEMPT"
 #: How long a started shim may take to claim its folder before the attempt counts as lost.
 CLAIM_SECONDS = 30.0
+
+
+#: How long it may take to note the command's pid after the claim; on a full disk the note is never written.
+NOTE_SECONDS = 5.0
 
 
 class LocalScheduler:
@@ -130,10 +134,14 @@ class LocalScheduler:
             return _ended(job, float(ended["ended_at"]), ended["returncode"], reason)
         if supervised:
             running = _read_json(folder / "running.json")
-            if not running:
+            if running:
+                pids: tuple[int, ...] = (int(running["pid"]),)
+            elif time.time() - _changed_at(folder / "claimed") < NOTE_SECONDS:
                 return job
-            pids: tuple[int, ...] = (int(running["pid"]),)
-            return dataclasses.replace(job, state="running", pids=pids, exit_reason=cancelled)
+            else:
+                pids = tuple(pid for pid in descendants(int(claimed["shim_pid"])) if start_ticks(pid))[:1]
+            state: JobState = "running" if pids else "pending"
+            return dataclasses.replace(job, state=state, pids=pids, exit_reason=cancelled)
         left = self._marked(attempt.token)
         if left:
             # its shim was killed: the command goes on, but nobody will see how it ends

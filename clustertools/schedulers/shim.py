@@ -108,7 +108,9 @@ def main(folder: Path) -> int:
         _say(spec["log_path"], f"clustertools: {reason}\n")
         _write_exit(folder, partial, {"returncode": 127 if missing else 126, "reason": reason})
         return 0
-    write_json(folder / "running.json", {"pid": child.pid, "pid_ticks": start_ticks(child.pid)})
+    with contextlib.suppress(OSError):
+        # on a full disk the command is found below its shim
+        write_json(folder / "running.json", {"pid": child.pid, "pid_ticks": start_ticks(child.pid)})
     returncode = _wait(child)
     leftovers = _end_leftovers()
     _write_exit(folder, partial, {"returncode": returncode, "leftovers": leftovers})

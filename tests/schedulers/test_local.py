@@ -116,6 +116,15 @@ def test_while_it_runs(lab: Lab) -> None:
     assert os.getsid(job.pids[0]) == job.pids[0]
 
 
+def test_while_it_runs_on_a_full_disk(lab: Lab) -> None:
+    lab.start("sleep", "60")
+    pid = lab.until("running").pids[0]
+    (lab.folder / "running.json").unlink()
+    assert lab.job().state == "pending"  # it may be just about to be written
+    os.utime(lab.folder / "claimed", (time.time() - 6,) * 2)
+    assert (lab.job().state, lab.job().pids) == ("running", (pid,))
+
+
 def test_signals_that_the_shim_ignores_are_not_inherited(lab: Lab) -> None:
     lab.start("sleep", "60")
     pid = lab.until("running").pids[0]
@@ -508,12 +517,16 @@ def test_what_left_folders_is_found_again(lab: Lab) -> None:
 
 
 @pytest.mark.root
-def test_the_exit_code_is_kept_on_a_full_disk(lab: Lab, tmp_path: Path) -> None:
+def test_the_exit_code_is_kept_on_a_full_disk(tmp_path: Path) -> None:
     script = """
     mount -t tmpfs -o size=256k none "$1" || exit 77
     mkdir "$1/x"
-    printf '{"command": ["sh", "-c", "cat /dev/zero > %s/fill; exit 6"],
-             "cwd": "", "log_path": "/dev/null"}' "$1" > "$1/x/spec.json"
+    cat > "$1/train" << END
+    until [ -s $1/x/running.json ]; do sleep 0.01; done
+    cat /dev/zero > $1/fill
+    exit 6
+END
+    echo '{"command": ["sh", "'$1'/train"], "cwd": "", "log_path": "/dev/null"}' > "$1/x/spec.json"
     "$2" -I -m clustertools.schedulers.shim "$1/x"; cat "$1/x/exit.json"; umount "$1"
     """
     done = subprocess.run(
@@ -522,6 +535,15 @@ def test_the_exit_code_is_kept_on_a_full_disk(lab: Lab, tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode != 77, done.stderr
     assert json.loads(done.stdout)["returncode"] == 6, done.stderr
+
+
+def test_a_note_that_cannot_be_written_costs_nothing(lab: Lab) -> None:
+    (lab.folder / "running.json").mkdir(parents=True)
+    lab.sh("until [ -e go ]; do sleep 0.02; done; exit 6")
+    until((lab.folder / "claimed").exists, "a shim")
+    (lab.work / "go").touch()
+    until((lab.folder / "exit.json").exists, "the end")
+    assert lab.job().exit_code == 6
 
 
 def test_previews_are_what_a_person_reads() -> None:
