@@ -509,7 +509,7 @@ def test_fresh_beside_a_living_run_is_refused(lab: RunLab) -> None:
 
 @pytest.mark.slow
 def test_a_crash_while_everything_is_paused_waits_for_the_end_of_the_pause(lab: RunLab) -> None:
-    watchdog = lab.start("--steps", "40", "--do", "exit:3@30")
+    watchdog = lab.start("--steps", "40", "--do", "exit:3@30", "--step-seconds", "0.15")
     until(lambda: lab.starts(), "the start")
     words = [sys.executable, "-m", "clustertools"]
     state = ["--state", str(lab.state)]
