@@ -128,7 +128,7 @@ class LocalHost:
             raise Unobservable(f"could not start {argv[0]}: {exc.strerror}") from exc
         try:
             out, err, truncated, timed_out = _communicate(child, stdin, began + timeout_seconds)
-        except BaseException:
+        except BaseException:  # whatever it was, it is raised again
             _kill_group(child)
             raise
         if timed_out:

@@ -151,7 +151,7 @@ class Store:
                     # a handful of times, so the price is a few milliseconds
                     self._db.execute("PRAGMA synchronous=FULL")
                 self._migrate(read_only)
-        except BaseException:
+        except BaseException:  # whatever it was, it is raised again
             self._db.close()
             raise
 
@@ -180,7 +180,7 @@ class Store:
                     self._db.execute(statement)
                 self._db.execute(f"PRAGMA user_version={number}")
             self._db.execute("COMMIT")
-        except BaseException:
+        except BaseException:  # whatever it was, it is raised again
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             raise
@@ -212,7 +212,7 @@ class Store:
             try:
                 yield
                 self.commit()
-            except BaseException:
+            except BaseException:  # whatever it was, it is raised again
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 raise

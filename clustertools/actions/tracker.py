@@ -83,7 +83,7 @@ def _replace(tracker: Tracker, report: CheckpointReport) -> str:
                 _take_over_owner(tracker.path, partial)
             kept = _keep(tracker.path)
         os.replace(partial, tracker.path)
-    except BaseException:
+    except BaseException:  # whatever it was, it is raised again
         with contextlib.suppress(OSError):
             os.unlink(partial)
         raise

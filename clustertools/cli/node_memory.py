@@ -64,7 +64,7 @@ def save(path: Path, memory: Mapping[str, Mapping[str, Any]]) -> None:
                 json.dump({"version": _VERSION, "checks": memory}, file)
                 file.flush()
                 os.replace(file.name, path)
-            except BaseException:
+            except BaseException:  # whatever it was, it is raised again
                 os.unlink(file.name)
                 raise
     except (OSError, TypeError, ValueError) as exc:
