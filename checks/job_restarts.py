@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from clustertools.check import Context, check
-from clustertools.model import Finding, Reading, Remedy, starts_without_progress
+from clustertools.model import Finding, Reading, starts_without_progress
 
 
 @dataclass(frozen=True)
@@ -35,5 +35,5 @@ def job_restarts(ctx: Context) -> Iterator[Finding | Reading]:
         yield ctx.critical(
             "JobCrashLoop", "", f"the last {lost} starts of {job.run} made no new step: not started again",
             evidence=tuple(f"attempt {a.number}: {a.end}" for a in job.attempts[-lost:]),
-            remedy=Remedy.INSPECT, nodes=job.nodes,
+            nodes=job.nodes,
         )  # fmt: skip
