@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from clustertools.errors import ConfigError, NotApplicable, Unobservable
-from clustertools.host import DEFAULT_TIMEOUT_SECONDS, Completed, FileStat, Host
+from clustertools.host import DEFAULT_TIMEOUT_SECONDS, Completed, FileStat, Host, PassingHost
 from clustertools.model import (
     Clears,
     Finding,
@@ -121,24 +121,13 @@ def check(
     return declare
 
 
-class Deadlined:
+class Deadlined(PassingHost):
     """A host whose answers must all come before one moment: no check outlives its own deadline."""
 
     def __init__(self, host: Host, seconds: float) -> None:
-        self._host = host
+        super().__init__(host)
         self._end = time.monotonic() + seconds
         self._seconds = seconds
-
-    @property
-    def name(self) -> str:
-        return self._host.name
-
-    @property
-    def boot_id(self) -> str:
-        return self._host.boot_id
-
-    def now(self) -> float:
-        return self._host.now()
 
     def _left(self) -> float:
         left = self._end - time.monotonic()
@@ -147,19 +136,19 @@ class Deadlined:
         return left
 
     def run(self, *argv: str, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS, stdin: str = "") -> Completed:
-        return self._host.run(*argv, timeout_seconds=min(timeout_seconds, self._left()), stdin=stdin)
+        return self.host.run(*argv, timeout_seconds=min(timeout_seconds, self._left()), stdin=stdin)
 
     def read(self, path: str, offset: int = 0, limit: int | None = None) -> str:
         self._left()
-        return self._host.read(path, offset, limit)
+        return self.host.read(path, offset, limit)
 
     def stat(self, path: str) -> FileStat:
         self._left()
-        return self._host.stat(path)
+        return self.host.stat(path)
 
     def glob(self, pattern: str) -> list[str]:
         self._left()
-        return self._host.glob(pattern)
+        return self.host.glob(pattern)
 
 
 @dataclass

@@ -92,6 +92,36 @@ class Host(Protocol):
     def now(self) -> float: ...
 
 
+class PassingHost:
+    """Passes every question on to another host; what wraps a host overrides what it changes."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+
+    @property
+    def name(self) -> str:
+        return self.host.name
+
+    @property
+    def boot_id(self) -> str:
+        return self.host.boot_id
+
+    def now(self) -> float:
+        return self.host.now()
+
+    def run(self, *argv: str, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS, stdin: str = "") -> Completed:
+        return self.host.run(*argv, timeout_seconds=timeout_seconds, stdin=stdin)
+
+    def read(self, path: str, offset: int = 0, limit: int | None = None) -> str:
+        return self.host.read(path, offset, limit)
+
+    def stat(self, path: str) -> FileStat:
+        return self.host.stat(path)
+
+    def glob(self, pattern: str) -> list[str]:
+        return self.host.glob(pattern)
+
+
 class LocalHost:
     """This machine. No shell; each child has its own process group, a deadline and capped output."""
 

@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from clustertools.errors import Absent, Unobservable
-from clustertools.host import DEFAULT_TIMEOUT_SECONDS, Completed, FileStat, Host, dump_yaml
+from clustertools.host import DEFAULT_TIMEOUT_SECONDS, Completed, FileStat, Host, PassingHost, dump_yaml
 
 Scrub = Callable[[str], str]
 
 _ENVIRON = re.compile(r"/proc/(?:\d+|self|thread-self)(?:/task/\d+)?/environ")
 
 
-class Recorder:
+class Recorder(PassingHost):
     """A host that passes everything on to `host` and remembers the answers.
 
     What one look saw is kept together: the longest text of a file, the last answer of a command.
@@ -32,7 +32,7 @@ class Recorder:
     """
 
     def __init__(self, host: Host, folder: str | Path, *, keep_variables: Iterable[str] = ()) -> None:
-        self.host = host
+        super().__init__(host)
         self.folder = Path(folder)
         self.began = host.now()
         self.globs: dict[str, list[str]] = {}
@@ -42,17 +42,6 @@ class Recorder:
         self.commands: dict[tuple[str, ...], dict[str, Any]] = {}
         self.files: dict[str, str] = {}
         self._keep_variables = frozenset(keep_variables)
-
-    @property
-    def name(self) -> str:
-        return self.host.name
-
-    @property
-    def boot_id(self) -> str:
-        return self.host.boot_id
-
-    def now(self) -> float:
-        return self.host.now()
 
     def run(self, *argv: str, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS, stdin: str = "") -> Completed:
         entry: dict[str, Any] = {"argv": list(argv)}

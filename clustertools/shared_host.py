@@ -14,7 +14,7 @@ import threading
 import time
 
 from clustertools.errors import Absent, Unobservable
-from clustertools.host import DEFAULT_TIMEOUT_SECONDS, Completed, FileStat, Host
+from clustertools.host import DEFAULT_TIMEOUT_SECONDS, Completed, Host, PassingHost
 
 
 class _Slot:
@@ -31,7 +31,7 @@ class _Slot:
         return self.answer if lasting or timeout_seconds <= self.offered_seconds else None
 
 
-class SharedHost:
+class SharedHost(PassingHost):
     """Passes everything on to `host`, and remembers what `run` answered for the same argv and stdin.
 
     That nobody could look is remembered as well: a driver that hangs would otherwise cost every check its
@@ -40,20 +40,9 @@ class SharedHost:
     """
 
     def __init__(self, host: Host) -> None:
-        self.host = host
+        super().__init__(host)
         self._slots: dict[tuple[tuple[str, ...], str], _Slot] = {}
         self._lock = threading.Lock()
-
-    @property
-    def name(self) -> str:
-        return self.host.name
-
-    @property
-    def boot_id(self) -> str:
-        return self.host.boot_id
-
-    def now(self) -> float:
-        return self.host.now()
 
     def run(self, *argv: str, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS, stdin: str = "") -> Completed:
         """The answer to `argv`, from the first who asked. Raises what it raised then."""
@@ -80,12 +69,3 @@ class SharedHost:
             return self.host.run(*argv, timeout_seconds=timeout_seconds, stdin=stdin)
         except Unobservable as exc:
             return exc
-
-    def read(self, path: str, offset: int = 0, limit: int | None = None) -> str:
-        return self.host.read(path, offset, limit)
-
-    def stat(self, path: str) -> FileStat:
-        return self.host.stat(path)
-
-    def glob(self, pattern: str) -> list[str]:
-        return self.host.glob(pattern)

@@ -18,7 +18,7 @@ from clustertools import check as checking
 from clustertools.check import Check
 from clustertools.cli.assemble import load_config, run_folder, state_folder, stores
 from clustertools.errors import ConfigError, Unobservable
-from clustertools.host import PYTHON, Completed, FileStat, Host, LocalHost
+from clustertools.host import PYTHON, FileStat, Host, LocalHost, PassingHost
 from clustertools.model import Attempt, Job, Subject, Verdict
 from clustertools.recorder import Recorder
 from clustertools.render import story
@@ -35,31 +35,17 @@ _CHECKPOINTS = (PYTHON, "-m", "clustertools.sources.checkpoints")
 _OF_A_PROCESS = re.compile(r"/proc/(\d+)(?:/.*)?")
 
 
-class Tails:
+class Tails(PassingHost):
     """A host on which each of `paths` holds only its last part, from where it was first looked at.
 
     What is appended later is appended here too, so that two looks can be compared.
     """
 
     def __init__(self, host: Host, paths: Sequence[str], keep_bytes: int = LOG_TAIL_BYTES) -> None:
-        self.host = host
+        super().__init__(host)
         self._paths = frozenset(paths)
         self._keep_bytes = keep_bytes
         self._begins: dict[str, tuple[int, int]] = {}
-
-    @property
-    def name(self) -> str:
-        return self.host.name
-
-    @property
-    def boot_id(self) -> str:
-        return self.host.boot_id
-
-    def now(self) -> float:
-        return self.host.now()
-
-    def run(self, *argv: str, timeout_seconds: float = 10.0, stdin: str = "") -> Completed:
-        return self.host.run(*argv, timeout_seconds=timeout_seconds, stdin=stdin)
 
     def read(self, path: str, offset: int = 0, limit: int | None = None) -> str:
         begin = self._begin(path, self.host.stat(path)) if path in self._paths else 0
@@ -70,9 +56,6 @@ class Tails:
         if path not in self._paths:
             return info
         return dataclasses.replace(info, size_bytes=info.size_bytes - self._begin(path, info))
-
-    def glob(self, pattern: str) -> list[str]:
-        return self.host.glob(pattern)
 
     def _begin(self, path: str, info: FileStat) -> int:
         """The byte where the part begins: the first line that is whole."""
