@@ -1,12 +1,19 @@
 #!/bin/sh
-# What the tests need beside Python packages: the venv module, and a C compiler for stand-ins of driver
-# libraries. Installs them on Debian when root; otherwise says what is missing.
+# What the tests need beside Python packages: the venv module, a C compiler for stand-ins of driver libraries
+# and, for the tests that only root can run, a FUSE file system that can hang, mkfs and a journal daemon.
+# Installs them on Debian when root; otherwise says what is missing.
 set -eu
 python=${PYTHON3:-python3}
 
 missing=""
 "$python" -c 'import ensurepip, venv' 2>/dev/null || missing="$missing python3 python3-venv"
 command -v gcc >/dev/null 2>&1 || missing="$missing gcc libc6-dev"
+if [ "$(id -u)" -eq 0 ]; then
+  command -v bindfs >/dev/null 2>&1 || missing="$missing bindfs fuse3"
+  command -v mkfs.ext4 >/dev/null 2>&1 || missing="$missing e2fsprogs"
+  command -v unshare >/dev/null 2>&1 || missing="$missing util-linux"
+  [ -x /lib/systemd/systemd-journald ] || missing="$missing systemd"
+fi
 [ -n "$missing" ] || exit 0
 
 if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null 2>&1; then
