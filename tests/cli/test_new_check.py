@@ -80,6 +80,12 @@ def copy_of_the_tree(tmp_path: Path) -> Path:
     return tree
 
 
+def test_the_readme_shows_the_beginning_of_the_walk_through():
+    shown = commands(REPOSITORY / "README.md")
+    assert len(shown) == 4
+    assert commands(REPOSITORY / "docs" / "new-check.md")[:4] == shown
+
+
 @pytest.mark.slow
 def test_the_walk_through(copy_of_the_tree):
     lines = commands(copy_of_the_tree / "docs" / "new-check.md")
