@@ -131,9 +131,12 @@ class RunLab:
         """The shim of the newest attempt."""
         return int(json.loads((self.attempt_folders()[-1] / "claimed").read_text())["shim_pid"])
 
-    def left(self) -> list[int]:
-        """Processes of this run that still live."""
-        return marked(f"CLUSTERTOOLS_RUN={self.name}")
+    def left(self, seconds: float = 3.0) -> list[int]:
+        """Processes of this run that still live after `seconds`: a shim ends just after its run."""
+        end = time.monotonic() + seconds
+        while (found := marked(f"CLUSTERTOOLS_RUN={self.name}")) and time.monotonic() < end:
+            time.sleep(0.02)
+        return found
 
     def clean_up(self) -> None:
         """End what a test that failed has left."""
@@ -144,7 +147,7 @@ class RunLab:
                 if stream:
                     stream.close()
         end = time.monotonic() + 10
-        while (left := self.left()) and time.monotonic() < end:
+        while (left := self.left(0)) and time.monotonic() < end:
             for pid in left:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
