@@ -36,9 +36,13 @@ from clustertools.model import (
     Verdict,
     worst,
 )
+from clustertools.stats import Rate, counter_rate
 
-#: Where a check may be used. `job` checks look at one run, the others at one node.
-STAGES = frozenset({"preflight", "watch", "prolog", "job"})
+#: Where a check may be used. `job` checks look at one run, the others at one node. In `prolog` and `epilog`
+#: the node, or the job's share of it, is idle.
+STAGES = frozenset({"preflight", "watch", "prolog", "epilog", "job"})
+#: What a check may need beside a Linux node; without it the check is UNKNOWN or looks at less.
+NEEDS = frozenset({"root", "idle"})
 #: How the name of a check of runs begins: by this a node tells them without importing them.
 JOB_PREFIX = "job_"
 #: A site's own checks, one `NAME.py` each.
@@ -64,6 +68,8 @@ class Check:
     timeout_seconds: float = 20.0
     interval_seconds: float = 60.0
     source: str = ""
+    cost_seconds: float = 0.1
+    needs: frozenset[str] = frozenset()
 
     @property
     def summary(self) -> str:
@@ -81,12 +87,16 @@ def check(
     confirm: int = 1,
     timeout_seconds: float = 20.0,
     interval_seconds: float = 60.0,
+    cost_seconds: float = 0.1,
+    needs: Iterable[str] = (),
 ) -> Callable[[Callable[[Context], Iterable[Finding | Reading]]], Check]:
     """Declare a check.
 
     `codes` maps each code that it may yield to one sentence. `limits` is a frozen dataclass with defaults,
     which config may override. `confirm` is the number of passes in a row that must report a state before it
-    becomes an incident; events (those that do not clear by recovery) are believed at once.
+    becomes an incident; events (those that do not clear by recovery) are believed at once. `cost_seconds` is
+    the wall time that it takes at most on a healthy node, what its commands take included, and `needs` says
+    what it cannot do without: "root", or "idle" GPUs.
     Raises ConfigError when the declaration breaks the rules of the house.
     """
 
@@ -104,6 +114,10 @@ def check(
             wrong.append(f"check {name}: stages {sorted(unknown)} unknown; choose from {sorted(STAGES)}")
         if name.startswith(JOB_PREFIX) and set(stages) != {"job"}:
             wrong.append(f"check {name}: {JOB_PREFIX}... is a check of runs, whose only stage is job")
+        if set(needs) - NEEDS:
+            wrong.append(
+                f"check {name}: needs {sorted(set(needs) - NEEDS)} unknown; choose from {sorted(NEEDS)}"
+            )
         bad = [c for c in codes if not (c[:1].isupper() and c.isalnum())]
         if bad:
             wrong.append(f"check {name}: codes must be CamelCase, not {bad}")
@@ -114,6 +128,7 @@ def check(
         declared = Check(
             name, look, look.__doc__ or "", limits, frozenset(stages), dict(codes), confirm,
             timeout_seconds, interval_seconds, getattr(sys.modules.get(module), "__file__", "") or "",
+            cost_seconds, frozenset(needs),
         )  # fmt: skip
         _registry[name] = declared
         return declared
@@ -202,6 +217,28 @@ class Context:
     critical = functools.partialmethod(_finding, Status.CRITICAL)
     #: Something to look at in working hours.
     warning = functools.partialmethod(_finding, Status.WARNING)
+
+    def rates(
+        self, counters: Mapping[str, float], *, width_bits: int | None = None, name: str = "counters"
+    ) -> dict[str, Rate]:
+        """How fast each counter has grown since this check's last look; none at the first look.
+
+        `counters` are by a key that lasts ("mlx5_0/1 symbol_error"). Resets and wraps are handled as
+        `stats.counter_rate` does; another boot id than the last time means that all began at zero again, so
+        nothing is told for this once. What was counted is remembered under `name`.
+        """
+        now, boot = self.host.now(), _boot_id(self.host)
+        before = self.past.get(name) or {}
+        self.remember[name] = {"time": now, "boot_id": boot, "values": dict(counters)}
+        if not before or before["boot_id"] != boot:
+            return {}
+        seconds = now - before["time"]
+        grown = {
+            key: counter_rate(before["values"][key], value, seconds, width_bits=width_bits)
+            for key, value in counters.items()
+            if key in before["values"]
+        }
+        return {key: rate for key, rate in grown.items() if rate is not None}
 
     def unseen(self, reason: str) -> None:
         """Note that a part could not be looked at: the rest counts, but nothing resolves on this pass."""

@@ -21,8 +21,8 @@ Record = tuple[int, int, str]
 class Machine:
     """One recorded host: what is wrong, and what it answers otherwise than its base.
 
-    `unknown` are the checks that cannot look there. `values` are the NVML stand-in's, `kernel` the records
-    that follow those of the boot, `mounts` the answers of the mounts in its table, `lacks` the address of a
+    `unknown` are the checks that cannot look there. `absent` and `globs` are listings, as in
+    `tests.lab.parts`. `values` are the NVML stand-in's, `kernel` the records that follow those of the boot, `mounts` the answers of the mounts in its table, `lacks` the address of a
     GPU that NVML does not list.
     """
 
@@ -39,6 +39,8 @@ class Machine:
     mounts: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     commands: Mapping[tuple[str, ...], Mapping[str, Any]] = field(default_factory=dict)
     about: Mapping[str, object] = field(default_factory=dict)
+    absent: tuple[str, ...] = ()
+    globs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def at(seconds: float) -> int:

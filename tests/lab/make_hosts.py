@@ -11,6 +11,7 @@ import os
 import shutil
 import sys
 import tempfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any
 from clustertools import check as checking
 from clustertools.host import PYTHON, RecordedHost, dump_yaml
 from clustertools.model import Status
-from tests.lab import profiles, whole_node
+from tests.lab import faults, parts, profiles, whole_node
 from tests.lab.host_faults import CHRONY, GPU_FAULTS, HOST_FAULTS, NVML, Machine
 from tests.lab.nvml import NvmlLab, build
 from tests.lab.whole_node import Node, kernel_log
@@ -41,12 +42,10 @@ class Whole:
 
 WHOLE = {
     "h100-healthy": Whole(
-        whole_node.dgx(profiles.DGX_H100, "2330", "570.133.20", intel=True), "H100", "h100-8",
-        "healthy: DGX H100, 8 x H100, idle",
+        whole_node.dgx(whole_node.DGX_H100), "H100", "h100-8", "healthy: DGX H100, 8 x H100, idle"
     ),
     "a100-healthy": Whole(
-        whole_node.dgx(profiles.DGX_A100, "20b2", "535.161.08", intel=False), "A100", "a100-8",
-        "healthy: DGX A100, 8 x A100 80 GB, idle",
+        whole_node.dgx(whole_node.DGX_A100), "A100", "a100-8", "healthy: DGX A100, 8 x A100 80 GB, idle"
     ),
     "cpu-healthy": Whole(whole_node.cpu_node(), "", "cpu", "healthy: a node without GPUs, idle"),
 }  # fmt: skip
@@ -55,6 +54,7 @@ MACHINES = (
     *(Machine(name, whole.what, base="") for name, whole in WHOLE.items()),
     *GPU_FAULTS,
     *HOST_FAULTS,
+    *faults.machines(),
 )
 
 
@@ -81,6 +81,8 @@ class Asked(RecordedHost):
             hangs = any(told[point].get("hung") for point in points)
             text = whole_node.answers({point: told[point] for point in points})
             new = {"seconds": 5.06 if hangs else 0.06, "stdout": text}
+        elif new is None and known is None:
+            new = whole.commands.get(argv)
         if new is None:
             return known
         self.asked[argv] = {"argv": list(argv), **({} if "error" in new else {"returncode": 0}), **new}
@@ -105,26 +107,38 @@ def make(machine: Machine, library: Path, work: Path, hosts: Path = HOSTS) -> Pa
     about = _about(machine, whole)
     folder.mkdir(exist_ok=True)
     dump_yaml(folder / "host.yaml", about)
+    _listings(folder, machine, whole)
     host = Asked(folder, machine, _nvml(machine, whole, library, work))
     _judge(machine, host)
     (folder / "commands").mkdir(exist_ok=True)
     for number, entry in enumerate(host.asked.values(), 1):
-        word = str(entry["argv"][2 if entry["argv"][0] == PYTHON else 0]).rsplit(".", 1)[-1]
+        word = (
+            str(entry["argv"][2 if entry["argv"][0] == PYTHON else 0]).rsplit(".", 1)[-1].rsplit("/", 1)[-1]
+        )
         dump_yaml(folder / "commands" / f"{number:03d}-{word}.yaml", entry)
     if not host.asked:
         (folder / "commands").rmdir()
     return folder
 
 
+def _listings(folder: Path, machine: Machine, whole: Whole) -> None:
+    """What was looked for and is not there; without it a check would be blind, not content."""
+    globs = {**({} if machine.base else whole.node.globs), **machine.globs}
+    absent = [*(() if machine.base else whole.node.absent), *machine.absent]
+    if globs or absent:
+        told = {"globs": {name: list(paths) for name, paths in globs.items()}, "absent": absent}
+        dump_yaml(folder / "listings.yaml", {key: value for key, value in told.items() if value})
+
+
 def _about(machine: Machine, whole: Whole) -> dict[str, Any]:
-    number = [m.name for m in MACHINES].index(machine.name) + 1
+    number = zlib.crc32(machine.name.encode()) % 9000  # lasts, whatever machines there are beside it
     kind = whole.node_class.split("-")[0]
     about: dict[str, Any] = {"base": f"../{machine.base}"} if machine.base else {}
     about |= {
-        "name": f"{'cpu' if kind == 'cpu' else 'gpu'}-{100 + number}",
+        "name": f"{'cpu' if kind == 'cpu' else 'gpu'}-{1000 + number}",
         "boot_id": BOOT_ID.format(number),
     }
-    provenance = whole_node.PROVENANCE
+    provenance = whole_node.PROVENANCE + parts.provenance()
     provenance += whole_node.NVML_PROVENANCE.format(profile=whole.profile) if whole.profile else ""
     if not machine.base:
         about |= {"time": whole_node.TIME, "node_class": whole.node_class, "expect": dict(whole.node.expect)}

@@ -7,9 +7,14 @@ its time and address changed. Addresses, ids and serial numbers are the stand-in
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+from tests.lab import parts, profiles
+from tests.lab.parts import Hca, Shape
 
 #: When every recording was made, and when its machine was booted: 25 h before.
 TIME = 1786000000.0
@@ -34,6 +39,9 @@ class Node:
     chrony: str
     boot: Sequence[tuple[int, int, str]]
     expect: Mapping[str, object] = field(default_factory=dict)
+    commands: Mapping[tuple[str, ...], Mapping[str, Any]] = field(default_factory=dict)
+    absent: Sequence[str] = ()
+    globs: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 def kernel_log(records: Sequence[tuple[int, int, str]]) -> str:
@@ -125,10 +133,11 @@ FSTAB = """\
 RAID_FSTAB = "/dev/md1 /raid ext4 defaults,nofail 0 2\n"
 
 
-def _host_files(total_kib: int, cpus: int) -> dict[str, str]:
+def _host_files(shape: Shape) -> dict[str, str]:
+    cpus = shape.cpus
     clock = "/sys/devices/system/clocksource/clocksource0"
     return {
-        "/proc/meminfo": meminfo(total_kib),
+        "/proc/meminfo": meminfo(shape.memory_kib),
         "/proc/pressure/memory": pressure(),
         "/proc/vmstat": "nr_free_pages 454220311\npswpin 0\npswpout 0\noom_kill 0\n",
         "/proc/loadavg": f"0.20 0.18 0.12 1/{cpus * 12} 412083\n",
@@ -141,8 +150,9 @@ def _host_files(total_kib: int, cpus: int) -> dict[str, str]:
     }
 
 
-def _boot(cpu: str, kernel: str, gpus: Sequence[tuple[str, str]], driver: str) -> list[tuple[int, int, str]]:
+def _boot(shape: Shape, gpus: Sequence[tuple[str, str]]) -> list[tuple[int, int, str]]:
     """What such a machine writes at boot."""
+    kernel, driver = shape.kernel, shape.driver
     records = [
         (
             6,
@@ -150,7 +160,7 @@ def _boot(cpu: str, kernel: str, gpus: Sequence[tuple[str, str]], driver: str) -
             f"Linux version {kernel} (buildd@lcy02-amd64-007) (gcc (Ubuntu 11.4.0-1ubuntu1~22.04) 11.4.0)",
         ),
         (6, 0, f"Command line: BOOT_IMAGE=/boot/vmlinuz-{kernel} root=/dev/md0 ro console=ttyS0,115200"),
-        (6, 402118, f"smpboot: CPU0: {cpu}"),
+        (6, 402118, f"smpboot: CPU0: {shape.cpu}"),
     ]
     records += [
         (6, 1204418, f"pci {address}: [10de:{device}] type 00 class 0x030200") for address, device in gpus
@@ -180,9 +190,11 @@ def _boot(cpu: str, kernel: str, gpus: Sequence[tuple[str, str]], driver: str) -
     return records
 
 
-def _pci(gpus: Sequence[tuple[str, str]]) -> dict[str, str]:
-    # the ConnectX adapter, and the GPUs as 3D controllers
-    devices = {"0000:c1:00.0": ("0x15b3", "0x020700"), **{a: ("0x10de", "0x030200") for a, _ in gpus}}
+def _pci(shape: Shape) -> dict[str, str]:
+    # the adapter for storage and management, those of the rails, and the GPUs as 3D controllers
+    adapters = ("0000:c1:00.0", *(hca.pci for hca in shape.hcas))
+    devices = {**dict.fromkeys(adapters, ("0x15b3", "0x020700"))}
+    devices |= dict.fromkeys(shape.gpus, ("0x10de", "0x030200"))
     files = {}
     for address, (vendor, kind) in devices.items():
         files[f"/sys/bus/pci/devices/{address}/vendor"] = f"{vendor}\n"
@@ -211,39 +223,80 @@ def _controllers(name: str) -> dict[str, str]:
     return files
 
 
-def dgx(gpus: Sequence[str], device: str, driver: str, *, intel: bool) -> Node:
-    """A DGX H100 (`intel`) or DGX A100: 2 TB of memory, the system on RAID 1, 8 drives as RAID 0 at /raid."""
-    listed = [(address, device) for address in gpus]
-    cpu = "Intel(R) Xeon(R) Platinum 8480C" if intel else "AMD EPYC 7742 64-Core Processor"
-    total_kib, cpus = (2113425548, 224) if intel else (2113517896, 256)
+#: The rails of a DGX: an adapter beside each GPU.
+H100_HCAS = tuple(
+    Hca(f"mlx5_{n}", address, f"ibp{int(address[5:7], 16)}s0", 400, numa=n // 4)
+    for n, address in enumerate(
+        ("0000:19:00.0", "0000:2b:00.0", "0000:3b:00.0", "0000:5e:00.0",
+         "0000:9b:00.0", "0000:ac:00.0", "0000:bb:00.0", "0000:dc:00.0")
+    )
+)  # fmt: skip
+A100_HCAS = tuple(
+    Hca(f"mlx5_{n}", address, f"ibp{int(address[5:7], 16)}s0", 200, numa=n // 4)
+    for n, address in enumerate(
+        ("0000:0c:00.0", "0000:12:00.0", "0000:4b:00.0", "0000:54:00.0",
+         "0000:8d:00.0", "0000:94:00.0", "0000:ba:00.0", "0000:cc:00.0")
+    )
+)  # fmt: skip
+
+DGX_H100 = Shape(
+    "h100-8", "nvidia", "NVIDIA H100 80GB HBM3", profiles.DGX_H100, "2330", "570.133.20", 5, H100_HCAS, 8,
+    True, "Intel(R) Xeon(R) Platinum 8480C", 2, 56, 2, 2113425548, "5.15.0-1053-nvidia", "DGXH100",
+)  # fmt: skip
+DGX_A100 = Shape(
+    "a100-8", "nvidia", "NVIDIA A100-SXM4-80GB", profiles.DGX_A100, "20b2", "535.161.08", 4, A100_HCAS, 8,
+    False, "AMD EPYC 7742 64-Core Processor", 2, 64, 2, 2113517896, "5.15.0-1053-nvidia",
+    "DGXA100 920-23687-2530-000",
+)  # fmt: skip
+CPU = Shape("cpu")
+
+
+def _assembled(shape: Shape, node: Node) -> Node:
+    """`node` with what the parts of its shape answer."""
+    return dataclasses.replace(
+        node,
+        files={**parts.together("files", shape), **node.files},
+        commands={**parts.together("commands", shape), **node.commands},
+        absent=parts.absent(shape),
+        globs=parts.together("globs", shape),
+        expect={**node.expect, **parts.together("expect", shape)},
+    )
+
+
+def dgx(shape: Shape) -> Node:
+    """A DGX: 2 TB of memory, the system on RAID 1, 8 drives as RAID 0 at /raid."""
+    listed = [(address, shape.gpu_device) for address in shape.gpus]
     # 32 DIMMs of 64 GB on 8 controllers
-    edac = _dimms(8, 4) if intel else _controllers("F17h_M30h")
+    edac = _dimms(8, 4) if shape.intel else _controllers("F17h_M30h")
     raid = 8 * 3_840_755_982_336
-    return Node(
+    node = Node(
         files={
-            **_host_files(total_kib, cpus), **_pci(listed), **edac,
+            **_host_files(shape), **_pci(shape), **edac,
             "/proc/self/mountinfo": MOUNTS + RAID + HOME, "/etc/fstab": FSTAB.format(raid=RAID_FSTAB),
         },
         mounts={
             "/run": sized(211342556 * 1024, 0.0001, 264178443),
             "/": sized(1_888_000_000_000, 0.06, 117_000_000),
-            "/dev/shm": sized(total_kib * 512, 0.0005, 264178443),
+            "/dev/shm": sized(shape.memory_kib * 512, 0.0005, 264178443),
             "/boot/efi": {**sized(535_805_952, 0.012, 0), "inodes_free": 0},
             "/raid": sized(raid, 0.31, 1_875_000_000),
             "/home": {**sized(220 * TIB, 0.58, 8_000_000_000, 0.2), "elapsed_seconds": 0.0019},
         },
         chrony=tracking(),
-        boot=_boot(cpu, "5.15.0-1053-nvidia", listed, driver),
-        expect={"gpu_count": len(gpus), "memory_bytes": 2 * TIB, "mounts": ["/", "/raid", "/home"]},
+        boot=_boot(shape, listed),
+        expect={
+            "gpu_count": len(shape.gpus), "memory_bytes": 2 * TIB, "mounts": ["/", "/raid", "/home"],
+        },
     )  # fmt: skip
+    return _assembled(shape, node)
 
 
-def cpu_node() -> Node:
+def cpu_node(shape: Shape = CPU) -> Node:
     """A node without GPUs: 512 GiB, the system on a RAID 1, homes by NFS."""
-    total_kib = 527955012
-    return Node(
+    total_kib = shape.memory_kib
+    node = Node(
         files={
-            **_host_files(total_kib, 256), **_pci(()), **_controllers("F19h"),
+            **_host_files(shape), **_pci(shape), **_controllers("F19h"),
             "/proc/meminfo": meminfo(total_kib, Cached=22040012, Inactive=16102220, Inactive_file=4289772),
             "/proc/self/mountinfo": MOUNTS + HOME, "/etc/fstab": FSTAB.format(raid=""),
         },
@@ -255,6 +308,7 @@ def cpu_node() -> Node:
             "/home": {**sized(220 * TIB, 0.58, 8_000_000_000, 0.2), "elapsed_seconds": 0.0019},
         },
         chrony=tracking(),
-        boot=_boot("AMD EPYC 7763 64-Core Processor", "5.15.0-113-generic", (), ""),
+        boot=_boot(shape, ()),
         expect={"memory_bytes": 512 * GIB, "mounts": ["/", "/home"]},
     )  # fmt: skip
+    return _assembled(shape, node)
