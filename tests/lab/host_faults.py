@@ -22,8 +22,8 @@ class Machine:
     """One recorded host: what is wrong, and what it answers otherwise than its base.
 
     `unknown` are the checks that cannot look there. `absent` and `globs` are listings, as in
-    `tests.lab.parts`. `values` are the NVML stand-in's, `kernel` the records that follow those of the boot, `mounts` the answers of the mounts in its table, `lacks` the address of a
-    GPU that NVML does not list.
+    `tests.lab.parts`. `values` are the NVML stand-in's, `kernel` the records that follow those of the boot,
+    `mounts` the answers of the mounts in its table, `lacks` the address of a GPU that NVML does not list.
     """
 
     name: str

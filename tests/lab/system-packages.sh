@@ -1,6 +1,7 @@
 #!/bin/sh
 # What the tests need beside Python packages: the venv module, a C compiler for stand-ins of driver libraries
-# and, for the tests that only root can run, a FUSE file system that can hang, mkfs and a journal daemon.
+# and, for the tests that only root can run, a FUSE file system that can hang, mkfs, a journal daemon, a Slurm,
+# a simulated InfiniBand fabric with its subnet manager and tools, a simulated BMC, and a time service.
 # Installs them on Debian when root; otherwise says what is missing.
 set -eu
 python=${PYTHON3:-python3}
@@ -13,6 +14,16 @@ if [ "$(id -u)" -eq 0 ]; then
   command -v mkfs.ext4 >/dev/null 2>&1 || missing="$missing e2fsprogs"
   command -v unshare >/dev/null 2>&1 || missing="$missing util-linux"
   [ -x /lib/systemd/systemd-journald ] || missing="$missing systemd"
+  command -v slurmctld >/dev/null 2>&1 || missing="$missing slurm-wlm munge"
+  command -v tini >/dev/null 2>&1 || missing="$missing tini"
+  command -v ibsim >/dev/null 2>&1 || missing="$missing ibsim-utils libumad2sim0"
+  command -v opensm >/dev/null 2>&1 || missing="$missing opensm"
+  command -v iblinkinfo >/dev/null 2>&1 || missing="$missing infiniband-diags"
+  command -v ipmi_sim >/dev/null 2>&1 || missing="$missing openipmi"
+  command -v ipmitool >/dev/null 2>&1 || missing="$missing ipmitool"
+  command -v chronyd >/dev/null 2>&1 || missing="$missing chrony"
+  command -v ethtool >/dev/null 2>&1 || missing="$missing ethtool"
+  command -v smartctl >/dev/null 2>&1 || missing="$missing smartmontools"
 fi
 [ -n "$missing" ] || exit 0
 
@@ -20,6 +31,13 @@ if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null 2>&1; then
   echo "not installed, and only root on Debian can have it done:$missing" >&2
   # without a compiler some tests cannot run and say so; without venv nothing can
   case "$missing" in *venv*) exit 1 ;; *) exit 0 ;; esac
+fi
+# the tests start what they need themselves: no package's own service, with its own settings, on this machine
+guard=/usr/sbin/policy-rc.d
+if [ ! -e "$guard" ]; then
+  printf '#!/bin/sh\nexit 101\n' >"$guard"
+  chmod 755 "$guard"
+  trap 'rm -f "$guard"' EXIT
 fi
 apt-get update -qq
 # shellcheck disable=SC2086  # a list of package names
