@@ -39,7 +39,7 @@ from clustertools.model import (
 from clustertools.stats import Rate, counter_rate
 
 #: Where a check may be used. `job` checks look at one run, the others at one node. In `prolog` and `epilog`
-#: the node, or the job's share of it, is idle. `daily` is for what takes long and changes slowly: the BMC, SMART.
+#: the node, or the job's share of it, is idle. `daily` is for what takes seconds and changes slowly: the BMC.
 STAGES = frozenset({"preflight", "watch", "prolog", "epilog", "daily", "job"})
 #: What a check may need beside a Linux node; without it the check is UNKNOWN or looks at less.
 NEEDS = frozenset({"root", "idle"})
