@@ -1,6 +1,7 @@
-"""Which NVIDIA GPUs sit on the PCI bus, by sysfs alone: needs no driver, no NVML, and cannot hang.
+"""Which NVIDIA GPUs and NVSwitches sit on the PCI bus, by sysfs alone: needs no driver and cannot hang.
 
 nvidia_devices(host)   # ("0000:18:00.0", "0000:3b:00.0", ...)
+nvswitches(host)       # ("0000:07:00.0", ...)
 """
 
 from __future__ import annotations
@@ -16,12 +17,25 @@ NVIDIA_VENDOR = 0x10DE
 GPU_CLASSES = frozenset((0x0300, 0x0302))
 
 
+#: "Bridge, other": what an NVSwitch is. On HGX B200 and later the host sees none.
+NVSWITCH_CLASSES = frozenset((0x0680,))
+
+
 def nvidia_devices(host: Host) -> tuple[str, ...]:
     """PCI addresses of the NVIDIA GPUs, as `model.pci_address` writes them, in bus order.
 
     Empty on a machine without one. A GPU that fell off the bus may still be listed: the kernel removes it
     only when it is rescanned. Raises Unobservable when a device is listed but cannot be read.
     """
+    return _of_nvidia(host, GPU_CLASSES)
+
+
+def nvswitches(host: Host) -> tuple[str, ...]:
+    """PCI addresses of the NVSwitches, likewise."""
+    return _of_nvidia(host, NVSWITCH_CLASSES)
+
+
+def _of_nvidia(host: Host, classes: frozenset[int]) -> tuple[str, ...]:
     found = []
     for path in host.glob("/sys/bus/pci/devices/*/vendor"):
         folder = path.rsplit("/", 1)[0]
@@ -29,7 +43,7 @@ def nvidia_devices(host: Host) -> tuple[str, ...]:
             # vendor "0x10de", class "0x030200"
             if (
                 _hex(host.read(path)) != NVIDIA_VENDOR
-                or _hex(host.read(f"{folder}/class")) >> 8 not in GPU_CLASSES
+                or _hex(host.read(f"{folder}/class")) >> 8 not in classes
             ):
                 continue
         except Absent:

@@ -79,6 +79,8 @@ field.59=0
 fabric.state=3
 fabric.status=0
 fabric.clique=0
+fabric.summary=1
+p2p=0
 """
 
 A100_VALUES = """
@@ -129,6 +131,7 @@ field.38=0
 field.45=0
 field.52=0
 field.59=0
+p2p=0
 """
 
 V100_VALUES = """
