@@ -332,11 +332,11 @@ def coverage_page() -> str:
     left_out = sum(bool(row.left_out) for row in rows)
     parts = [
         "# Coverage",
-        "Made by `make docs` from docs/coverage.yaml; do not edit. The rows are the distinct health checks of "
-        "fifteen systems of the field (gpud, gcm, Azure's and LBNL's node health checks, Google's cluster "
+        "Made by `make docs` from docs/coverage.yaml; do not edit. The rows are the distinct health checks "
+        "of fifteen systems of the field (gpud, gcm, Azure's and LBNL's node health checks, Google's cluster "
         "health scanner, Imbue's, SuperBench, NVIDIA's resiliency extension, AWS's, the ML engineering book, "
-        "DCGM, node-problem-detector, NVSentinel, soperator and the cluster readiness engine). Cost: P1 reads "
-        "in less than 0.1 s, P2 in less than 2 s, A needs an idle GPU or network card.",
+        "DCGM, node-problem-detector, NVSentinel, soperator and the cluster readiness engine). Cost: P1 "
+        "reads in less than 0.1 s, P2 in less than 2 s, A needs an idle GPU or network card.",
         f"{len(rows)} rows: {len(rows) - left_out} have a check here, {left_out} are left out with a reason.",
     ]
     rooms: dict[str, list[Row]] = {}
