@@ -63,12 +63,13 @@ def _active(gpu: Gpu) -> int:
 def _down(ctx: Context, found: Sequence[Gpu]) -> Iterator[Finding]:
     wanted = ctx.expect.get("nvlinks_per_gpu")
     fabric = bool(nvswitches(ctx.host)) or any(g.fabric_state not in (None, "not_supported") for g in found)
-    if wanted is None and fabric and len(found) > 1 and not any(map(_active, found)):
+    if fabric and len(found) > 1 and not any(map(_active, found)):
         yield ctx.critical(
             "NvlinkDown", "", f"no NVLink of any of the {len(found)} GPUs is up, on a node with NVSwitches",
             remedy=Remedy.REBOOT_NODE,
         )  # fmt: skip
         return
+    alike = len({_active(g) for g in found}) == 1
     for gpu in found:
         active, usual = _active(gpu), wanted
         if usual is None:
@@ -77,6 +78,10 @@ def _down(ctx: Context, found: Sequence[Gpu]) -> Iterator[Finding]:
             # a card without any may have no bridge, or it may have lost it: nobody can tell
             unbridged = active == 0 and not fabric
             usual = count if often > len(peers) / 2 and not unbridged else active
+        elif active < usual and alike and not fabric:
+            # one GPU alone, or a few of a board, in a virtual machine: the links to the rest are down
+            ctx.note(f"GPU {gpu.index}: {active} NVLinks are up of {usual}, as on all GPUs of this machine")
+            continue
         if active < usual:
             why = "expected" if wanted is not None else "the other GPUs have"
             down = [link.link for link in gpu.nvlinks if not link.active]

@@ -33,23 +33,15 @@ RUNS = "LoadState=loaded\nActiveState=active\nSubState=running\nResult=success\n
 
 
 def files(shape: Shape) -> dict[str, str]:
-    return {LOG: STARTED.format(driver=shape.driver)} if shape.gpu == "nvidia" else {}
+    return {LOG: STARTED.format(driver=shape.driver)} if shape.node_class in NVSWITCHES else {}
 
 
 def commands(shape: Shape) -> dict[tuple[str, ...], Mapping[str, Any]]:
-    return {FABRIC_MANAGER: {"seconds": 0.006, "stdout": RUNS}} if shape.gpu == "nvidia" else {}
+    return {FABRIC_MANAGER: {"seconds": 0.006, "stdout": RUNS}} if shape.node_class in NVSWITCHES else {}
 
 
 def expect(shape: Shape) -> dict[str, object]:
-    """What this class of node has."""
-    if shape.gpu != "nvidia":
+    """The NVSwitches of its class, and who joins them."""
+    if shape.node_class not in NVSWITCHES:
         return {}
-    links, speed = {4: (12, 25.0e9), 5: (18, 26.562e9)}[shape.pcie_generation]
-    return {
-        "nvlinks_per_gpu": links,
-        "nvlink_bytes_per_second": speed,
-        "nvswitches": len(NVSWITCHES[shape.pcie_generation]),
-        "fabric_manager": True,
-        "pcie_width": 16,
-        "pcie_generation": shape.pcie_generation,
-    }
+    return {"nvswitches": len(NVSWITCHES[shape.node_class][1]), "fabric_manager": True}

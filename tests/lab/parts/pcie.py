@@ -12,15 +12,15 @@ PROVENANCE = (
     "sysfs-bus-pci-devices-aer_stats, with the figures of the makers' data sheets"
 )
 SPEEDS = {3: "8.0 GT/s PCIe", 4: "16.0 GT/s PCIe", 5: "32.0 GT/s PCIe"}
-#: Of the management adapter beside the rails.
-STORAGE_NIC = "0000:c1:00.0"
-#: Mellanox adapters of each generation: ConnectX-6 and ConnectX-7; NVSwitches likewise.
-NIC_DEVICES = {4: "101b", 5: "1021"}
-SWITCH_DEVICES = {4: "1af1", 5: "22a3"}
+#: The NVSwitches that the host sees, and their device id.
+_HOPPER = ("22a3", ("0000:07:00.0", "0000:08:00.0", "0000:09:00.0", "0000:0a:00.0"))
 NVSWITCHES = {
-    4: ("0000:c4:00.0", "0000:c5:00.0", "0000:c6:00.0", "0000:c7:00.0", "0000:c8:00.0", "0000:c9:00.0"),
-    5: ("0000:07:00.0", "0000:08:00.0", "0000:09:00.0", "0000:0a:00.0"),
+    "a100-8": ("1af1", tuple(f"0000:{bus:02x}:00.0" for bus in range(0xC4, 0xCA))),
+    "h100-8": _HOPPER,
+    "h200-8": _HOPPER,
 }
+#: Kinds of node whose links and errors are written out; the others tell nothing of these, as a virtual machine.
+WRITTEN_OUT = ("a100-8", "h100-8", "mi300x-8")
 CORRECTABLE = "RxErr BadTLP BadDLLP Rollover Timeout NonFatalErr CorrIntErr HeaderOF".split()
 UNCORRECTABLE = (
     "Undefined DLP SDES TLP FCP CmpltTO CmpltAbrt UnxCmplt RxOF MalfTLP ECRC UnsupReq ACSViol UncorrIntErr "
@@ -52,35 +52,31 @@ def link(address: str, width: int, generation: int, now: int = 0, speed_now: str
     }
 
 
-def _bridges(shape: Shape) -> Iterator[tuple[str, int, int]]:
-    """(address, bus below, width) of the switches above the first two pairs of GPU and adapter."""
-    if shape.pcie_generation < 5:
-        return
-    for gpu in shape.gpus[:2]:
+def _bridges(shape: Shape) -> Iterator[tuple[str, int]]:
+    """(address, bus below) of the bridges above the first two pairs of GPU and adapter of a DGX H100."""
+    for gpu in shape.gpus[:2] if shape.node_class == "h100-8" else ():
         number = int(gpu[5:7], 16)
-        yield f"0000:{number - 3:02x}:01.0", number - 2, 16
-        yield f"0000:{number - 2:02x}:00.0", number - 1, 16
-        yield f"0000:{number - 1:02x}:00.0", number, 16
-        yield f"0000:{number - 1:02x}:01.0", number + 1, 16
+        yield f"0000:{number - 3:02x}:01.0", number - 2
+        yield f"0000:{number - 2:02x}:00.0", number - 1
+        yield f"0000:{number - 1:02x}:00.0", number
+        yield f"0000:{number - 1:02x}:01.0", number + 1
 
 
 def files(shape: Shape) -> dict[str, str]:
-    """Links, ids and errors of all devices of a job."""
+    """Links and errors of all devices of a job; NVSwitches and bridges."""
     generation = shape.pcie_generation
-    devices = dict.fromkeys((STORAGE_NIC, *(hca.pci for hca in shape.hcas)), NIC_DEVICES[generation])
-    devices |= dict.fromkeys(shape.gpus, shape.gpu_device)
     found = {}
-    for address, device in devices.items():
-        found[f"{FOLDER}/{address}/device"] = f"0x{device}\n"
-        found |= link(address, 16, generation) | aer(address)
-    for address in NVSWITCHES[generation] if shape.gpu == "nvidia" else ():
+    if shape.node_class in WRITTEN_OUT:
+        for address in (*(hca.pci for hca in shape.hcas), *shape.gpus):
+            found |= link(address, 16, generation) | aer(address)
+    device, switches = NVSWITCHES.get(shape.node_class, ("", ()))
+    for address in switches:
         found |= {
             f"{FOLDER}/{address}/vendor": "0x10de\n",
             f"{FOLDER}/{address}/class": "0x068000\n",
-            f"{FOLDER}/{address}/device": f"0x{SWITCH_DEVICES[generation]}\n",
-            **link(address, 2, generation),
+            f"{FOLDER}/{address}/device": f"0x{device}\n",
         }
-    for address, below, width in _bridges(shape):
+    for address, below in _bridges(shape):
         # the root ports are the processor's, the others a switch's of Broadcom
         root = address.endswith(":01.0") and address[5:7] == f"{below - 1:02x}"
         found |= {
@@ -88,6 +84,6 @@ def files(shape: Shape) -> dict[str, str]:
             f"{FOLDER}/{address}/device": "0x352a\n" if root else "0xc030\n",
             f"{FOLDER}/{address}/class": "0x060400\n",
             f"{FOLDER}/{address}/secondary_bus_number": f"{below}\n",
-            **link(address, width, 5),
+            **link(address, 16, generation),
         }
     return found
