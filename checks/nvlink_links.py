@@ -78,7 +78,7 @@ def _down(ctx: Context, found: Sequence[Gpu]) -> Iterator[Finding]:
             # a card without any may have no bridge, or it may have lost it: nobody can tell
             unbridged = active == 0 and not fabric
             usual = count if often > len(peers) / 2 and not unbridged else active
-        elif active < usual and alike and not fabric:
+        elif active < usual and alike and (not fabric or (len(found) == 1 and not active)):
             # one GPU alone, or a few of a board, in a virtual machine: the links to the rest are down
             ctx.note(f"GPU {gpu.index}: {active} NVLinks are up of {usual}, as on all GPUs of this machine")
             continue

@@ -138,7 +138,7 @@ def _uncorrected(ctx: Context, device: Device, grown: Mapping[str, Rate]) -> Ite
 
 
 def _corrected(ctx: Context, device: Device, grown: Mapping[str, Rate]) -> Iterator[Finding]:
-    per_minute = sum(rate.per_second for rate in grown.values()) * 60
+    per_minute = round(sum(rate.per_second for rate in grown.values()) * 60, 6)
     if per_minute > ctx.limits.correctable_per_minute:
         yield ctx.warning(
             "PcieAerCorrected", device.part,
@@ -154,7 +154,7 @@ def _replays(ctx: Context, gpu: Gpu, rate: Rate | None) -> Iterator[Finding]:
     if rate is None or not lanes or per_lane is None:
         return
     limit = math.ceil(per_lane * lanes)
-    per_minute = rate.per_second * 60
+    per_minute = round(rate.per_second * 60, 6)
     if per_minute > limit:
         yield ctx.warning(
             "PcieReplays", gpu.part,

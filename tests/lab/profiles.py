@@ -112,12 +112,14 @@ B200_VALUES = _changed(
     power_mw="142000", power_limit_mw="1000000", power_default_limit_mw="1000000",
     power_min_limit_mw="200000", power_max_limit_mw="1000000",
     sm_clock="120", sm_clock_max="1965", memory_clock="3996",
-    memory_clock_max="3996", field__164="53125",
+    memory_clock_max="3996", field__164="53125", field__208="0", field__214="0", field__215="0",
+    field__220="0xfff", field__222="0xfff",
 )  # fmt: skip
 GB200_VALUES = _changed(
     B200_VALUES, name="NVIDIA GB200", vbios="97.00.82.00.2B", memory_total="198674743296",
     power_mw="163000", power_limit_mw="1200000", power_default_limit_mw="1200000",
-    power_max_limit_mw="1200000", sm_clock_max="2062",
+    power_max_limit_mw="1200000", sm_clock_max="2062", fabric__clique="32766",
+    fabric__cluster="00000000000040008000000000000001",
 )  # fmt: skip
 
 A100_VALUES = """

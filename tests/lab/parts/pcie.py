@@ -19,7 +19,7 @@ NVSWITCHES = {
     "h100-8": _HOPPER,
     "h200-8": _HOPPER,
 }
-#: Kinds of node whose links and errors are written out; the others tell nothing of these, as a virtual machine.
+#: Kinds of node whose links and errors are written out; the others tell nothing of these.
 WRITTEN_OUT = ("a100-8", "h100-8", "mi300x-8")
 CORRECTABLE = "RxErr BadTLP BadDLLP Rollover Timeout NonFatalErr CorrIntErr HeaderOF".split()
 UNCORRECTABLE = (
