@@ -94,6 +94,11 @@ def _sram_status(nvml: Any, handle: Any) -> bool:
     return bool(status.bThresholdExceeded)
 
 
+def _uuid(value: Any) -> str:
+    digits = bytes(value).hex()
+    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+
+
 def _fabric(nvml: Any, handle: Any) -> tuple[str, int, int, int, str, str | None]:
     # the third form adds the summary; a driver or a pynvml that is older knows the second only
     form, info = 3, getattr(nvml, "c_nvmlGpuFabricInfo_v3_t", nvml.c_nvmlGpuFabricInfo_v2_t)()
@@ -111,7 +116,7 @@ def _fabric(nvml: Any, handle: Any) -> tuple[str, int, int, int, str, str | None
         info.status,
         info.healthMask,
         info.cliqueId,
-        bytes(info.clusterUuid).hex(),
+        _uuid(info.clusterUuid),
         _named(FABRIC_SUMMARIES)(info.healthSummary) if form == 3 else None,
     )
 

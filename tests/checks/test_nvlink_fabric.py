@@ -46,7 +46,7 @@ def test_a_fabric_that_never_came(run):
         (["2.fabric.summary=3"], "FabricUnhealthy", "limited capacity"),
         (["2.fabric.health=0x4"], "FabricRecovering", "a route recovers"),
         (["2.fabric.health=0x40"], "FabricRecovering", "timed out"),
-        (["2.fabric.cluster=00000000000000000000000000000002"], "FabricSplit", "another NVLink domain"),
+        (["2.fabric.cluster=00000000-0000-4000-8000-000000000002"], "FabricSplit", "another NVLink domain"),
     ],
 )
 def test_each_fault(run, nvml, lines, code, words):

@@ -366,10 +366,12 @@ int nvmlDeviceGetGpuFabricInfoV(Gpu *gpu, Fabric *out) {
     out->clique = (unsigned)number_or(gpu, "fabric.clique", 0);
     if (out->version >> 24 >= 3) out->summary = (unsigned char)summary;
     memset(out->cluster, 0, sizeof out->cluster);
-    look_up(gpu, "fabric.cluster", cluster, sizeof cluster);  // 32 hexadecimal digits
-    for (int i = 0; i < 16 && cluster[2 * i] && cluster[2 * i + 1]; i++) {
+    look_up(gpu, "fabric.cluster", cluster, sizeof cluster);  // a UUID
+    char *at = cluster;
+    for (int i = 0; i < 16 && *at; i++, at += 2) {
         unsigned byte = 0;
-        if (sscanf(cluster + 2 * i, "%2x", &byte) == 1) out->cluster[i] = (unsigned char)byte;
+        at += *at == '-';
+        if (sscanf(at, "%2x", &byte) == 1) out->cluster[i] = (unsigned char)byte;
     }
     return error;
 }

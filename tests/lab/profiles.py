@@ -119,7 +119,7 @@ GB200_VALUES = _changed(
     B200_VALUES, name="NVIDIA GB200", vbios="97.00.82.00.2B", memory_total="198674743296",
     power_mw="163000", power_limit_mw="1200000", power_default_limit_mw="1200000",
     power_max_limit_mw="1200000", sm_clock_max="2062", fabric__clique="32766",
-    fabric__cluster="00000000000040008000000000000001",
+    fabric__cluster="00000000-0000-4000-8000-000000000001",
 )  # fmt: skip
 
 A100_VALUES = """

@@ -20,7 +20,7 @@ NON_FATAL = (
     "[Aug 06 2026 06:01:57] [ERROR] [tid 5190] detected NVSwitch non-fatal error 22013 on NodeId 0 on "
     "NVSwitch pci bus id 00000000:08:00.0 physical id 1 port 60\n"
 )
-CLUSTER = "00000000000040008000000000000001"
+CLUSTER = "00000000-0000-4000-8000-000000000001"
 
 MACHINES = (
     Machine(
