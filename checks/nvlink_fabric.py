@@ -100,18 +100,18 @@ def _health(ctx: Context, gpu: Gpu) -> Iterator[Finding]:
 
 
 def _split(ctx: Context, registered: Sequence[Gpu]) -> Iterator[Finding]:
-    """All GPUs of a node are of one domain and clique; zeros where the fabric ends at the node."""
-    homes = Counter((g.fabric_cluster, g.fabric_clique) for g in registered if g.fabric_cluster)
+    """All GPUs of a node are of one domain and clique; no UUID where the fabric ends at the node."""
+    homes = Counter((g.fabric_cluster, g.fabric_clique) for g in registered if g.fabric_cluster is not None)
     if len(homes) < 2:
         return
     usual = homes.most_common(1)[0][0]
     for gpu in registered:
-        if gpu.fabric_cluster and (gpu.fabric_cluster, gpu.fabric_clique) != usual:
+        if gpu.fabric_cluster is not None and (gpu.fabric_cluster, gpu.fabric_clique) != usual:
             yield ctx.critical(
                 "FabricSplit", gpu.part,
                 f"GPU {gpu.index}: of another NVLink domain or clique than most GPUs of this node",
-                evidence=(f"domain {gpu.fabric_cluster}, clique {gpu.fabric_clique}",
-                          f"the others: domain {usual[0]}, clique {usual[1]}"),
+                evidence=(f"domain {gpu.fabric_cluster or 'none'}, clique {gpu.fabric_clique}",
+                          f"the others: domain {usual[0] or 'none'}, clique {usual[1]}"),
                 remedy=Remedy.INSPECT,
             )  # fmt: skip
 

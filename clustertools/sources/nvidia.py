@@ -189,7 +189,7 @@ class Gpu:
     fabric_status: int | None = None
     fabric_health_mask: int | None = None
     fabric_clique: int | None = None
-    #: The UUID of a fabric of several nodes; zeros on a node that has its fabric for itself.
+    #: The UUID of a fabric of several nodes; empty on a node that has its fabric for itself.
     fabric_cluster: str | None = None
     fabric_health: str | None = None
     #: Over NVLink, can it reach each GPU of the node? `ok`, `topology_not_supported` ..., `self` for itself.

@@ -96,6 +96,8 @@ def _sram_status(nvml: Any, handle: Any) -> bool:
 
 def _uuid(value: Any) -> str:
     digits = bytes(value).hex()
+    if not any(bytes(value)):
+        return ""
     return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
 
 
