@@ -254,6 +254,11 @@ HOST_FAULTS = (
             "/proc/pressure/memory": pressure("91.20", "74.35"),
         },
         mounts={"/dev/shm": sized(2 * TIB, 0.75, 264178443)},
+        globs={
+            "/sys/fs/cgroup/system.slice/slurmstepd.scope/job_[0-9]*": (
+                "/sys/fs/cgroup/system.slice/slurmstepd.scope/job_4812",
+            )
+        },
     ),
     Machine(
         "host-oom",
