@@ -52,7 +52,7 @@ def _event(line: str) -> dict[str, Any]:
     if len(line) > 2000:
         raise Unparsable("ipmitool sel has a line that is far too long", line)
     fields = _split(line)
-    if len(fields) < 3 or not re.fullmatch("[0-9a-f]{1,4}", fields[0]):
+    if len(fields) < 2 or not re.fullmatch("[0-9a-f]{1,4}", fields[0]):
         raise Unparsable("ipmitool sel has a line of an unknown form", line)
     if not re.fullmatch(rf"{_DATE}|Pre-Init", fields[1]):
         # "   9 | Linux kernel panic: Fatal excep" and "1a | OEM record df | 0002f0 | 123456": no times

@@ -1,7 +1,7 @@
 """`lscpu` of util-linux, plain or with --json: sockets, cores, threads, NUMA nodes, CPUs that are off line.
 
-The JSON is a flat list until util-linux 2.36 and has `children` with --hierarchic since; plain text has the
-same names before a colon.
+The JSON is a flat list, in newer versions with `children` in their parents; plain text has the same names
+before a colon.
 """
 
 from __future__ import annotations
