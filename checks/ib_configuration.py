@@ -19,7 +19,7 @@ from clustertools.sources.infiniband import (
     pkeys,
     ports,
 )
-from clustertools.sources.mounts import mounts
+from clustertools.sources.mounts import in_container
 from clustertools.sources.tools import ibv_devinfo
 
 Pair = tuple[Device, Port]
@@ -193,7 +193,7 @@ def _device_files(ctx: Context, found: list[Device]) -> Iterator[Finding]:
     A container is given what somebody chose for it. issmN is left out: newer boards have none (issue 1716 of
     NVSentinel).
     """
-    if _in_container(ctx):
+    if in_container(ctx.host):
         ctx.note("/dev is a container's: its RDMA device files are not judged")
         return
     present = {path.rsplit("/", 1)[1] for path in ctx.host.glob("/dev/infiniband/*")}
@@ -221,11 +221,6 @@ def _device_files(ctx: Context, found: list[Device]) -> Iterator[Finding]:
                 )  # fmt: skip
 
 
-def _in_container(ctx: Context) -> bool:
-    """A machine has the /dev that the kernel fills; a container a tmpfs with what was chosen for it."""
-    return not any(m.point == "/dev" and m.fs_type == "devtmpfs" for m in mounts(ctx.host))
-
-
 def _drivers(ctx: Context, found: list[Device]) -> Iterator[Finding]:
     known = {device.pci for device in found}
     for path in ctx.host.glob("/sys/bus/pci/devices/*/class"):
@@ -234,7 +229,7 @@ def _drivers(ctx: Context, found: list[Device]) -> Iterator[Finding]:
             continue
         folder = path.rsplit("/", 1)[0]
         address = pci_address(folder.rsplit("/", 1)[1])
-        if address in known or ctx.blind or _in_container(ctx):
+        if address in known or ctx.blind or in_container(ctx.host):
             continue
         about = optional(ctx.host, f"{folder}/uevent")
         # a function that is there to be given to a virtual machine, or was given

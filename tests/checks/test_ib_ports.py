@@ -37,8 +37,17 @@ def test_healthy_without_expectations(run):
 
 def test_nothing_there(run):
     assert run("ib_ports", host=MemoryHost()).status is Status.SKIPPED
-    verdict = run("ib_ports", host=MemoryHost(), expect=EXPECT)
+    verdict = run("ib_ports", host=RdmaHost(0), expect=EXPECT)
     assert told(verdict) == {("IbPortMissing", "rdma", Status.CRITICAL)}
+
+
+def test_a_container_may_have_fewer(run):
+    host = RdmaHost(2)
+    host.files["/proc/self/mountinfo"] = "24 29 0:5 / /dev rw - tmpfs tmpfs rw\n"
+    assert run("ib_ports", host=host, expect=EXPECT).status is Status.OK
+    host.down("mlx5_1")
+    verdict = run("ib_ports", host=host, expect=EXPECT)
+    assert told(verdict) == {("IbLinkDown", "mlx5_1/1", Status.CRITICAL)}
 
 
 def test_a_missing_adapter(run):

@@ -64,6 +64,8 @@ def adapter(hca: Hca, number: int) -> dict[str, str]:
         link_layer=hca.link_layer,
     )  # fmt: skip
     files |= {f"{folder}/ports/1/{name}": text for name, text in state.items()}
+    if hca.link_layer == "Ethernet":
+        files |= _roce(hca, number)
     files |= {f"{folder}/ports/1/counters/{name}": f"{COUNTED.get(name, 0)}\n" for name in COUNTERS}
     files |= {f"{folder}/ports/1/hw_counters/{name}": "0\n" for name in HARDWARE_COUNTERS}
     files |= {
@@ -72,6 +74,18 @@ def adapter(hca: Hca, number: int) -> dict[str, str]:
         f"/dev/infiniband/uverbs{number}": "",
         f"/dev/infiniband/umad{number}": "",
     }
+    return files
+
+
+def _roce(hca: Hca, number: int) -> dict[str, str]:
+    """The GIDs of a port with one address: link-local and IPv4, each as RoCE v1 and v2."""
+    folder = f"{CLASS}/{hca.name}/ports/1"
+    local = f"fe80:0000:0000:0000:0200:00ff:fe00:{number:04x}"
+    address = f"0000:0000:0000:0000:0000:ffff:c612:{number:04x}"
+    files = {f"/sys/class/net/{hca.netdev}/carrier_down_count": "1\n"}
+    for index, gid in enumerate((local, local, address, address)):
+        kind = "RoCE v2" if index % 2 else "IB/RoCE v1"
+        files |= {f"{folder}/gids/{index}": f"{gid}\n", f"{folder}/gid_attrs/types/{index}": f"{kind}\n"}
     return files
 
 
