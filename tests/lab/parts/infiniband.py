@@ -80,8 +80,9 @@ def adapter(hca: Hca, number: int) -> dict[str, str]:
 def _roce(hca: Hca, number: int) -> dict[str, str]:
     """The GIDs of a port with one address: link-local and IPv4, each as RoCE v1 and v2."""
     folder = f"{CLASS}/{hca.name}/ports/1"
-    local = f"fe80:0000:0000:0000:0200:00ff:fe00:{number:04x}"
-    address = f"0000:0000:0000:0000:0000:ffff:c612:{number:04x}"
+    # in the form that the redaction of recordings gives them
+    local = f"2001:db8::{number + 1:x}"
+    address = f"2001:db8::{number + 0x100:x}"
     files = {f"/sys/class/net/{hca.netdev}/carrier_down_count": "1\n"}
     for index, gid in enumerate((local, local, address, address)):
         kind = "RoCE v2" if index % 2 else "IB/RoCE v1"
