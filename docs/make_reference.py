@@ -366,10 +366,10 @@ def read_page() -> str:
     parts = [
         "# What `clustertools read` prints",
         "Made by `make docs` from the readers themselves; do not edit. `clustertools read [--kind KIND] "
-        "[FILE]` prints one JSON object: `schema`, `kind`, the fields below, and `unparsed`, the lines of an "
-        "unknown form, each with `line` (its number) and `text`. `a[].b` is the field b of each element of the "
-        "list a; `a.*` is every value of the map a. A field that the tool did not tell is null or left out. "
-        "Units are in the names.",
+        "[FILE]` prints one JSON object: `schema`, `kind`, the fields below, and `unparsed`, the lines of "
+        "an unknown form, each with `line` (its number) and `text`. `a[].b` is the field b of each element "
+        "of the list a; `a.*` is every value of the map a. A field that the tool did not tell is null or "
+        "left out. Units are in the names.",
         _table(("kind", "of what"), [(f"[{k}](#{k})", _first(reader)) for k, reader in known.items()]),
     ]
     for kind, reader in known.items():

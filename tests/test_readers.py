@@ -43,7 +43,8 @@ def described(path: str, fields: set[str]) -> bool:
         head = ".".join(parts[:count]).replace(".[]", "[]")
         if head in fields or (count < len(parts) and f"{head}.*" in fields):
             return True
-    return path.removesuffix("[]") in fields
+    # an empty list: what it would hold is described
+    return path.endswith("[]") and any(field.startswith(path.removesuffix("[]")) for field in fields)
 
 
 @EVERY_SAMPLE
