@@ -99,7 +99,7 @@ def test_a_row_that_is_cut_is_said() -> None:
     text = (
         f"{HEADING}\n  8  2  float  sum  -1  9.0  0.1  0.2  0  9.1  0.1\n  16  4  float  sum  -1  9 1 2 0\n"
     )
-    with pytest.raises(Unparsable, match="9.0  0.1  0.2  0  9.1  0.1"):
+    with pytest.raises(Unparsable, match=r"9\.0  0\.1"):
         nccl_tests.read(text)
     told, unparsed = read_tolerantly(nccl_tests, text)
     assert [row["size_bytes"] for row in told["runs"][0]["rows"]] == [16]
