@@ -29,6 +29,8 @@ def show(unit: str) -> tuple[str, ...]:
 
 
 FABRIC_MANAGER = show("nvidia-fabricmanager.service")
+IMEX = show("nvidia-imex.service")
+STOPPED = "LoadState=loaded\nActiveState=inactive\nSubState=dead\nResult=success\n"
 RUNS = "LoadState=loaded\nActiveState=active\nSubState=running\nResult=success\n"
 
 
@@ -37,6 +39,8 @@ def files(shape: Shape) -> dict[str, str]:
 
 
 def commands(shape: Shape) -> dict[tuple[str, ...], Mapping[str, Any]]:
+    if shape.node_class == "gb200-4":  # idle: no IMEX domain is active
+        return {IMEX: {"seconds": 0.006, "stdout": STOPPED}}
     return {FABRIC_MANAGER: {"seconds": 0.006, "stdout": RUNS}} if shape.node_class in NVSWITCHES else {}
 
 
