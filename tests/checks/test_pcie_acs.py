@@ -58,6 +58,10 @@ def test_where_it_does_not_matter(run):
     assert run("pcie_acs", host=node(vendor="0x1b36")).status is Status.SKIPPED
     assert run("pcie_acs", host=node(other=False)).status is Status.SKIPPED
     assert run("pcie_acs", host=Machine()).status is Status.SKIPPED
+    host = Machine()  # a card in a slot of the processor's own
+    host.bridge("0000:20:01.0", 0x21, vendor="0x8086")
+    host.device("0000:21:00.0")
+    assert run("pcie_acs", host=host).status is Status.SKIPPED
     host = node()
     del host.commands[BRIDGES]
     assert run("pcie_acs", host=host).status is Status.SKIPPED

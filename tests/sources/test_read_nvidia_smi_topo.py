@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from clustertools.errors import Unparsable
 from clustertools.sources.tools.nvidia_smi_topo import read, recognise
 
-# ASUS ESC8000A-E12 with 4 x RTX 6000 Ada, driver 550 (luigifcruz/stelline, validated hardware)
+# ASUS ESC8000A-E12 with 4 x RTX 6000 Ada, driver 550 (luigifcruz/stelline, validated hardware); heading moved
+# together
 ADA = """\
-        GPU0    GPU1    GPU2    GPU3    NIC0    NIC1    NIC2    NIC3    CPU Affinity  NUMA Affinity  GPU NUMA ID
+        GPU0    GPU1    GPU2    GPU3    NIC0    NIC1    NIC2    NIC3  CPU Affinity  NUMA Affinity  GPU NUMA ID
 GPU0     X      NODE    SYS     SYS     NODE    NODE    SYS     SYS     0-31    0               N/A
 GPU1    NODE     X      SYS     SYS     NODE    NODE    SYS     SYS     0-31    0               N/A
 GPU2    SYS     SYS      X      NODE    SYS     SYS     NODE    NODE    32-63   1               N/A
