@@ -50,7 +50,7 @@ def host_containers(ctx: Context) -> Iterator[Finding | Reading]:
         name = what[answer.what]
         if answer.denied:
             ctx.unseen(f"only root may ask {name}")
-        elif "No such file" in answer.error or "refused" in answer.error and name == "kubelet":
+        elif "No such file" in answer.error or ("refused" in answer.error and name == "kubelet"):
             ctx.note(f"{name} runs, but not with its usual address {answer.what.partition(':')[2]}")
         elif answer.error:
             yield ctx.warning(

@@ -38,13 +38,15 @@ class Limits:
 def host_limits(ctx: Context) -> Iterator[Finding | Reading]:
     """The hard limits of slurmd, or of the container runtime, from /proc/PID/limits; not those of this shell.
 
-    Expected: `memlock_bytes` and `nofile`. Without them locked memory counts only where RDMA devices are.
+    Expected: `memlock_bytes` (or "unlimited") and `nofile`. Without them only slurmd is judged, and locked
+    memory only where the kernel's RDMA interface is loaded: a container may bring its own limits.
     """
     running = programs(ctx.host)
     starter = next((name for name in _STARTERS if name in running), "")
     if not starter:
         raise ctx.skip("neither slurmd nor a container runtime runs here")
-    rdma = bool(ctx.host.glob("/sys/class/infiniband/*"))
+    judged = starter == "slurmd"
+    rdma = judged and bool(re.search(r"^ib_uverbs ", ctx.host.read("/proc/modules"), re.MULTILINE))
     text = ctx.host.read(f"/proc/{min(running[starter])}/limits")
     memlock = _limit(text, "Max locked memory", "bytes")
     nofile = _limit(text, "Max open files", "files")
@@ -63,10 +65,12 @@ def host_limits(ctx: Context) -> Iterator[Finding | Reading]:
             )  # fmt: skip
         elif memlock[0] < wanted:
             ctx.note(f"the soft limit of {starter} is {memlock[0] / _GIB:.3g} GiB; jobs can raise it")
-    fewest = float(ctx.expect.get("nofile", ctx.limits.nofile_least))
+    fewest = float(ctx.expect.get("nofile", ctx.limits.nofile_least if judged else 0))
     if nofile[1] < fewest:
         yield ctx.warning(
-            "NofileLow", starter, f"{starter} gives jobs at most {nofile[1]:.0f} open files (limit {fewest:.0f})"
+            "NofileLow",
+            starter,
+            f"{starter} gives jobs at most {nofile[1]:.0f} open files (limit {fewest:.0f})",
         )
 
 

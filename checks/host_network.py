@@ -107,7 +107,9 @@ def _route(ctx: Context) -> Iterator[Finding]:
     ctx.remember["route"] = {"boot_id": ctx.host.boot_id, "names": names or had or []}
     if had and not names:
         yield ctx.warning(
-            "DefaultRouteLost", "route", f"the default route over {', '.join(had)} is gone since an earlier look"
+            "DefaultRouteLost",
+            "route",
+            f"the default route over {', '.join(had)} is gone since an earlier look",
         )
 
 

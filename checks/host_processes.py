@@ -83,10 +83,10 @@ def _stuck(ctx: Context, seen: Mapping[int, Process]) -> Iterator[Finding | Read
         switches = _switches(ctx, one)
         if switches is None:
             continue
-        then = old.get(key)
-        held = then is not None and then["switches"] == switches
-        kept[key] = {"since": then["since"] if held else now, "switches": switches}
-        lasted = now - kept[key]["since"]
+        then = old.get(key, {})
+        since = then["since"] if then.get("switches") == switches else now
+        kept[key] = {"since": since, "switches": switches}
+        lasted = now - since
         if lasted < ctx.limits.stuck_seconds:
             continue
         if one.is_kernel:
@@ -107,9 +107,7 @@ def _stuck_finding(ctx: Context, one: Process, lasted: float) -> Finding:
     text += f" (limit {ctx.limits.stuck_seconds:.0f} s)"
     part = f"pid@{one.pid}"
     if whom == "the NVIDIA driver":
-        return ctx.critical(
-            "DriverTaskStuck", part, text, evidence=where, remedy=Remedy.REBOOT_NODE
-        )
+        return ctx.critical("DriverTaskStuck", part, text, evidence=where, remedy=Remedy.REBOOT_NODE)
     return ctx.warning("TaskStuck", part, text, evidence=where, remedy=Remedy.INSPECT)
 
 
@@ -183,10 +181,14 @@ def _tables(ctx: Context) -> Iterator[Finding | Reading]:
     words = ctx.host.read("/proc/sys/fs/file-nr").split()
     if len(words) != 3 or not all(re.fullmatch(r"\d{1,20}", word) for word in words):
         raise Unparsable("/proc/sys/fs/file-nr has an unknown form", " ".join(words))
-    yield from _table(ctx, "FileTableFull", "open_files", int(words[0]) - int(words[1]), int(words[2]), "files")
+    yield from _table(
+        ctx, "FileTableFull", "open_files", int(words[0]) - int(words[1]), int(words[2]), "files"
+    )
 
 
-def _table(ctx: Context, code: str, name: str, used: int, most: int, what: str) -> Iterator[Finding | Reading]:
+def _table(
+    ctx: Context, code: str, name: str, used: int, most: int, what: str
+) -> Iterator[Finding | Reading]:
     ratio = used / most if most else 0.0
     yield ctx.reading(f"{name}_total", used)
     yield ctx.reading(f"{name}_used_ratio", ratio)

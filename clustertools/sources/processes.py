@@ -114,9 +114,7 @@ def programs(host: Host) -> dict[str, list[int]]:
     return found
 
 
-def processes(
-    host: Host, pids: Iterable[int] | None = None, *, brief: bool = False
-) -> dict[int, Process]:
+def processes(host: Host, pids: Iterable[int] | None = None, *, brief: bool = False) -> dict[int, Process]:
     """The processes `pids` (all when None) that exist, by pid. `brief`: by /proc/PID/stat alone, a fifth of
     the cost; what other files say is then None, or empty.
 
