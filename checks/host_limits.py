@@ -19,10 +19,10 @@ _UNLIMITED = float("inf")
 
 @dataclass(frozen=True)
 class Limits:
-    # NCCL and MPI pin their buffers: unlimited is what every vendor's guide asks for; the brief minimum here
-    # is what eight ranks pin at the least, own choice
+    # NCCL and MPI pin their buffers: unlimited is what every vendor's guide asks for; own choice: what
+    # eight ranks pin at the least
     memlock_least_bytes: float = 16 * _GIB
-    # Slurm's own unit file gives 131072; a rank of a large job holds a socket for each peer it bootstraps with
+    # Slurm's own unit file gives 131072; a rank of a large job holds many sockets
     nofile_least: int = 16384
 
 

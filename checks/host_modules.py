@@ -12,7 +12,8 @@ from clustertools.sources.pci import nvidia_devices
 
 #: Where packages, DKMS and distributions put the module, below /lib/modules/RELEASE.
 _PLACES = ("updates/dkms", "extra", "extra/*", "updates", "weak-updates/*", "kernel/drivers/video",
-           "kernel/drivers/video/nvidia", "kernel/nvidia-*", "kernel/nvidia-*/bits", "misc", "video")  # fmt: skip
+           "kernel/drivers/video/nvidia", "kernel/nvidia-*", "kernel/nvidia-*/bits", "misc",
+           "video")  # fmt: skip
 #: Bits of /proc/sys/kernel/tainted that say something about the health of the kernel
 #: (Documentation/admin-guide/tainted-kernels.rst). P, O and E come with NVIDIA's and vendors' modules.
 _TAINTS = {1: "a module was forced in", 3: "a module was forced out", 4: "a machine check", 5: "a bad page",
@@ -99,6 +100,7 @@ def _nvidia(ctx: Context, loaded: set[str], release: str) -> Iterator[Finding]:
         yield ctx.critical(
             "DriverNotForKernel",
             "module@nvidia",
-            f"no NVIDIA module for the running kernel {release}; there is one for {', '.join(sorted(kernels)[:5])}",
+            f"no NVIDIA module for the running kernel {release}; there is one for "
+            f"{', '.join(sorted(kernels)[:5])}",
             remedy=Remedy.INSPECT,
         )

@@ -196,7 +196,8 @@ def _table(
         return
     say = ctx.critical if ratio >= ctx.limits.table_critical_ratio else ctx.warning
     yield say(
-        code, "", f"{used} of at most {most} {what} ({ratio:.0%}, limit {ctx.limits.table_warning_ratio:.0%})",
+        code, "",
+        f"{used} of at most {most} {what} ({ratio:.0%}, limit {ctx.limits.table_warning_ratio:.0%})",
         remedy=Remedy.INSPECT,
     )  # fmt: skip
 

@@ -30,7 +30,7 @@ from clustertools.host import PYTHON, Host
 
 #: HTTP/2's connection preface, and an empty SETTINGS frame (RFC 9113, 3.4 and 6.5).
 _HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
-#: A question for the name servers of the root (RFC 1035, 4.1): recursion desired, name ".", type NS, class IN.
+#: A question for the name servers of the root (RFC 1035, 4.1): recursion desired, ".", type NS, class IN.
 _ROOT_QUESTION = b"\x43\x54\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\x01"
 
 
