@@ -21,14 +21,16 @@ from clustertools.host import Host
 #: A controller that fails over answers within its MessageTimeout, by default 10 s.
 DEADLINE_SECONDS = 8.0
 #: Every key of that line, of all versions.
-_KEYS = (
-    "NodeName Arch CoresPerSocket CPUAlloc CPUEfctv CPUTot CPULoad AvailableFeatures ActiveFeatures Gres "
-    "GresDrain GresUsed NodeAddr NodeHostName Port Version OS RealMemory AllocMem FreeMem Sockets Boards "
-    "CoreSpecCount CPUSpecList MemSpecLimit State ThreadsPerCore TmpDisk Weight Owner MCS_label Partitions "
-    "NextState BootTime SlurmdStartTime LastBusyTime ResumeAfterTime CfgTRES AllocTRES CapWatts CurrentWatts "
-    "AveWatts LowestJoules ConsumedJoules ExtSensorsJoules ExtSensorsWatts ExtSensorsTemp Reason Comment "
-    "Extra InstanceId InstanceType ReservationName Topology CertFlags Parameters GPUSpec"
-).split()
+_KEYS = frozenset(
+    (
+        "NodeName Arch CoresPerSocket CPUAlloc CPUEfctv CPUTot CPULoad AvailableFeatures ActiveFeatures Gres "
+        "GresDrain GresUsed NodeAddr NodeHostName Port Version OS RealMemory AllocMem FreeMem Sockets Boards "
+        "CoreSpecCount CPUSpecList MemSpecLimit State ThreadsPerCore TmpDisk Weight Owner MCS_label "
+        "Partitions NextState BootTime SlurmdStartTime LastBusyTime ResumeAfterTime CfgTRES AllocTRES CapWatts "
+        "CurrentWatts AveWatts LowestJoules ConsumedJoules ExtSensorsJoules ExtSensorsWatts ExtSensorsTemp Reason Comment "
+        "Extra InstanceId InstanceType ReservationName Topology CertFlags Parameters GPUSpec"
+    ).split()
+)
 #: The states that a node is in one of (slurm.h, NODE_STATE_BASE); all else are flags beside it.
 BASE_STATES = frozenset("UNKNOWN DOWN IDLE ALLOCATED ERROR MIXED FUTURE INVAL".split())
 
@@ -138,20 +140,20 @@ def parse_nodes(text: str) -> Iterator[SlurmNode]:
 
 def _fields(line: str) -> dict[str, str]:
     # NodeName=gpu-001 Arch=x86_64 ... OS=Linux 5.15.0 #1 SMP ... State=IDLE+DRAIN ... Reason=a b [root@...]
-    pieces = re.split(r"(?:^|(?<=\s))(\w+)=", line)
-    found: dict[str, str] = {}
-    key = ""
-    for word, value in zip(pieces[1::2], pieces[2::2], strict=True):
+    pieces = re.split(r"(?:^|(?<=\s))(\w{1,40})=", line)
+    found: dict[str, list[str]] = {}
+    value: list[str] = []
+    for word, text in zip(pieces[1::2], pieces[2::2], strict=True):
         if word in _KEYS and word not in found:  # a reason may quote a key: the first is Slurm's own
-            key = word
-            found[key] = value
+            value = found[word] = [text]
         else:
-            found[key] += f"{word}={value}"
-    return {key: value.strip() for key, value in found.items()}
+            value += (word, "=", text)
+    return {key: "".join(parts).strip() for key, parts in found.items()}
 
 
 def _node(fields: dict[str, str]) -> SlurmNode:
-    state = fields.get("State", "")
+    # a key that is new to us may follow
+    state = fields.get("State", "").partition(" ")[0]
     # IDLE, MIXED+PLANNED, DOWN*+DRAIN, IDLE+CLOUD+POWERED_DOWN, ALLOCATED@ in old versions
     if not re.fullmatch(r"[A-Z_]+[*~#!%$@^-]*(\+[A-Z_0-9]+[*~#!%$@^-]*)*", state):
         raise Unparsable("scontrol show node has an unknown state", state)

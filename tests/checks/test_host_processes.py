@@ -48,7 +48,8 @@ def looks(run, host, *seconds, **how):
 def test_a_process_that_hangs_in_the_driver(run, node):
     blocked(
         node, 77, "python3", wchan="rwsem_down_write_slowpath",
-        stack="[<0>] os_acquire_rwlock_write+0x3a/0x50 [nvidia]\n[<0>] uvm_api_unregister_gpu+0x1c/0x60 [nvidia_uvm]\n",
+        stack="[<0>] os_acquire_rwlock_write+0x3a/0x50 [nvidia]\n"
+        "[<0>] uvm_api_unregister_gpu+0x1c/0x60 [nvidia_uvm]\n",
     )  # fmt: skip
     assert looks(run, node).status is Status.OK
     assert looks(run, node, 60, 239).status is Status.OK

@@ -42,7 +42,7 @@ def test_a_node_with_much_wrong(run):
     }
 
 
-# ---- services ------------------------------------------------------------------------------------------------
+# ---- services --------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_another_form_of_systemctl_is_unknown(run, node, text):
     assert run("host_services", node).status is Status.UNKNOWN
 
 
-# ---- limits --------------------------------------------------------------------------------------------------
+# ---- limits ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_limits_without_a_starter_or_in_another_form(run, node):
         assert run("host_limits", node).status is Status.UNKNOWN
 
 
-# ---- modules -------------------------------------------------------------------------------------------------
+# ---- modules ---------------------------------------------------------------------------------------------
 
 
 def test_modules_built_in_or_with_another_dash(run, node):
@@ -169,7 +169,7 @@ def test_a_driver_for_another_kernel(run, node, files, found):
     assert run("host_modules", node).codes == found
 
 
-# ---- network -------------------------------------------------------------------------------------------------
+# ---- network ---------------------------------------------------------------------------------------------
 
 ROUTES = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n"
 DEFAULT = "eno1\t00000000\t010012C6\t0003\t0\t0\t100\t00000000\t0\t0\t0\n"
@@ -178,7 +178,7 @@ DEFAULT = "eno1\t00000000\t010012C6\t0003\t0\t0\t100\t00000000\t0\t0\t0\n"
 @pytest.fixture
 def wired(node):
     node.files |= {"/proc/net/route": ROUTES + DEFAULT, "/etc/resolv.conf": "nameserver 198.18.0.53\n# x\n"}
-    node.commands[*room.PROBE, "3", "dns:198.18.0.53"] = room.answered("dns:198.18.0.53")
+    node.commands[(*room.PROBE, "3", "dns:198.18.0.53")] = room.answered("dns:198.18.0.53")
     return node
 
 
@@ -197,7 +197,7 @@ def test_a_lost_default_route(run, wired):
 def test_one_of_two_name_servers(run, wired):
     wired.files["/etc/resolv.conf"] = "nameserver 198.18.0.53\nnameserver fe80::1%eno1\noptions edns0\n"
     asked = ("dns:198.18.0.53", "dns:fe80::1")
-    wired.commands[*room.PROBE, "3", *asked] = room.answered(*asked, **{asked[0]: "no answer"})
+    wired.commands[(*room.PROBE, "3", *asked)] = room.answered(*asked, **{asked[0]: "no answer"})
     verdict = run("host_network", wired)
     assert (verdict.status, "198.18.0.53 does not answer" in verdict.detail) == (Status.OK, True)
 
@@ -216,11 +216,11 @@ def test_conntrack(run, wired, count, found):
 
 @pytest.mark.parametrize("answer", ["", "{}", '{"what": 1}', "x\n", Unobservable("it hung")])
 def test_a_probe_that_fails_is_unknown(run, wired, answer):
-    wired.commands[*room.PROBE, "3", "dns:198.18.0.53"] = answer
+    wired.commands[(*room.PROBE, "3", "dns:198.18.0.53")] = answer
     assert run("host_network", wired).status is Status.UNKNOWN
 
 
-# ---- containers ----------------------------------------------------------------------------------------------
+# ---- containers ------------------------------------------------------------------------------------------
 
 
 def test_the_kubelet_and_docker(run, node):
@@ -243,7 +243,7 @@ def test_no_runtime(run, node):
     assert run("host_containers", node).status is Status.UNKNOWN
 
 
-# ---- uptime --------------------------------------------------------------------------------------------------
+# ---- uptime ----------------------------------------------------------------------------------------------
 
 
 def test_a_reboot_loop(run, node):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,23 +32,25 @@ def test_a_reason_that_quotes_keys():
 # 20.11 and 24.05: without CPUEfctv and with it, with ResumeAfterTime; 24.05 as told in an issue of
 # awslabs/awsome-distributed-ai (195), put on one line and renamed
 OTHER_VERSIONS = {
-    "20.11": "NodeName=n1 Arch=x86_64 CoresPerSocket=64 CPUAlloc=0 CPUTot=128 CPULoad=0.01 AvailableFeatures=(null) "
-    "ActiveFeatures=(null) Gres=gpu:a100:8(S:0-7),nic:4 NodeAddr=n1 NodeHostName=n1 Version=20.11.9 OS=Linux 4.18.0 "
-    "#1 SMP Tue  RealMemory=1000000 AllocMem=0 FreeMem=990000 Sockets=2 Boards=1 State=IDLE*+DRAIN ThreadsPerCore=1 "
-    "TmpDisk=0 Weight=1 Owner=N/A MCS_label=N/A Partitions=gpu  BootTime=2024-01-01T00:00:00 SlurmdStartTime=None "
-    "CfgTRES=cpu=128,mem=1000000M,billing=128 AllocTRES= CapWatts=n/a CurrentWatts=0 AveWatts=0 "
-    "ExtSensorsJoules=n/s ExtSensorsWatts=0 ExtSensorsTemp=n/s Reason=not responding [slurm@2024-01-02T00:00:00] "
-    "Comment=(null)",
+    "20.11": "NodeName=n1 Arch=x86_64 CoresPerSocket=64 CPUAlloc=0 CPUTot=128 CPULoad=0.01 "
+    "AvailableFeatures=(null) ActiveFeatures=(null) Gres=gpu:a100:8(S:0-7),nic:4 NodeAddr=n1 "
+    "NodeHostName=n1 Version=20.11.9 OS=Linux 4.18.0 #1 SMP Tue  RealMemory=1000000 AllocMem=0 "
+    "FreeMem=990000 Sockets=2 Boards=1 State=IDLE*+DRAIN ThreadsPerCore=1 TmpDisk=0 Weight=1 "
+    "Owner=N/A MCS_label=N/A Partitions=gpu  BootTime=2024-01-01T00:00:00 SlurmdStartTime=None "
+    "CfgTRES=cpu=128,mem=1000000M,billing=128 AllocTRES= CapWatts=n/a CurrentWatts=0 AveWatts=0"
+    " ExtSensorsJoules=n/s ExtSensorsWatts=0 ExtSensorsTemp=n/s Reason=not responding "
+    "[slurm@2024-01-02T00:00:00] Comment=(null)",
     "24.05": "NodeName=n1 Arch=x86_64 CoresPerSocket=1  CPUAlloc=0 CPUEfctv=8 CPUTot=8 CPULoad=0.99 "
-    "AvailableFeatures=(null) ActiveFeatures=(null) Gres=gpu:nvidia-rtx-3090:1 NodeAddr=n1 NodeHostName=n1 "
-    "Version=24.05.0-0rc1 OS=Linux 5.10.0-153 #1 SMP Wed Jun 28 23:04:48 CST 2023  RealMemory=1 AllocMem=0 "
-    "FreeMem=340 Sockets=8 Boards=1 State=IDLE+DRAIN ThreadsPerCore=1 TmpDisk=0 Weight=1 Owner=N/A MCS_label=N/A "
-    "Partitions=compute100  BootTime=2024-11-18T20:46:45 SlurmdStartTime=2024-12-19T11:41:49 "
-    "LastBusyTime=2024-12-19T11:41:49 ResumeAfterTime=None CfgTRES=cpu=8,mem=1M,billing=8,gres/gpu=1 AllocTRES= "
-    "CurrentWatts=0 AveWatts=0  Reason=gres/gpu count reported lower than configured (0 < 1) "
-    "[slurm@2024-12-19T11:03:34]",
+    "AvailableFeatures=(null) ActiveFeatures=(null) Gres=gpu:nvidia-rtx-3090:1 NodeAddr=n1 "
+    "NodeHostName=n1 Version=24.05.0-0rc1 OS=Linux 5.10.0-153 #1 SMP Wed Jun 28 23:04:48 CST "
+    "2023  RealMemory=1 AllocMem=0 FreeMem=340 Sockets=8 Boards=1 State=IDLE+DRAIN "
+    "ThreadsPerCore=1 TmpDisk=0 Weight=1 Owner=N/A MCS_label=N/A Partitions=compute100  "
+    "BootTime=2024-11-18T20:46:45 SlurmdStartTime=2024-12-19T11:41:49 "
+    "LastBusyTime=2024-12-19T11:41:49 ResumeAfterTime=None "
+    "CfgTRES=cpu=8,mem=1M,billing=8,gres/gpu=1 AllocTRES= CurrentWatts=0 AveWatts=0  "
+    "Reason=gres/gpu count reported lower than configured (0 < 1) [slurm@2024-12-19T11:03:34]",
     "25.05": "NodeName=n1 CoresPerSocket=1  Gres=gpu:1 State=IDLE+CLOUD+POWERED_DOWN+NOT_RESPONDING "
-    "Comment=a b Extra={\"x\": \"y=z\"} InstanceId=i-0 InstanceType=p5 Topology=a:b NewKey=what",
+    'Comment=a b Extra={"x": "y=z"} InstanceId=i-0 InstanceType=p5 Topology=a:b NewKey=what',
 }  # fmt: skip
 
 
@@ -65,10 +69,8 @@ def test_lines_of_other_versions():
 def test_any_text_is_answered_or_refused(text):
     for form in (text, "NodeName=" + text, room.node_line(CPU)[: len(text)] + text):
         for parse in (lambda t: list(slurm.parse_nodes(t)), slurm.parse_ping):
-            try:
+            with contextlib.suppress(Unparsable):
                 parse(form)
-            except Unparsable:
-                pass
 
 
 def test_a_line_of_ten_megabytes():
@@ -82,7 +84,7 @@ def test_ping():
         slurm.parse_ping("slurmctld: what\n")
 
 
-# ---- the checks ----------------------------------------------------------------------------------------------
+# ---- the checks ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -107,7 +109,8 @@ ASK = (*room.NODE, "gpu-001")
         ("IDLE+FAIL", "", "SlurmNodeDown", ""),
         ("UNKNOWN+DRAIN+INVALID_REG", "gres/gpu count reported lower than configured (1 < 2) [x@y]",
          "SlurmNodeInvalid", ""),
-        ("IDLE+DRAIN", "Low RealMemory (reported:1 < 100.00% of configured:2) [slurm@x]", "SlurmNodeInvalid", ""),
+        ("IDLE+DRAIN", "Low RealMemory (reported:1 < 100.00% of configured:2) [slurm@x]",
+         "SlurmNodeInvalid", ""),
     ],
 )  # fmt: skip
 def test_states(run, host, state, reason, code, note):

@@ -58,8 +58,9 @@ def test_real_sockets(served):
     with socket.create_server(("127.0.0.1", 0)) as open_port:
         port = open_port.getsockname()[1]
         told = ask(
-            f"docker:{served}/docker", f"grpc:{served}/grpc", f"docker:{served}/broken", f"grpc:{served}/docker",
-            f"docker:{served}/silent", f"docker:{served}/none", f"tcp:localhost:{port}", "tcp:127.0.0.1:1",
+            f"docker:{served}/docker", f"grpc:{served}/grpc", f"docker:{served}/broken",
+            f"grpc:{served}/docker", f"docker:{served}/silent", f"docker:{served}/none",
+            f"tcp:localhost:{port}", "tcp:127.0.0.1:1",
             "dns:127.0.0.1", "tcp:garbage", "what:is:this",
         )  # fmt: skip
     good = {f"docker:{served}/docker", f"grpc:{served}/grpc", f"tcp:localhost:{port}"}
