@@ -23,12 +23,13 @@ DEADLINE_SECONDS = 8.0
 #: Every key of that line, of all versions.
 _KEYS = frozenset(
     (
-        "NodeName Arch CoresPerSocket CPUAlloc CPUEfctv CPUTot CPULoad AvailableFeatures ActiveFeatures Gres "
-        "GresDrain GresUsed NodeAddr NodeHostName Port Version OS RealMemory AllocMem FreeMem Sockets Boards "
-        "CoreSpecCount CPUSpecList MemSpecLimit State ThreadsPerCore TmpDisk Weight Owner MCS_label "
-        "Partitions NextState BootTime SlurmdStartTime LastBusyTime ResumeAfterTime CfgTRES AllocTRES CapWatts "
-        "CurrentWatts AveWatts LowestJoules ConsumedJoules ExtSensorsJoules ExtSensorsWatts ExtSensorsTemp Reason Comment "
-        "Extra InstanceId InstanceType ReservationName Topology CertFlags Parameters GPUSpec"
+        "NodeName Arch CoresPerSocket CPUAlloc CPUEfctv CPUTot CPULoad AvailableFeatures ActiveFeatures "
+        "Gres GresDrain GresUsed NodeAddr NodeHostName Port Version OS RealMemory AllocMem FreeMem Sockets "
+        "Boards CoreSpecCount CPUSpecList MemSpecLimit State ThreadsPerCore TmpDisk Weight Owner MCS_label "
+        "Partitions NextState BootTime SlurmdStartTime LastBusyTime ResumeAfterTime CfgTRES AllocTRES "
+        "CapWatts CurrentWatts AveWatts LowestJoules ConsumedJoules ExtSensorsJoules ExtSensorsWatts "
+        "ExtSensorsTemp Reason Comment Extra InstanceId InstanceType ReservationName Topology CertFlags "
+        "Parameters GPUSpec"
     ).split()
 )
 #: The states that a node is in one of (slurm.h, NODE_STATE_BASE); all else are flags beside it.

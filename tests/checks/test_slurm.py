@@ -73,6 +73,7 @@ def test_any_text_is_answered_or_refused(text):
                 parse(form)
 
 
+@pytest.mark.slow
 def test_a_line_of_ten_megabytes():
     assert node(room.node_line(CPU, reason="a=b " * 2_500_000)).name == "{node}"
 

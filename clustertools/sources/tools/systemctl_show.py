@@ -75,4 +75,4 @@ def _blocks(text: str) -> Iterator[dict[str, str]]:
 
 
 def _key(name: str) -> str:
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
