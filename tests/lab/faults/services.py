@@ -54,7 +54,7 @@ MACHINES = (
     Machine(
         "host-kernel-new-no-driver",
         "booted into a new kernel, for which no NVIDIA module was built; Slurm sees 0 of 8 GPUs",
-        ("DriverNotForKernel", "SlurmNodeInvalid"),
+        ("DriverNotForKernel", "SlurmNodeInvalid", "ConfigurationDrift"),
         files={
             "/proc/sys/kernel/osrelease": "5.15.0-1060-nvidia\n",
             "/proc/modules": "nvme 53248 9 - Live 0x0000000000000000\n"

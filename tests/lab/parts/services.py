@@ -138,6 +138,8 @@ def files(shape: Shape) -> dict[str, str]:
         "/proc/uptime": f"90400.22 {90400 * shape.cpus}.10\n",
         "/proc/modules": modules,
         "/proc/sys/kernel/osrelease": f"{shape.kernel}\n",
+        "/etc/os-release": 'PRETTY_NAME="Ubuntu 22.04.4 LTS"\nID=ubuntu\nID_LIKE=debian\n',
+        "/proc/sys/net/core/rmem_max": "67108864\n",
         "/proc/sys/kernel/tainted": "12289\n" if shape.gpu == "nvidia" else "0\n",
         "/proc/sys/kernel/pid_max": "4194304\n",
         "/proc/sys/kernel/threads-max": "16510685\n",
@@ -177,5 +179,6 @@ def commands(shape: Shape) -> dict[tuple[str, ...], dict[str, Any]]:
 def expect(shape: Shape) -> dict[str, Any]:
     return {
         "services": services(shape), "modules": ["nvme", "mlx5-core"], "reachable": ["198.18.0.9:2049"],
-        "memlock_bytes": "unlimited", "nofile": 65536,
+        "memlock_bytes": "unlimited", "nofile": 65536, "kernel": shape.kernel, "os_release": "Ubuntu 22.04*",
+        "sysctls": {"net.core.rmem_max": 67108864},
     }  # fmt: skip
