@@ -37,6 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "stats": set(),
     "host": {"model"},
     "shared_host": {"model", "host"},
+    "bounded": {"model", "host", "shared_host", "check"},
     "recorder": {"model", "host"},
     "catalog": {"model", "host"},
     "sources": {"model", "host", "catalog"},

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import Any
 
 import click
 
+from clustertools import bounded
 from clustertools import check as checking
 from clustertools.check import Check
 from clustertools.cli import node_memory
@@ -18,10 +17,9 @@ from clustertools.cli.frame import Output, common, examples
 from clustertools.cli.site import adjusted, is_configured
 from clustertools.errors import ConfigError, Unobservable
 from clustertools.host import Host, LocalHost, RecordedHost
-from clustertools.model import Status, Subject, Verdict
+from clustertools.model import Verdict
 from clustertools.render import formats
 from clustertools.render.json_lines import json_line
-from clustertools.shared_host import SharedHost
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,26 +124,14 @@ def look(
     seconds: float | None = None,
 ) -> Iterator[Verdict]:
     """Run the checks one after the other, all on one answer per question, within `seconds` together."""
-    host = SharedHost(host)
-    end = time.monotonic() + seconds if seconds is not None else None
-    for each in chosen:
-        left = each.timeout_seconds if end is None else end - time.monotonic()
-        if left <= 0:
-            yield _not_started(each, host, orders.cluster, f"not started: the {seconds:g} s were over")
-            continue
-        yield checking.run(
-            dataclasses.replace(each, timeout_seconds=min(each.timeout_seconds, left)),
-            host,
-            limits=orders.limits.get(each.name),
-            expect=orders.expect,
-            past=memory.get(each.name),
-            cluster=orders.cluster,
-        )
 
+    def ask(each: Check, shared: Host) -> Verdict:
+        return checking.run(
+            each, shared, limits=orders.limits.get(each.name), expect=orders.expect,
+            past=memory.get(each.name), cluster=orders.cluster,
+        )  # fmt: skip
 
-def _not_started(each: Check, host: Host, cluster: str, reason: str) -> Verdict:
-    subject = Subject(cluster=cluster, node=host.name)
-    return Verdict(each.name, subject, Status.UNKNOWN, blind=reason, time=host.now())
+    return bounded.look(chosen, ask, host, seconds=seconds, cluster=orders.cluster)
 
 
 def orders_for(host: Host, config_path: Path | None, *, job_checks: bool = True) -> Orders:
