@@ -20,6 +20,7 @@ from clustertools.host import Host, LocalHost, RecordedHost
 from clustertools.model import Verdict
 from clustertools.render import formats
 from clustertools.render.json_lines import json_line
+from clustertools.render.prometheus import write_textfile
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ class Orders:
         "clustertools check --stage preflight            all that should hold before a launch",
         "clustertools check gpu_ecc --format nagios      one check, as a monitoring plugin",
         "clustertools check --host tests/hosts/NAME      the same on a recorded machine",
+        "clustertools check --textfile /var/lib/node_exporter/ct.prom --format prometheus",
         "clustertools check --remember --timeout 45      with memory for rates and the kernel log",
     )
 )
@@ -59,6 +61,12 @@ class Orders:
 )
 @click.option("--format", "format_name", type=click.Choice(list(formats.FORMATS)), default="text")
 @click.option(
+    "--textfile",
+    type=click.Path(path_type=Path),
+    metavar="FILE.prom",
+    help="Also write Prometheus' format there, at once and whole, for node_exporter.",
+)
+@click.option(
     "--timeout", "seconds", type=float, metavar="SECONDS", help="All together; what did not start is UNKNOWN."
 )
 @click.option(
@@ -76,6 +84,7 @@ def check(
     stage: str,
     recording: Path | None,
     format_name: str,
+    textfile: Path | None,
     seconds: float | None,
     config_path: Path | None,
     remember: bool,
@@ -85,7 +94,8 @@ def check(
     """Look at this machine once.
 
     Changes nothing. Exits 0 when all is well, 1 on a warning, 2 when something is critical, 3 when
-    something could not be looked at. `--format npd` follows node-problem-detector instead: 1 is a problem.
+    something could not be looked at. `--format npd` and `nhc` follow node-problem-detector and NHC: 1 is a
+    problem.
     """
     format_name = "json" if out.json else format_name
     host: Host = RecordedHost(recording) if recording else LocalHost()
@@ -109,10 +119,12 @@ def check(
             print(json_line("verdict", verdict), flush=True)
     if path:
         _keep(path, memory, verdicts, out)
+    if textfile:
+        write_textfile(textfile, verdicts)
     if format_name == "text":
         out.line(formats.text(verdicts, color=out.color, quiet=out.quiet, verbose=out.verbose))
-    elif format_name != "json":
-        out.line(formats.FORMATS[format_name](verdicts))
+    elif format_name != "json" and (said := formats.FORMATS[format_name](verdicts)):
+        out.line(said)
     return formats.exit_code(format_name, verdicts)
 
 
