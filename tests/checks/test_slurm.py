@@ -23,10 +23,12 @@ def node(text):
 
 def test_a_reason_that_quotes_keys():
     found = node(
-        room.node_line(DGX_H100, "IDLE+DRAIN", "State=DOWN Foo=bar gpu 3 xid 79 [root@2026-11-21T13:37:09]")
+        room.node_line(
+            DGX_H100, "IDLE+DRAIN", "was State=DOWN Foo=bar gpu 3 xid 79 [root@2026-11-21T13:37:09]"
+        )
     )
     assert (found.flags, found.reason_by) == ({"IDLE", "DRAIN"}, "root")
-    assert (found.reason, found.gpus) == ("State=DOWN Foo=bar gpu 3 xid 79", 8)
+    assert (found.reason, found.gpus) == ("was State=DOWN Foo=bar gpu 3 xid 79", 8)
 
 
 # 20.11 and 24.05: without CPUEfctv and with it, with ResumeAfterTime; 24.05 as told in an issue of
@@ -110,6 +112,7 @@ ASK = (*room.NODE, "gpu-001")
         ("IDLE+FAIL", "", "SlurmNodeDown", ""),
         ("UNKNOWN+DRAIN+INVALID_REG", "gres/gpu count reported lower than configured (1 < 2) [x@y]",
          "SlurmNodeInvalid", ""),
+        ("IDLE+INVALID_REG", "something new [slurm@x]", "SlurmNodeInvalid", ""),
         ("IDLE+DRAIN", "Low RealMemory (reported:1 < 100.00% of configured:2) [slurm@x]",
          "SlurmNodeInvalid", ""),
     ],
@@ -138,6 +141,9 @@ def test_without_slurm(run, host):
     host.commands[ASK] = Absent("scontrol is not installed")
     assert run("slurm_node", host).status is Status.SKIPPED
     assert run("slurm_controller", host).status is Status.SKIPPED
+    host.commands[("scontrol", "ping")] = "Slurmctld(primary) at head-1 is DOWN\n"
+    assert run("slurm_controller", host).detail == "a compute node; the head node asks for all"
+    host.commands.clear()
     host.files = {"/proc/1/comm": "systemd\n"}
     assert run("slurm_node", host).status is Status.SKIPPED
     assert run("slurm_controller", host).status is Status.SKIPPED
