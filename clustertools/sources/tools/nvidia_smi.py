@@ -43,33 +43,41 @@ FIELDS = {
 _MIB = 1 << 20
 # | NVIDIA-SMI 550.54.15              Driver Version: 550.54.15      CUDA Version: 12.4     |
 _HEAD = re.compile(
-    r"\| NVIDIA-SMI (\S+)\s+(?:Driver Version|KMD Version): (\S+)(?:\s+(?:CUDA|CUDA UMD) Version: (\S+))?"
+    r"\| NVIDIA-SMI (\S+)\s+(?:Driver|KMD) Version: (\S+)(?:\s+(?:CUDA|CUDA UMD) Version: (\S+))?"
 )
 # |   0  NVIDIA H100 80GB HBM3          On  |   00000000:18:00.0 Off |                    0 |
 _GPU = re.compile(
-    r"\|\s+(\d+)\s+(\S.*?)\s+(On|Off|N/A|TCC|WDDM|MCDM)\s*\|\s*([0-9A-Fa-f]{4,8}:[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.\d)"
-    r"\s+(On|Off|N/A)\s*\|\s*(\S+(?: \S+)*)\s*\|"
+    r"\|\s+(\d+)\s+(\S.*?)\s+(On|Off|N/A|TCC|WDDM|MCDM)\s*"
+    r"\|\s*([0-9A-Fa-f]{4,8}:[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.\d)\s+(?:On|Off|N/A)\s*\|\s*(\S+(?: \S+)*)\s*\|"
 )
+_LOST = r"N/A|ERR!|Unknown Error"
 # | N/A   31C    P0             72W /  700W |       0MiB /  81559MiB |      0%      Default |
 _STATE = re.compile(
-    r"\|\s*(\d+%|N/A|ERR!)\s+(\d+C|N/A|ERR!)\s+(P\d+|N/A|ERR!|Unknown Error)\s+(\d+W|N/A|ERR!|Unknown Error)\s*/\s*"
-    r"(\d+W|N/A|ERR!|Unknown Error)\s*\|\s*(\d+MiB|N/A|ERR!|Unknown Error)\s*/\s*(\d+MiB|N/A|ERR!|Unknown Error)\s*"
-    r"\|\s*(\d+%|N/A|ERR!)\s+(\S.*?)\s*\|"
+    rf"\|\s*(\d+%|{_LOST})\s+(\d+C|{_LOST})\s+(P\d+|{_LOST})\s+(\d+W|{_LOST})\s*/\s*(\d+W|{_LOST})\s*"
+    rf"\|\s*(\d+MiB|{_LOST})\s*/\s*(\d+MiB|{_LOST})\s*\|\s*(\d+%|{_LOST})\s+(\S.*?)\s*\|"
 )
 # |                                         |                        |             Disabled |
-_MIG = re.compile(r"\|\s+\|\s+\|\s*(Enabled\*?|Disabled\*?|N/A)\s*\|")
+_MIG = re.compile(r"\|\s+\|\s+\|\s*(Enabled\*?|Disabled\*?|N/A|ERR!)\s*\|")
 # |    0   N/A  N/A     12345      C   python3                                    10240MiB |
 _PROCESS = re.compile(
     r"\|\s+(\d+)\s+(?:(?:N/A|\d+)\s+(?:N/A|\d+)\s+)?(\d+)\s+([CGM+]+)\s+(\S.*?)\s+(\d+MiB|N/A)\s*\|"
 )
-# Unable to determine the device handle for GPU 0000:3B:00.0: GPU is lost.  Reboot the system to recover this GPU
+# Unable to determine the device handle for GPU 0000:3B:00.0: GPU is lost.  Reboot the system to recover it
 _ERROR = re.compile(
     r"(Unable to determine|NVIDIA-SMI has failed|No devices|Failed to initialize NVML|WARNING: infoROM)"
 )
 _FRAME = re.compile(r"[+|][-=+|\s]*[+|]?\s*")
-_HEADING = re.compile(
-    r"\|\s*(?:GPU\s+Name|Fan\s+Temp|\|?\s*(?:\|\s*)+MIG M\.|Processes:|GPU\s+GI|GPU\s+PID|ID\s+ID|No running|\|.*MIG M\.)"
-)  # fmt: skip
+#: The headings of both tables; the last is that of the third line, which has only one column.
+_HEADINGS = (
+    "GPU  Name",
+    "Fan  Temp",
+    "Processes:",
+    "GPU   GI",
+    "GPU       PID",
+    "ID   ID",
+    "No running",
+    "MIG M.",
+)
 # Fri Nov 21 14:05:16 2026
 _DATE = re.compile(r"\w{3} \w{3} +\d+ [\d:]{8} \d{4}\s*")
 
@@ -95,7 +103,7 @@ def read(text: str) -> dict[str, Any]:
         elif told["gpus"] and (match := _STATE.match(line)):
             told["gpus"][-1] |= _state(match, told["gpus"][-1]["unreadable"])
         elif told["gpus"] and (match := _MIG.match(line)):
-            told["gpus"][-1]["mig_mode"] = None if match[1] == "N/A" else match[1]
+            told["gpus"][-1]["mig_mode"] = match[1] if match[1][0] in "ED" and match[1] != "ERR!" else None
         elif match := _PROCESS.match(line):
             told["processes"].append(
                 {"gpu": int(match[1]), "pid": int(match[2]), "type": match[3], "name": match[4],
@@ -103,7 +111,7 @@ def read(text: str) -> dict[str, Any]:
             )  # fmt: skip
         elif _ERROR.match(line):
             told["errors"].append(line.strip())
-        elif line.strip() and not (_FRAME.fullmatch(line) or _HEADING.match(line) or _DATE.fullmatch(line)):
+        elif line.strip() and not (_is_frame(line)):
             # what it adds to an error, such as what to try
             if not told["errors"] or line.startswith("|"):
                 raise Unparsable("nvidia-smi: a line of an unknown form", line)
@@ -113,8 +121,13 @@ def read(text: str) -> dict[str, Any]:
     return told
 
 
+def _is_frame(line: str) -> bool:
+    words = line.strip("| ")
+    return bool(_FRAME.fullmatch(line) or _DATE.fullmatch(line) or words.startswith(_HEADINGS))
+
+
 def _gpu(match: re.Match[str]) -> dict[str, Any]:
-    index, name, persistence, bus, _, ecc = match.groups()
+    index, name, persistence, bus, ecc = match.groups()
     unreadable: list[str] = []
     return {
         "index": int(index), "name": name, "pci_bus_id": bus,
@@ -130,8 +143,8 @@ def _state(match: re.Match[str], unreadable: list[str]) -> dict[str, Any]:
     fan, temperature, state, power, limit, used, total, utilisation, mode = match.groups()
     numbers = {
         "fan_percent": (fan, 1), "temperature_celsius": (temperature, 1), "power_watts": (power, 1),
-        "power_limit_watts": (limit, 1), "memory_used_bytes": (used, _MIB), "memory_total_bytes": (total, _MIB),
-        "utilisation_percent": (utilisation, 1),
+        "power_limit_watts": (limit, 1), "memory_used_bytes": (used, _MIB),
+        "memory_total_bytes": (total, _MIB), "utilisation_percent": (utilisation, 1),
     }  # fmt: skip
     found: dict[str, Any] = {
         name: _number(text, factor, name, unreadable) for name, (text, factor) in numbers.items()

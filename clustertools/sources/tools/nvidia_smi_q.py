@@ -1,4 +1,4 @@
-"""`nvidia-smi -q` as text: sections by their indentation. Its XML (`-q -x`) says the same and is read apart."""
+"""`nvidia-smi -q` as text: sections by their indentation. Its XML (`-q -x`) is another kind."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ FIELDS = {
     "driver": "version of the driver",
     "cuda": "newest CUDA version that the driver knows",
     "gpus[].pci_bus_id": "the address that the section of the GPU begins with",
-    "gpus[].*": "its sections and figures by their headings in lower case with underscores, the unit at the end: "
-    "fb_memory_usage.total_bytes, temperature.gpu_current_temp_celsius, ecc_errors.volatile.sram_uncorrectable; "
-    "null: N/A; a repeated section (a process) is a list",
+    "gpus[].*": "its sections and figures by their headings in lower case with underscores, the unit at "
+    "the end: fb_memory_usage.total_bytes, temperature.gpu_current_temp_celsius; null: N/A; what is repeated "
+    "is a list, and `processes` is a list of maps",
 }  # fmt: skip
 
 #: Unit to the end of the name, and the factor.
@@ -60,6 +60,9 @@ def read(text: str) -> dict[str, Any]:
         if depth == 0 and (match := _GPU.fullmatch(bare)):
             gpus.append({"pci_bus_id": match[1]})
             open_sections = [(-1, top), (0, gpus[-1])]
+        elif mark and name.strip() == "Process ID":
+            inside.setdefault("list", []).append({"process_id": _pid(value.strip())})
+            open_sections.append((depth, inside["list"][-1]))
         elif mark:
             key, read_value = _value(name, value.strip())
             previous = inside.get(key)
@@ -82,10 +85,22 @@ def read(text: str) -> dict[str, Any]:
             raise Unparsable("nvidia-smi -q: a line of an unknown form", line)
     if not gpus and "driver_version" not in top:
         raise Unparsable("nvidia-smi -q: no GPU and no driver", text)
+    for gpu in gpus:
+        if "processes" in gpu:
+            gpu["processes"] = _processes(gpu["processes"])
     return {
         "timestamp": top.get("timestamp"), "driver": _text(top.get("driver_version")),
         "cuda": _text(top.get("cuda_version")), "gpus": gpus,
     }  # fmt: skip
+
+
+def _processes(section: Any) -> list[dict[str, Any]]:
+    """A process is begun by its id, and what is below the id is told of it."""
+    return section["list"] if isinstance(section, dict) and "list" in section else []
+
+
+def _pid(text: str) -> int | None:
+    return int(text) if text.isdigit() and len(text) < 12 else None
 
 
 def _key(name: str) -> str:
