@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.lab import whole_node
 from tests.lab.host_faults import Machine
-from tests.lab.parts import infiniband
+from tests.lab.parts import ethernet, infiniband
 from tests.lab.parts.infiniband import CLASS, port
 
 
@@ -12,7 +12,27 @@ def _port(device: str, **changes: str) -> dict[str, str]:
     return {f"{CLASS}/{device}/ports/1/{name}": text for name, text in port(**changes).items()}
 
 
-_LOST = whole_node.A100_HCAS[7]
+def _bond(name: str, members: tuple[str, ...], out: str) -> dict[str, str]:
+    """An 802.3ad bond of which one member has no link."""
+    folder = f"{ethernet.CLASS}/{name}"
+    files = {
+        path: text for path, text in ethernet.link(name, speed="25000").items() if "/device/" not in path
+    } | {
+        f"{folder}/bonding/mode": "802.3ad 4\n", f"{folder}/bonding/slaves": f"{' '.join(members)}\n",
+        f"{folder}/bonding/ad_aggregator": "1\n",
+    }  # fmt: skip
+    for member in members:
+        state = {"operstate": "down", "speed": "-1"} if member == out else {}
+        files |= ethernet.link(member, **state)
+        files |= {
+            f"{folder}/lower_{member}": "",
+            f"{ethernet.CLASS}/{member}/bonding_slave/mii_status": "down\n" if member == out else "up\n",
+            f"{ethernet.CLASS}/{member}/bonding_slave/ad_aggregator_id": "2\n" if member == out else "1\n",
+        }
+    return files
+
+
+_LOST, _TURNED = whole_node.A100_HCAS[7], whole_node.A100_HCAS[4]
 
 MACHINES = (
     Machine(
@@ -45,14 +65,39 @@ MACHINES = (
             f"/sys/bus/pci/devices/{_LOST.pci}/uevent": "DRIVER=mlx5_core\nPCI_CLASS=20700\n",
             f"{CLASS}/mlx5_1/fw_ver": "20.31.2006\n",
             f"{CLASS}/mlx5_2/ports/1/pkeys/0": "0x8001\n",
-            f"/sys/class/net/{whole_node.A100_HCAS[4].netdev}/carrier_down_count": "1\n",
+            f"{ethernet.CLASS}/{_TURNED.netdev}/carrier_down_count": "1\n",
             **_port("mlx5_4", rate="200 Gb/sec (4X HDR)", link_layer="Ethernet", lid="0x0", sm_lid="0x0"),
         },
         without=(
             f"{CLASS}/{_LOST.name}", "/dev/infiniband/umad0", "/sys/module/nvidia_peermem",
             "/sys/class/infiniband_verbs/uverbs7", "/sys/class/infiniband_mad/umad7",
         ),
+        commands={
+            ("ethtool", "-S", _TURNED.netdev): {"seconds": 0.01, "stdout": ethernet.statistics()},
+        },
         absent=("/sys/module/nv_peer_mem/initstate",),
         globs={f"/sys/bus/pci/devices/{_LOST.pci}/physfn": ()},
+    ),
+    Machine(
+        "net-links",
+        "the storage interface lost its link, the bond runs with one of its two members, and the node's own "
+        "interface came up at 10 Gb/s with small packets",
+        ("NetLinkDown", "NetLinkSlow", "NetMtuWrong", "NetBondDegraded"),
+        base="cpu-healthy",
+        files={
+            **ethernet.link(ethernet.OWN, speed="10000"),
+            **ethernet.link("ens5np0", operstate="down", speed="-1"),
+            **_bond("bond0", ("ens6f0np0", "ens6f1np1"), "ens6f1np1"),
+            "/proc/net/route": ethernet.route(ethernet.OWN, "bond0"),
+        },
+        about={
+            "expect": {
+                "memory_bytes": 512 << 30, "mounts": ["/", "/home"],
+                "interfaces": {
+                    ethernet.OWN: {"speed_bits_per_second": 25 * 10**9, "mtu_bytes": 9000},
+                    "ens5np0": {"speed_bits_per_second": 100 * 10**9},
+                },
+            },
+        },
     ),
 )  # fmt: skip
