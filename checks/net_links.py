@@ -50,7 +50,8 @@ def net_links(ctx: Context) -> Iterator[Finding | Reading]:
 
     `expect["interfaces"]` is a list of names, or a map from names to what they should be:
     `speed_bits_per_second`, `mtu_bytes`, `address`. Without it an interface must have led somewhere since
-    this boot. IPoIB is ib_ports' business; interfaces of containers and wireless ones are nobody's.
+    this boot. Whether the ports of RDMA adapters are up, IPoIB's and those of RoCE, is for ib_ports and
+    ib_flaps to say; interfaces of containers and wireless ones are nobody's.
     """
     expected = _expected(ctx)
     found = layout(ctx.host)
@@ -72,9 +73,10 @@ def net_links(ctx: Context) -> Iterator[Finding | Reading]:
         except Unobservable as exc:
             ctx.unseen(str(exc))
     for name, link in seen.items():
-        yield from _state(ctx, link, name in expected, is_member=name in members)
         yield from _settings(ctx, link, expected.get(name, {}))
-        yield from _flaps(ctx, link, past.get("links", {}))
+        if name in expected or name not in found.rdma:
+            yield from _state(ctx, link, name in expected, is_member=name in members)
+            yield from _flaps(ctx, link, past.get("links", {}))
     for name in found.bonds:
         yield from _bond(ctx, name, seen)
     yield from _errors(ctx, seen, found.hardware)

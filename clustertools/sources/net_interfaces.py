@@ -51,9 +51,10 @@ class Bond:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What there is: Ethernet hardware, bonds, and what lies below a bridge, VLAN or bond."""
+    """What there is: Ethernet hardware (some of it RoCE), bonds, what lies below a bridge, VLAN or bond."""
 
     hardware: frozenset[str]
+    rdma: frozenset[str]
     bonds: tuple[str, ...]
     below: dict[str, tuple[str, ...]]
 
@@ -84,12 +85,13 @@ def layout(host: Host) -> Layout:
                 hardware.add(name)
         except Absent:
             continue
+    rdma = {path.split("/")[4] for path in host.glob(f"{CLASS}/*/device/infiniband")}
     bonds = [path.split("/")[4] for path in host.glob(f"{CLASS}/*/bonding/slaves")]
     below: dict[str, tuple[str, ...]] = {}
     for path in host.glob(f"{CLASS}/*/lower_*"):
         upper, lower = path.split("/")[4], path.split("/lower_", 1)[1]
         below[upper] = (*below.get(upper, ()), lower)
-    return Layout(frozenset(hardware), tuple(sorted(bonds)), below)
+    return Layout(frozenset(hardware), frozenset(rdma & hardware), tuple(sorted(bonds)), below)
 
 
 def routed(host: Host) -> set[str]:

@@ -173,6 +173,15 @@ def test_bonds_of_other_kinds(run):
     assert ("NetLinkDown", "net@bond0", Status.WARNING) in told(run("net_links", host=host))
 
 
+def test_the_port_of_an_rdma_adapter_is_ib_ports_business(run):
+    host = node()
+    host.files[f"{CLASS}/eno1/device/infiniband/mlx5_0/node_type"] = "1: CA\n"
+    down(host, "eno1")
+    assert run("net_links", host=host).status is Status.OK
+    expect = {"interfaces": ["eno1"]}
+    assert told(run("net_links", host=host, expect=expect)) == {("NetLinkDown", "net@eno1", Status.CRITICAL)}
+
+
 def test_below_a_bridge_and_a_vlan(run):
     host = node("eno1", "eno2")
     host.files |= {

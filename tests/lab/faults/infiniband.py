@@ -32,7 +32,7 @@ def _bond(name: str, members: tuple[str, ...], out: str) -> dict[str, str]:
     return files
 
 
-_LOST, _TURNED = whole_node.A100_HCAS[7], whole_node.A100_HCAS[4]
+_LOST = whole_node.A100_HCAS[7]
 
 MACHINES = (
     Machine(
@@ -55,28 +55,37 @@ MACHINES = (
     ),
     Machine(
         "a100-ib-adapters",
-        "rail 7 is on the PCI bus, but its driver made no RDMA device of it; rail 4 was set to Ethernet; "
+        "rail 7 is on the PCI bus, but its driver made no RDMA device of it; "
         "rail 1 was left with an old firmware, rail 2 in another partition; umad0 is not there, nor "
         "nvidia_peermem",
-        ("IbPortMissing", "IbLinkLayerWrong", "IbFirmwareMixed", "IbPkeyWrong", "IbDeviceFileMissing",
+        ("IbPortMissing", "IbFirmwareMixed", "IbPkeyWrong", "IbDeviceFileMissing",
          "IbDriverMissing", "GpuDirectMissing"),
         base="a100-healthy",
         files={
             f"/sys/bus/pci/devices/{_LOST.pci}/uevent": "DRIVER=mlx5_core\nPCI_CLASS=20700\n",
             f"{CLASS}/mlx5_1/fw_ver": "20.31.2006\n",
             f"{CLASS}/mlx5_2/ports/1/pkeys/0": "0x8001\n",
-            f"{ethernet.CLASS}/{_TURNED.netdev}/carrier_down_count": "1\n",
-            **_port("mlx5_4", rate="200 Gb/sec (4X HDR)", link_layer="Ethernet", lid="0x0", sm_lid="0x0"),
         },
         without=(
             f"{CLASS}/{_LOST.name}", "/dev/infiniband/umad0", "/sys/module/nvidia_peermem",
             "/sys/class/infiniband_verbs/uverbs7", "/sys/class/infiniband_mad/umad7",
         ),
-        commands={
-            ("ethtool", "-S", _TURNED.netdev): {"seconds": 0.01, "stdout": ethernet.statistics()},
-        },
         absent=("/sys/module/nv_peer_mem/initstate",),
         globs={f"/sys/bus/pci/devices/{_LOST.pci}/physfn": ()},
+    ),
+    Machine(
+        "mi300x-rdma-ports",
+        "rail 2 was set to InfiniBand, rail 5 has no link; rail 6 has only GIDs of RoCE v1",
+        ("IbLinkLayerWrong", "IbLinkDown", "RoceGidMissing"),
+        base="mi300x-healthy",
+        files={
+            **_port("rdma2", lid="0x22"),
+            **_port("rdma5", state="1: DOWN", phys_state="3: Disabled", rate="40 Gb/sec (4X QDR)",
+                    link_layer="Ethernet", lid="0x0", sm_lid="0x0"),
+            f"{ethernet.CLASS}/ens5np0/operstate": "down\n",
+            f"{ethernet.CLASS}/ens5np0/speed": "-1\n",
+            **{f"{CLASS}/rdma6/ports/1/gid_attrs/types/{n}": "IB/RoCE v1\n" for n in range(4)},
+        },
     ),
     Machine(
         "net-links",

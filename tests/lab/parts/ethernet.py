@@ -58,8 +58,10 @@ def _rails(shape: Shape) -> list[str]:
 
 def files(shape: Shape) -> dict[str, str]:
     found = {f"{CLASS}/lo/type": "772\n", **link(OWN), "/proc/net/route": route(OWN, *_rails(shape))}
-    for name in _rails(shape):
-        found |= link(name, speed="400000", mtu="9000", **{"device/uevent": "DRIVER=mlx5_core"})
+    for hca in shape.hcas:
+        if hca.link_layer == "Ethernet":
+            about = {"device/uevent": "DRIVER=mlx5_core", f"device/infiniband/{hca.name}/node_type": "1: CA"}
+            found |= link(hca.netdev, speed="400000", mtu="9000", **about)
     return found
 
 
