@@ -126,7 +126,7 @@ def _settings(ctx: Context, link: Interface, wanted: Mapping[str, Any]) -> Itera
         yield _slow(ctx, link, f"it should run at {float(wanted['speed_bits_per_second']) / 1e9:g} Gb/s")
     elif speed and speed < ctx.limits.least_bits_per_second and (best := _best(ctx, link.name)) > speed:
         yield _slow(ctx, link, f"it can do {best / 1e9:g} Gb/s")
-    elif speed and link.duplex == "half":
+    elif speed and link.duplex == "half" and _best(ctx, link.name):
         yield _slow(ctx, link, "in one direction at a time (half duplex)")
     mtu = wanted.get("mtu_bytes", wanted.get("mtu"))
     if mtu is not None and link.mtu_bytes != int(mtu):

@@ -75,13 +75,15 @@ class Layout:
 
 
 def layout(host: Host) -> Layout:
-    """The interfaces by kind. Wireless ones come and go, and are left out."""
+    """The interfaces by kind. Wireless ones, and those on USB (a BMC's), come and go, and are left out."""
     wireless = {path.split("/")[4] for path in host.glob(f"{CLASS}/*/phy80211")}
     hardware = set()
     for path in host.glob(f"{CLASS}/*/device"):
         name = path.split("/")[4]
         try:
-            if name not in wireless and host.read(f"{CLASS}/{name}/type").strip() == ETHERNET:
+            # DEVTYPE=usb_interface
+            is_usb = "DEVTYPE=usb" in _text(host, f"{path}/uevent")
+            if not is_usb and name not in wireless and host.read(f"{CLASS}/{name}/type").strip() == ETHERNET:
                 hardware.add(name)
         except Absent:
             continue

@@ -227,6 +227,9 @@ def test_what_is_not_judged(run):
     assert told(run("ib_ports", host=host)) == {("IbUncabled", "mlx5_3/1", Status.WARNING)}
     # soft-RoCE, in its old and new form
     host = RdmaHost(1)
+    host.files[f"{CLASS}/mlx5_0/parent"] = "eno1\n"
+    assert run("ib_ports", host=host).status is Status.SKIPPED
+    host = RdmaHost(1)
     host.remove(f"{CLASS}/mlx5_0/device")
     assert run("ib_ports", host=host).status is Status.SKIPPED
 

@@ -101,7 +101,7 @@ MACHINES = (
         },
         about={
             "expect": {
-                "memory_bytes": 512 << 30, "mounts": ["/", "/home"],
+                **whole_node.cpu_node().expect,
                 "interfaces": {
                     ethernet.OWN: {"speed_bits_per_second": 25 * 10**9, "mtu_bytes": 9000},
                     "ens5np0": {"speed_bits_per_second": 100 * 10**9},
