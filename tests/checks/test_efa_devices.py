@@ -85,6 +85,9 @@ def test_down_and_unreadable(run):
     host.files[f"{CLASS}/rdmap0s2/ports/1/state"] = refused("EIO")
     verdict = run("efa_devices", host=host, expect={"efa_devices": 4})
     assert (verdict.status, verdict.findings) == (Status.UNKNOWN, ())
+    host.files[f"{CLASS}/rdmap0s2/fw_ver"] = refused("EIO")  # then it is not known whose it is
+    verdict = run("efa_devices", host=host, expect={"efa_devices": 4})
+    assert (verdict.status, verdict.findings) == (Status.UNKNOWN, ())
 
 
 def test_the_other_checks_leave_efa_alone(run):

@@ -134,6 +134,14 @@ def test_few_peers_prove_nothing(run, up):
     assert run("ib_ports", host=host).status is Status.OK
 
 
+def test_two_of_three_prove_nothing(run):
+    host = RdmaHost(3)
+    host.down("mlx5_0")
+    assert run("ib_ports", host=host).status is Status.OK
+    host.up("mlx5_0", "200 Gb/sec (2X NDR)")
+    assert run("ib_ports", host=host).status is Status.OK
+
+
 def test_half_of_many_down_is_a_choice(run):
     host = RdmaHost()
     for n in range(4):
