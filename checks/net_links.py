@@ -78,7 +78,7 @@ def net_links(ctx: Context) -> Iterator[Finding | Reading]:
             yield from _state(ctx, link, name in expected, is_member=name in members)
             yield from _flaps(ctx, link, past.get("links", {}))
     for name in found.bonds:
-        yield from _bond(ctx, name, seen)
+        yield from _bond(ctx, name, seen, expected)
     yield from _errors(ctx, seen, found.hardware)
 
 
@@ -175,7 +175,9 @@ def _flaps(ctx: Context, link: Interface, past: Mapping[str, Any]) -> Iterator[F
         )  # fmt: skip
 
 
-def _bond(ctx: Context, name: str, seen: Mapping[str, Interface]) -> Iterator[Finding]:
+def _bond(
+    ctx: Context, name: str, seen: Mapping[str, Interface], expected: Mapping[str, Any]
+) -> Iterator[Finding]:
     try:
         found = bond(ctx.host, name)
     except Absent:
@@ -194,7 +196,7 @@ def _bond(ctx: Context, name: str, seen: Mapping[str, Interface]) -> Iterator[Fi
     fastest = max(speeds, default=0)
     for member in found.members:
         speed = seen[member].speed_bits_per_second if member in seen else None
-        if speed and speed < fastest:
+        if speed and speed < fastest and "speed_bits_per_second" not in expected.get(member, {}):
             yield _slow(ctx, seen[member], f"another member of {name} at {fastest / 1e9:g} Gb/s")
 
 

@@ -143,7 +143,10 @@ def test_device_files(run):
     assert run("ib_configuration", host=host).status is Status.OK
     host = RdmaHost(1)
     host.remove("/sys/class/infiniband_verbs")
-    assert "ib_uverbs" in run("ib_configuration", host=host).findings[0].summary
+    host.remove("/dev/infiniband")
+    (finding,) = run("ib_configuration", host=host).findings
+    assert "ib_uverbs loaded?" in finding.summary
+    assert "/dev/infiniband/umad0" in finding.summary
     # Ethernet needs no umad
     host = roce()
     for path in [p for p in host.files if "umad" in p]:
