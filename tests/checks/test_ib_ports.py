@@ -75,6 +75,22 @@ def test_the_free_port_of_another_card_is_not_blamed(run):
     assert told(verdict) == {("IbLinkDown", "mlx5_4/1", Status.CRITICAL)}
 
 
+def test_the_storage_port_is_not_blamed_for_a_rail_that_is_gone(run):
+    host = RdmaHost(8)
+    host.set("mlx5_7", board_id="MT_0000000546")
+    host.up("mlx5_7", "200 Gb/sec (4X HDR)")
+    verdict = run("ib_ports", host=host, expect=EXPECT)
+    assert told(verdict) == {("IbPortMissing", "rdma", Status.CRITICAL)}
+
+
+def test_all_down_are_all_named(run):
+    host = RdmaHost(8)
+    for n in range(8):
+        host.down(f"mlx5_{n}")
+    verdict = run("ib_ports", host=host, expect=EXPECT)
+    assert told(verdict) == {("IbLinkDown", f"mlx5_{n}/1", Status.CRITICAL) for n in range(8)}
+
+
 def test_where_nobody_can_tell_which_is_meant_all_are_listed(run):
     host = RdmaHost(10)
     for device in ("mlx5_1", "mlx5_8", "mlx5_9"):
