@@ -43,7 +43,8 @@ class Rules:
     """What a site decided. The defaults only look.
 
     `max_nodes` and `max_fraction` are the circuit breaker: no more nodes of the class than either of them may
-    carry a reason of ours (one always may). `in_class` says whether another node belongs to this one's class.
+    carry a reason of ours (one always may). With `earn_cases` the node drains for nothing: who keeps the
+    judgements is the watchdog. `in_class` says whether another node belongs to this one's class.
     """
 
     mode: str = "observe"
@@ -54,6 +55,7 @@ class Rules:
     may_act: bool = True
     hold_seconds: float = 600.0
     per_node_per_day: int = 2
+    earn_cases: int = 0
     max_nodes: int = 8
     max_fraction: float = 0.1
     breaker_seconds: float = 1800.0
@@ -173,7 +175,7 @@ def _drain(
             drained=drained, supported=frozenset({"drain"}),
         )  # fmt: skip
         # the breaker of `plan` counts what this node did; ours counts what Slurm lists
-        budgets = Budgets(per_node_per_day=rules.per_node_per_day, breaker_nodes=1 << 30)
+        budgets = Budgets(rules.per_node_per_day, breaker_nodes=1 << 30, earn_cases=rules.earn_cases)
         ledger = Ledger(tuple(from_data(Past, row) for row in memory.done))
         return policy.plan(grave, books, ledger, world, now, budgets)
 

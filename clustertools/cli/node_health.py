@@ -146,6 +146,7 @@ def _rules(config: Config | None, orders: Orders, node: str, act: bool) -> Rules
         may_act=act,
         hold_seconds=mine.hold_seconds,
         per_node_per_day=said.budgets.per_node_per_day,
+        earn_cases=said.earned.cases,
         max_nodes=mine.max_nodes,
         max_fraction=mine.max_fraction,
         breaker_seconds=said.circuit_breaker.window_seconds,
