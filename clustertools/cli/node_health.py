@@ -91,7 +91,7 @@ def node_health(
                 kept = {**memory, **{v.check: dict(v.memory) for v in verdicts if v.memory}}
                 _keep(functools.partial(node_memory.save, folder / node_memory.NAME, kept), out)
             before = _recall(folder, MEMORY_NAME, _load, out) or Memory()
-            rules = _rules(config, orders, node, act)
+            rules = dataclasses.replace(_rules(config, orders, node, act), is_watch=stage == "watch")
             decision = health.decide(before, verdicts, _playbooks, rules, time.time(), node, slurm)
             decision = _log(decision, verdicts, stage, time.time())
             if folder:
