@@ -53,6 +53,7 @@ def fat_tree(
     spines: int = 2,
     speed: str = "4xHDR",
     links: Mapping[tuple[str, int], str] | None = None,
+    swap: tuple[int, int] = (0, 0),
 ) -> str:
     """A rail-optimised two-level fat tree in ibnetdiscover's format, which ibsim reads.
 
@@ -63,13 +64,14 @@ def fat_tree(
     links = links or {}
     leaves = -(-hosts // down) * rails
     out: list[str] = []
+    place = {**{h: h for h in range(hosts)}, swap[0]: swap[1], swap[1]: swap[0]}
 
     def rate(leaf: int, port: int) -> str:
         return links.get((f"leaf{leaf:03d}", port), speed)
 
     for h in range(hosts):
         for r in range(rails):
-            guid, leaf, port = adapter_guid(h, r), h // down * rails + r, h % down + 1
+            guid, leaf, port = adapter_guid(h, r), place[h] // down * rails + r, place[h] % down + 1
             out.append(f"vendid=0x2c9\ndevid=0x101b\nsysimgguid=0x{guid:x}\ncaguid=0x{guid:x}")
             out.append(f'Ca\t1 "H-{guid:016x}"\t\t# "node{h:04d} mlx5_{r}"')
             out.append(
@@ -85,6 +87,7 @@ def fat_tree(
         for p in range(down):
             h, r = leaf // rails * down + p, leaf % rails
             if h < hosts:
+                h = place[h]
                 ca = adapter_guid(h, r)
                 out.append(
                     f'[{p + 1}]\t"H-{ca:016x}"[1]({ca + 1:x}) \t\t'
