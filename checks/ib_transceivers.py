@@ -20,17 +20,17 @@ _DARK_DBM = -30.0
 
 @dataclass(frozen=True)
 class Limits:
-    """Bit error ratios above which a link is reported; heat and light are judged by the module's own alarms."""
+    """Bit error ratios above which a link is reported; heat and light have the module's own alarms."""
 
-    # what is left after correction. The InfiniBand specification allows one error in 10^12 bits; NVIDIA tests
-    # its cables to one in 10^15 (DGX SuperPOD cabling guide), ibdiagnet's --ber_thresh has 10^-12
+    # what is left after correction. The InfiniBand specification allows one error in 10^12 bits; NVIDIA
+    # tests its cables to one in 10^15 (DGX SuperPOD cabling guide), ibdiagnet's --ber_thresh has 10^-12
     effective_ber: float = 1e-12
     symbol_ber: float = 1e-12
     # what the wire does, on a link without forward error correction: the same 10^-12
     raw_ber_without_fec: float = 1e-12
     # on one with it: a tenth of the 2.4 * 10^-4 that RS(544,514) can still correct (IEEE 802.3bs, clause 119)
     raw_ber_with_fec: float = 2.4e-5
-    # own choice: soon after the counters were cleared one error weighs too much; ibdiagnet's manual waits 5-10
+    # own choice: soon after the counters were cleared one error weighs much; ibdiagnet's manual waits 5-10
     minutes_counted: float = 10
 
 
@@ -109,9 +109,11 @@ def _modules(ctx: Context) -> Iterator[Module]:
 
 
 def _by_mlxlink(ctx: Context, device: str, part: str) -> Module | None:
-    done = ctx.host.run("mlxlink", "-d", device, "-m", "-c", "--json", timeout_seconds=30)
     try:
+        done = ctx.host.run("mlxlink", "-d", device, "-m", "-c", "--json", timeout_seconds=30)
         told = mlxlink.read(done.stdout or done.check().stdout)
+    except Absent:
+        raise
     except Unobservable as exc:
         ctx.unseen(f"{part}: {exc}")
         return None
@@ -128,7 +130,13 @@ def _by_ethtool(ctx: Context, device: str, part: str, phys_state: str) -> Module
     if not netdevs:
         ctx.note(f"{part} has no network device that ethtool could be asked for")
         return None
-    done = ctx.host.run("ethtool", "-m", netdevs[0].rsplit("/", 1)[1], timeout_seconds=15)
+    try:
+        done = ctx.host.run("ethtool", "-m", netdevs[0].rsplit("/", 1)[1], timeout_seconds=15)
+    except Absent:
+        raise
+    except Unobservable as exc:
+        ctx.unseen(f"{part}: {exc}")
+        return None
     if done.returncode != 0:
         said = done.stderr.strip()[:160]
         # netlink error: Operation not supported     Cannot get module EEPROM information: No such device
@@ -245,7 +253,7 @@ def _bit_errors(ctx: Context, module: Module) -> Iterator[Finding]:
         return
     has_fec = bool(module.fec) and "No FEC" not in module.fec
     raw = ctx.limits.raw_ber_with_fec if has_fec else ctx.limits.raw_ber_without_fec
-    # EDR and older without symbol counters tell the effective ratio, which on NDR is before the last correction
+    # where there are symbol errors (HDR, NDR) those are what is left; before, the effective ones (ibdiagnet)
     limits = {"symbol": ctx.limits.symbol_ber, "effective": ctx.limits.effective_ber, "raw": raw}
     if ber.get("symbol") is not None:
         del limits["effective"]
@@ -255,7 +263,8 @@ def _bit_errors(ctx: Context, module: Module) -> Iterator[Finding]:
         yield ctx.warning(
             "IbBerHigh", module.part,
             f"{module.part}: bit error ratio {', '.join(over)} over {ber['minutes']:g} min; {_who(module)}",
-            evidence=(module.said,) if module.said else (), remedy=Remedy.INSPECT,
+            evidence=() if module.said in ("", "No issue was observed") else (module.said,),
+            remedy=Remedy.INSPECT,
         )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import functools
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from clustertools.errors import Absent, Unparsable
@@ -56,11 +56,14 @@ class Port:
 
 @dataclass(frozen=True)
 class Fabric:
-    """All ports by their id, and what the tools complained of while they looked."""
+    """All ports by their id, and what the tools complained of while they looked.
+
+    `unlisted` are the ports that were only named as somebody's peer: none in a whole sweep.
+    """
 
     ports: Mapping[PortId, Port]
     complaints: tuple[str, ...] = ()
-    _labels: dict[int, str] = field(default_factory=dict, repr=False, compare=False)
+    unlisted: tuple[PortId, ...] = ()
 
     @functools.cached_property
     def switches(self) -> dict[int, str]:
@@ -152,10 +155,12 @@ def parse(text: str) -> Fabric:
 def build(rows: Iterable[Mapping[str, Any]], complaints: Iterable[str] = ()) -> Fabric:
     """A fabric from the rows of the readers. A port that is only named as a peer is in it too."""
     found: dict[PortId, dict[str, Any]] = {}
+    listed: set[PortId] = set()
     numbers: dict[int, set[int]] = defaultdict(set)
     for row in rows:
         peer = row["peer"]
         ends = [(row, peer)] + ([({**row, **peer, "could_be": row["could_be"]}, row)] if peer else [])
+        listed.add((row["guid"], row["port"]))
         for own, (here, there) in enumerate(ends):
             numbers[here["guid"]].add(here["port"])
             if own and (here["guid"], here["port"]) in found:
@@ -175,7 +180,7 @@ def build(rows: Iterable[Mapping[str, Any]], complaints: Iterable[str] = ()) -> 
         if told["kind"] == "ca" and "Aggregation Node" in told["node"]:
             told["kind"] = "aggregation"  # a switch's own processor (SHARP), listed as an adapter
         ports[guid, number] = Port(guid, number, **told)
-    return Fabric(ports, tuple(complaints))
+    return Fabric(ports, tuple(complaints), tuple(sorted(ports.keys() - listed)))
 
 
 # ------------------------------------------------------------------ two fabrics

@@ -59,7 +59,8 @@ def fat_tree(
 
     Host h hangs with rail r at port h % down + 1 of leaf (h // down) * rails + r; port down + s + 1 of
     the leaf leads to spine s. `links` gives links another width and speed by the switch
-    port: {("leaf001", 3): "1xHDR"}.     ibsim 0.10 knows speeds up to HDR, and a switch may have 254 ports.
+    port: {("leaf001", 3): "1xHDR"}; `swap` exchanges the cables of two hosts. ibsim 0.10 knows
+    speeds up to HDR, and a switch may have 254 ports.
     """
     links = links or {}
     leaves = -(-hosts // down) * rails
@@ -294,3 +295,46 @@ class FabricHost(PassingHost):
         depth = pattern.count("/")
         short = {"/".join(path.split("/")[: depth + 1]) for path in self.files}
         return sorted(path for path in short if fnmatch.fnmatchcase(path, pattern))
+
+
+# ------------------------------------------------------------------ recordings
+
+RECORDED = Path(__file__).parent / "recorded_fabric"
+#: The answers that the recorded hosts need, as asked through the first port of the host that looks.
+ANSWERS = {
+    "iblinkinfo": ("iblinkinfo", "-l"),
+    "ibqueryerrors": ("ibqueryerrors", "--switch"),
+    "sminfo": ("sminfo",),
+    "saquery": ("saquery", "SMIR"),
+    "peer": ("iblinkinfo", "-l", "-D", "0"),
+    "perfquery": ("perfquery", "2", "1"),  # leaf000, port 1
+}
+
+
+def break_it(lab: FabricLab) -> None:
+    """leaf003 is dead, three of the four hosts of leaf002 are gone, node0005 too, one uplink is cut."""
+    lab.unlink(leaf_guid(3))
+    for host in (8, 9, 10, 5):
+        lab.unlink(adapter_guid(host), 1)
+    lab.unlink(leaf_guid(1), 6)
+    lab.count(leaf_guid(0), 2, SymbolErrorCounter=65535, PortRcvErrors=4122)
+
+
+def main() -> None:
+    """Record the fabric when it is well and when it is not: `python -m tests.lab.fabric`."""
+    faulty = fat_tree(
+        16, down=4, spines=2, links={("leaf001", 3): "1xHDR", ("leaf000", 6): "4xEDR"}, swap=(2, 3)
+    )
+    for name, topology in (("healthy", fat_tree(16, down=4, spines=2)), ("faulty", faulty)):
+        with FabricLab(topology) as lab:
+            if name == "faulty":
+                break_it(lab)
+                time.sleep(1.0)
+            for answer, argv in ANSWERS.items():
+                place = RECORDED / name / f"{answer}.txt"
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.write_text(lab.run(*argv).stdout)
+
+
+if __name__ == "__main__":
+    main()
