@@ -1,4 +1,4 @@
-"""Writes docs/{checks,codes,coverage}.md from the checks, the catalogue and the playbooks: `make docs`.
+"""Writes docs/{checks,codes,coverage,read}.md from the checks, the catalogue and the playbooks: `make docs`.
 
 What a check may yield is read from its source text: the calls of `ctx.critical` and `ctx.warning`. Where the
 code or the way of telling is only known at run time, both statuses are taken for possible, except where a
@@ -27,6 +27,7 @@ from clustertools.cli.dev import BLIND
 from clustertools.incidents import Rules
 from clustertools.model import Playbook, Status
 from clustertools.policy import load_playbooks, playbook_for
+from clustertools.sources.tools import readers
 
 FOLDER = Path(__file__).parent
 TELLS = {"critical": Status.CRITICAL, "warning": Status.WARNING}
@@ -359,7 +360,31 @@ def _here(row: Row) -> str:
     return f"{checks}: {said}" if checks and said else "**open**"
 
 
-PAGES = {"checks.md": checks_page, "codes.md": codes_page, "coverage.md": coverage_page}
+def read_page() -> str:
+    """The text of docs/read.md."""
+    known = readers()
+    parts = [
+        "# What `clustertools read` prints",
+        "Made by `make docs` from the readers themselves; do not edit. `clustertools read [--kind KIND] "
+        "[FILE]` prints one JSON object: `schema`, `kind`, the fields below, and `unparsed`, the lines of "
+        "an unknown form, each with `line` (its number) and `text`. `a[].b` is the field b of each element "
+        "of the list a; `a.*` is every value of the map a. A field that the tool did not tell is null or "
+        "left out. Units are in the names.",
+        _table(("kind", "of what"), [(f"[{k}](#{k})", _first(reader)) for k, reader in known.items()]),
+    ]
+    for kind, reader in known.items():
+        rows = [(f"`{name}`", meaning) for name, meaning in getattr(reader, "FIELDS", {}).items()]
+        parts += [f"## {kind}", _first(reader), _table(("field", "what it is"), rows) if rows else ""]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _first(reader: Any) -> str:
+    return (reader.__doc__ or "").strip().split("\n\n", 1)[0].replace("\n", " ")
+
+
+PAGES = {
+    "checks.md": checks_page, "codes.md": codes_page, "coverage.md": coverage_page, "read.md": read_page,
+}  # fmt: skip
 
 if __name__ == "__main__":
     for name, page in PAGES.items():
