@@ -17,6 +17,7 @@ from clustertools.sources.fabric import (
     Port,
     changes,
     local_ports,
+    neighbour,
     parse,
     too_fast,
 )
@@ -80,17 +81,17 @@ def ib_fabric(ctx: Context) -> Iterator[Finding | Reading]:
     `expect["ib_fabric_sweep"]` is true, or `ib_fabric_hosts` (the machines that must be there) or
     `ib_fabric_golden` (a file with `iblinkinfo -l` or `ibnetdiscover` of the good fabric) is given.
     """
-    if not any(ctx.expect.get(f"ib_fabric_{key}") for key in ("sweep", "hosts", "golden")):
-        raise ctx.skip("no ib_fabric_sweep, ib_fabric_hosts or ib_fabric_golden is expected of this node")
     ports = local_ports(ctx.host)
     if not ports:
         raise ctx.skip("no InfiniBand port with a umad device (module ib_umad)")
+    if not any(ctx.expect.get(f"ib_fabric_{key}") for key in ("sweep", "hosts", "golden")):
+        raise ctx.skip("no ib_fabric_sweep, ib_fabric_hosts or ib_fabric_golden is expected of this node")
     golden = _golden(ctx)
     seen: list[Fabric] = []
     blind = len(ctx.blind)
     for port in ports:
         # the rails may be one fabric or several: look from a port only when no earlier look has met it
-        if port.has_link and not any(_has(fabric, port) for fabric in seen):
+        if port.has_link and not (seen and _is_in(ctx, port, seen)):
             seen.append(_swept(ctx, port))
             yield from _capped(ctx, _masters(ctx, port))
             yield from _capped(ctx, _errors(ctx, port, seen[-1]))
@@ -110,8 +111,9 @@ def ib_fabric(ctx: Context) -> Iterator[Finding | Reading]:
     yield from _capped(ctx, _expected_hosts(ctx, whole, told))
 
 
-def _has(fabric: Fabric, port: LocalPort) -> bool:
-    return any(here.guid == port.guid for here in fabric.ports.values())
+def _is_in(ctx: Context, port: LocalPort, fabrics: list[Fabric]) -> bool:
+    here, _ = neighbour(ctx.host, port)
+    return any(here.id in fabric.ports for fabric in fabrics)
 
 
 def _swept(ctx: Context, port: LocalPort) -> Fabric:

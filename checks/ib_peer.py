@@ -11,7 +11,7 @@ from typing import Any
 from clustertools.check import Context, check
 from clustertools.errors import Unobservable
 from clustertools.model import Finding, Remedy
-from clustertools.sources.fabric import COUNTERS, Fabric, LocalPort, Port, local_ports, parse, too_fast
+from clustertools.sources.fabric import COUNTERS, Fabric, LocalPort, Port, local_ports, neighbour, too_fast
 from clustertools.sources.tools import perfquery, sminfo
 
 _DAY_SECONDS = 86400.0
@@ -36,7 +36,7 @@ class Limits:
     cost_seconds=1.0,
     needs={"root"},
     codes={
-        "IbSubnetManagerMissing": "no subnet manager answers through a port that has a link",
+        "IbSubnetManagerSilent": "the subnet manager does not answer through a port that is active",
         "IbSubnetManagerNotMaster": "the subnet manager that a port was told of is not the master",
         "IbPeerLost": "a port has lost the switch port that it was cabled to",
         "IbPeerChanged": "a port is cabled to another switch port than at the last look",
@@ -52,24 +52,21 @@ def ib_peer(ctx: Context) -> Iterator[Finding]:
     ports = local_ports(ctx.host)
     if not ports:
         raise ctx.skip("no InfiniBand port with a umad device (module ib_umad)")
-    yield from _managers(ctx, [port for port in ports if port.has_link])
+    yield from _managers(ctx, [port for port in ports if port.state == "ACTIVE"])
     yield from _peers(ctx, ports)
 
 
-def _managers(ctx: Context, linked: list[LocalPort]) -> Iterator[Finding]:
-    """The subnet manager, through each port that has a link."""
-    for port in linked:
+def _managers(ctx: Context, active: list[LocalPort]) -> Iterator[Finding]:
+    """The subnet manager, through each active port; one that waits for a manager is told by ib_ports."""
+    for port in active:
         done = ctx.host.run("sminfo", *port.argv, timeout_seconds=15)
         said = (done.stderr.strip().splitlines() or [""])[-1]
         if done.returncode != 0 and re.search(r"open|ermission|umad_init|ABI", done.stderr):
             done.check()
         if done.returncode != 0 or not done.stdout.strip():
-            stuck = port.state == "INIT"
-            yield (ctx.critical if stuck else ctx.warning)(
-                "IbSubnetManagerMissing", port.name,
-                f"{port.name}: no subnet manager answers"
-                + (", and the port waits for one (state Init): it carries no traffic" if stuck else
-                   "; links that are up stay up, others will not come up"),
+            yield ctx.warning(
+                "IbSubnetManagerSilent", port.name,
+                f"{port.name}: no subnet manager answers; links that are up stay up, others will not come up",
                 evidence=(said[:200],) if said else (), remedy=Remedy.INSPECT,
             )  # fmt: skip
             continue
@@ -123,11 +120,7 @@ def _peers(ctx: Context, ports: list[LocalPort]) -> Iterator[Finding]:
 
 
 def _peer(ctx: Context, port: LocalPort) -> dict[str, Any] | None:
-    done = ctx.host.run("iblinkinfo", "-l", *port.argv, "-D", "0", timeout_seconds=15).check()
-    fabric = parse(done.stdout)
-    here = [p for p in fabric.ports.values() if p.number == port.number and p.peer and p.lid is not None]
-    # of an adapter with two ports both are listed; the local one comes first
-    other = fabric.peer(here[0].id) if here else None
+    other = neighbour(ctx.host, port)[1]
     if other is None:
         ctx.unseen(f"{port.name} has a link, but iblinkinfo names no peer")
         return None

@@ -294,7 +294,6 @@ class LocalPort:
     number: int
     state: str
     physical_state: str
-    guid: int
 
     @property
     def name(self) -> str:
@@ -314,8 +313,7 @@ def local_ports(host: Host) -> list[LocalPort]:
     """The InfiniBand ports with a umad device, by name; none where there is no InfiniBand.
 
     /sys/class/infiniband_mad/umad*/{ibdev,port} and /sys/class/infiniband/DEV/ports/N/{link_layer,state,
-    phys_state,gids/0}
-    (kernel, Documentation/ABI/stable/sysfs-class-infiniband).
+    phys_state} (kernel, Documentation/ABI/stable/sysfs-class-infiniband).
     """
     found = []
     for path in host.glob("/sys/class/infiniband_mad/umad[0-9]*/ibdev"):
@@ -328,14 +326,26 @@ def local_ports(host: Host) -> list[LocalPort]:
             if host.read(f"{folder}/link_layer").strip() != "InfiniBand":
                 continue
             # 4: ACTIVE        5: LinkUp
-            words = [host.read(f"{folder}/{name}").strip() for name in ("state", "phys_state", "gids/0")]
+            words = [host.read(f"{folder}/{name}").strip() for name in ("state", "phys_state")]
         except Absent:
             continue  # taken out between the list and the look; how many there should be is another check's
-        # fe80:0000:0000:0000:0002:c903:0000:0001: the port's GUID is the second half
-        states = [re.fullmatch(r"\d{1,2}: ?(.{0,40})", word) for word in words[:2]]
-        gid = re.fullmatch(r"(?:[0-9a-f]{4}:){4}((?:[0-9a-f]{4}:){3}[0-9a-f]{4})", words[2])
-        if states[0] is None or states[1] is None or gid is None:
-            raise Unparsable(f"{folder} has a state or a GID of an unknown form", " ".join(words))
-        guid = int(gid[1].replace(":", ""), 16)
-        found.append(LocalPort(device, int(number), states[0][1].upper(), states[1][1], guid))
+        states = [re.fullmatch(r"\d{1,2}: ?(.{0,40})", word) for word in words]
+        if states[0] is None or states[1] is None:
+            raise Unparsable(f"{folder} has a state of an unknown form", " ".join(words))
+        found.append(LocalPort(device, int(number), states[0][1].upper(), states[1][1]))
     return sorted(found, key=lambda port: port.name)
+
+
+def neighbour(host: Host, port: LocalPort) -> tuple[Port, Port | None]:
+    """The port as the fabric knows it, and the one at the other end of its cable. Asks only these two.
+
+    Raises Unobservable when the tool cannot, Unparsable when it does not list the port.
+    """
+    done = host.run("iblinkinfo", "-l", *port.argv, "-D", "0", timeout_seconds=15).check()
+    # of an adapter with two ports both are listed, and nothing else
+    rows = [row for row in iblinkinfo.read(done.stdout)["ports"] if row["port"] == port.number]
+    if not rows or rows[0]["guid"] is None:
+        raise Unparsable(f"iblinkinfo does not list {port.name}", done.stdout)
+    fabric = build(rows[:1])
+    here = fabric.ports[rows[0]["guid"], port.number]
+    return here, fabric.peer(here.id)

@@ -32,7 +32,7 @@ def of(verdict, code):
 def host():
     """A node whose fabric is the recorded, healthy one."""
     host = MemoryHost("node0000")
-    host.files |= port_files(adapter_guid(0), device="mlx5_0")
+    host.files |= port_files(device="mlx5_0")
     host.files[GOLDEN] = answer("iblinkinfo")["stdout"]
     host.commands |= {
         SWEEP: answer("iblinkinfo")["stdout"], ERRORS: answer("ibqueryerrors")["stdout"],
@@ -146,6 +146,33 @@ def test_a_link_that_waits_for_the_manager_is_told_the_second_time(run, host):
     again = run("ib_fabric", host=host, expect={"ib_fabric_sweep": True}, past=first.memory)
     assert placed(again) == {("IbFabricLinkNotActive", "fabric/leaf000/4")}
     assert again.findings[0].nodes == ("node0003",)
+
+
+@pytest.mark.parametrize("planes", [1, 2])
+def test_each_plane_is_swept_once(run, host, planes):
+    """Two rails in one fabric, or in two fabrics that do not know each other."""
+    host.files |= {
+        name.replace("mlx5_0", "mlx5_1").replace("umad0", "umad1"): text.replace("mlx5_0", "mlx5_1")
+        for name, text in port_files(device="mlx5_0").items()
+    }
+    other = ("-C", "mlx5_1", "-P", "1")
+
+    def of_plane(name):
+        text = answer(name)["stdout"]
+        if planes == 2:  # other adapters, other switches, the same LIDs
+            text = text.replace("0x0002c903", "0x0002c904").replace("0xe41d2d", "0xe41d2e")
+            text = text.replace("leaf0", "leaf1").replace("spine0", "spine1").replace(" mlx5_0", " mlx5_1")
+        return text
+
+    host.commands[("iblinkinfo", "-l", *other, "-D", "0")] = of_plane("peer")
+    if planes == 2:
+        host.commands[("iblinkinfo", "-l", *other)] = of_plane("iblinkinfo")
+        host.commands[("ibqueryerrors", "--switch", *other)] = of_plane("ibqueryerrors")
+        host.commands[("saquery", *other, "SMIR")] = of_plane("saquery")
+    verdict = run("ib_fabric", host=host, expect={"ib_fabric_sweep": True})
+    assert (verdict.status, verdict.blind) == (Status.OK, "")
+    told = {r.name: r.value for r in verdict.readings}
+    assert (told["ib_fabric_switches_total"], told["ib_fabric_hosts_total"]) == (6 * planes, 16)
 
 
 def test_two_masters(run, host):

@@ -25,7 +25,7 @@ class Host(MemoryHost):
     def __init__(self):
         super().__init__("node0000")
         self.failing = {}
-        self.files |= port_files(adapter_guid(0), device="mlx5_0")
+        self.files |= port_files(device="mlx5_0")
         self.commands |= {
             MANAGER: answer("sminfo")["stdout"], PEER: answer("peer")["stdout"],
             COUNTERS: answer("perfquery")["stdout"],
@@ -63,11 +63,35 @@ SILENT = "ibwarn: [7] mad_rpc: _do_madrpc failed; dport (Lid 1)\nsminfo: iberror
 
 def test_no_subnet_manager(run, host):
     host.failing[MANAGER] = SILENT
-    assert placed(run("ib_peer", host=host)) == {("IbSubnetManagerMissing", "mlx5_0/1", Status.WARNING)}
-    host.files[STATE] = "2: INIT\n"
     verdict = run("ib_peer", host=host)
-    assert placed(verdict) == {("IbSubnetManagerMissing", "mlx5_0/1", Status.CRITICAL)}
+    assert placed(verdict) == {("IbSubnetManagerSilent", "mlx5_0/1", Status.WARNING)}
     assert verdict.findings[0].evidence == ("sminfo: iberror: failed: query",)
+    host.files[STATE] = "2: INIT\n"
+    assert not run("ib_peer", host=host).findings, "ib_ports tells of a port that waits for one"
+
+
+def test_the_second_port_of_an_adapter(run, host):
+    """Both ports are listed; the first one's switch port has the number of the second port."""
+    host.files |= {
+        name.replace("/ports/1/", "/ports/2/").replace("umad0", "umad1"): text
+        for name, text in port_files(device="mlx5_0").items()
+    }
+    host.files["/sys/class/infiniband_mad/umad1/port"] = "2\n"
+    one = host.commands[PEER]
+    two = one.replace("0x0002c90300000001", "0x0002c90300000002").replace(" 1    1[", " 1    2[")
+    two = two.replace('2    1[  ] "leaf000', '2    7[  ] "leaf000')
+    both = one.replace('2    1[  ] "leaf000', '2    2[  ] "leaf000') + two
+    for number in ("1", "2"):
+        port = ("-C", "mlx5_0", "-P", number)
+        host.commands[("iblinkinfo", "-l", *port, "-D", "0")] = both
+        host.commands[("sminfo", *port)] = host.commands[MANAGER]
+        for there in ("2", "7"):
+            host.commands[("perfquery", *port, "2", there)] = host.commands[COUNTERS]
+    verdict = run("ib_peer", host=host)
+    assert verdict.detail == (
+        "mlx5_0/1 is cabled to switch leaf000 (0xe41d2d0300000000) port 2\n"
+        "mlx5_0/2 is cabled to switch leaf000 (0xe41d2d0300000000) port 7"
+    )
 
 
 def test_a_manager_that_is_not_the_master(run, host):
@@ -154,5 +178,5 @@ def test_on_a_live_fabric(run):
         verdict = run("ib_peer", host=host, past=good.memory)
         assert placed(verdict) == {("IbPeerErrors", "ibsim0/1", Status.WARNING)}
         lab.unlink(adapter_guid(5), 1)
-        host.files |= port_files(adapter_guid(5), state="1: DOWN")
+        host.files |= port_files(state="1: DOWN")
         assert run("ib_peer", host=host, past=verdict.memory).codes == {"IbPeerLost"}

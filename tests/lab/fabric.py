@@ -243,9 +243,7 @@ class FabricLab:
     def host(self, number: int = 0) -> FabricHost:
         """A machine of this fabric as the checks see it."""
         name = f"node{number:04d}"
-        return FabricHost(
-            LocalHost(name), self, seen_from=f"{name} mlx5_0", files=port_files(adapter_guid(number))
-        )
+        return FabricHost(LocalHost(name), self, seen_from=f"{name} mlx5_0", files=port_files())
 
 
 def _node(guid: int) -> str:
@@ -257,10 +255,8 @@ def _port(port: int | None) -> str:
     return "" if port is None else f"[{port}]"
 
 
-def port_files(guid: int, *, device: str = "ibsim0", state: str = "4: ACTIVE") -> dict[str, str]:
+def port_files(*, device: str = "ibsim0", state: str = "4: ACTIVE") -> dict[str, str]:
     """/sys of an adapter with one port, as the kernel's drivers fill it."""
-    text = f"{guid + 1:016x}"
-    gid = ":".join(text[n : n + 4] for n in range(0, 16, 4))
     folder = f"/sys/class/infiniband/{device}/ports/1"
     return {
         "/sys/class/infiniband_mad/umad0/ibdev": f"{device}\n",
@@ -268,7 +264,6 @@ def port_files(guid: int, *, device: str = "ibsim0", state: str = "4: ACTIVE") -
         f"{folder}/link_layer": "InfiniBand\n",
         f"{folder}/state": f"{state}\n",
         f"{folder}/phys_state": "3: Disabled\n" if state.endswith("DOWN") else "5: LinkUp\n",
-        f"{folder}/gids/0": f"fe80:0000:0000:0000:{gid}\n",
     }
 
 

@@ -5,13 +5,13 @@ The node without GPUs is the one that sweeps: it sees 16 hosts, recorded from ib
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tests.lab.parts import Hca, Shape
+from tests.lab.parts.infiniband import adapters
 
 PROVENANCE = (
     "infiniband-diags 44 recorded from a fabric of ibsim 0.10 and OpenSM 3.3.23, in that form for the "
@@ -21,12 +21,6 @@ PROVENANCE = (
 RECORDED = Path(__file__).parents[1] / "recorded_fabric"
 GOLDEN = "/etc/clustertools/fabric.golden"
 LANE = {400: ("106.25", "NDR"), 200: ("53.125", "HDR"), 100: ("53.125", "HDR")}
-
-
-def adapters(shape: Shape) -> tuple[Hca, ...]:
-    """The rails, then the adapter that every node has for storage and management."""
-    rate = 400 if shape.intel else 200
-    return (*shape.hcas, Hca(f"mlx5_{len(shape.hcas)}", "0000:c1:00.0", "ibs0", min(rate, 200), numa=1))
 
 
 def guid(shape: Shape, number: int) -> int:
@@ -134,18 +128,8 @@ ETHTOOL = """\
 
 
 def files(shape: Shape) -> dict[str, str]:
-    found = {}
-    for number, hca in enumerate(adapters(shape)):
-        text = f"{guid(shape, number):016x}"
-        gid = ":".join(text[n : n + 4] for n in range(0, 16, 4))
-        found[f"/sys/class/infiniband_mad/umad{number}/port"] = "1\n"
-        found[f"/sys/class/infiniband/{hca.name}/ports/1/gids/0"] = f"fe80:0000:0000:0000:{gid}\n"
-        if importlib.util.find_spec("tests.lab.parts.infiniband") is None:
-            found |= {f"/sys/class/infiniband/{hca.name}/{k}": f"{v}\n" for k, v in (
-                ("ports/1/state", "4: ACTIVE"), ("ports/1/phys_state", "5: LinkUp"),
-                ("ports/1/link_layer", hca.link_layer), (f"device/net/{hca.netdev}/type", "32"),
-            )}  # fmt: skip
-            found[f"/sys/class/infiniband_mad/umad{number}/ibdev"] = f"{hca.name}\n"
+    numbers = range(len(adapters(shape)))
+    found = {f"/sys/class/infiniband_mad/umad{number}/port": "1\n" for number in numbers}
     if shape.node_class == "cpu":
         found[GOLDEN] = (RECORDED / "healthy" / "iblinkinfo.txt").read_text()
     return found
