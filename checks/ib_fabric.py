@@ -256,7 +256,7 @@ def _errors(ctx: Context, port: LocalPort, fabric: Fabric) -> Iterator[Finding]:
     for name, counters in now.items():
         guid, number = int(name.split("/")[0], 16), int(name.split("/")[1])
         here, other = fabric.ports.get((guid, number)), fabric.peer((guid, number))
-        before = past["ports"].get(name, {}) if past else counters
+        before = past.get("ports", {}).get(name, {})
         # a counter that was not listed was 0
         rates = {c: counter_rate(before.get(c, 0), v, seconds) for c, v in counters.items()}
         grown = {c: (rate.delta, rate.per_second) for c, rate in rates.items() if rate}

@@ -129,6 +129,13 @@ def test_a_port_that_went_down_tells_where_its_cable_goes(run, host):
     assert run("ib_peer", host=host, past=lost.memory).codes == {"IbPeerLost"}
 
 
+def test_a_link_whose_peer_does_not_answer_is_not_lost(run, host):
+    good = run("ib_peer", host=host)
+    host.commands[PEER] = host.commands[PEER].split("==>")[0] + '==>      "Port not available"\n'
+    verdict = run("ib_peer", host=host, past=good.memory)
+    assert (verdict.status, verdict.findings) == (Status.UNKNOWN, ())
+
+
 def test_a_cable_in_another_switch_port(run, host):
     good = run("ib_peer", host=host)
     host.commands[PEER] = host.commands[PEER].replace("2    1[  ]", "2    9[  ]")
