@@ -310,13 +310,18 @@ class LocalPort:
 
 
 def local_ports(host: Host) -> list[LocalPort]:
-    """The InfiniBand ports with a umad device, by name; none where there is no InfiniBand.
+    """The InfiniBand ports with a umad device in /dev, by name; none where there is no InfiniBand.
 
     /sys/class/infiniband_mad/umad*/{ibdev,port} and /sys/class/infiniband/DEV/ports/N/{link_layer,state,
     phys_state} (kernel, Documentation/ABI/stable/sysfs-class-infiniband).
     """
     found = []
-    for path in host.glob("/sys/class/infiniband_mad/umad[0-9]*/ibdev"):
+    known = host.glob("/sys/class/infiniband_mad/umad[0-9]*/ibdev")
+    # in a container sysfs shows the machine's ports, and /dev only those that it was given
+    usable = {path.rsplit("/", 1)[1] for path in host.glob("/dev/infiniband/umad[0-9]*")} if known else set()
+    for path in known:
+        if path.split("/")[4] not in usable:
+            continue
         try:
             device = host.read(path).strip()
             number = host.read(path.replace("/ibdev", "/port")).strip()

@@ -261,6 +261,7 @@ def port_files(*, device: str = "ibsim0", state: str = "4: ACTIVE") -> dict[str,
     return {
         "/sys/class/infiniband_mad/umad0/ibdev": f"{device}\n",
         "/sys/class/infiniband_mad/umad0/port": "1\n",
+        "/dev/infiniband/umad0": "",
         f"{folder}/link_layer": "InfiniBand\n",
         f"{folder}/state": f"{state}\n",
         f"{folder}/phys_state": "3: Disabled\n" if state.endswith("DOWN") else "5: LinkUp\n",

@@ -146,3 +146,6 @@ def test_local_ports_are_those_of_infiniband_with_a_umad_device():
         local_ports(host)
     del host.files["/sys/class/infiniband/mlx5_0/ports/1/state"]
     assert local_ports(host) == [], "taken out between the list and the look"
+    host.files |= port_files(device="mlx5_0")
+    del host.files["/dev/infiniband/umad0"]
+    assert local_ports(host) == [], "a container that was not given the device"
