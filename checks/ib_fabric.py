@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from clustertools.check import Context, check
-from clustertools.errors import Absent, Unobservable, Unparsable
+from clustertools.errors import Unobservable
 from clustertools.model import Finding, Reading, Remedy
 from clustertools.sources.fabric import (
     COUNTERS,
@@ -88,11 +88,13 @@ def ib_fabric(ctx: Context) -> Iterator[Finding | Reading]:
         raise ctx.skip("no ib_fabric_sweep, ib_fabric_hosts or ib_fabric_golden is expected of this node")
     golden = _golden(ctx)
     seen: list[Fabric] = []
-    blind = len(ctx.blind)
+    is_whole = True
     for port in ports:
         # the rails may be one fabric or several: look from a port only when no earlier look has met it
         if port.has_link and not (seen and _is_in(ctx, port, seen)):
+            blind = len(ctx.blind)
             seen.append(_swept(ctx, port))
+            is_whole = is_whole and len(ctx.blind) == blind
             yield from _capped(ctx, _masters(ctx, port))
             yield from _capped(ctx, _errors(ctx, port, seen[-1]))
     if not seen:
@@ -102,7 +104,7 @@ def ib_fabric(ctx: Context) -> Iterator[Finding | Reading]:
     yield ctx.reading("ib_fabric_hosts_total", len(whole.hosts()), "fabric")
     yield ctx.reading("ib_fabric_links_total", len(whole.links()), "fabric")
     yield from _capped(ctx, _links(ctx, whole))
-    if len(ctx.blind) > blind:
+    if not is_whole:
         ctx.note("what is missing was not judged: a part of the fabric did not answer")
         return
     told: set[str] = set()
@@ -138,7 +140,7 @@ def _golden(ctx: Context) -> Fabric | None:
         return None
     try:
         return parse(ctx.host.read(str(path)))
-    except (Absent, Unparsable) as exc:
+    except Unobservable as exc:
         ctx.unseen(f"the golden topology: {exc}")
         return None
 

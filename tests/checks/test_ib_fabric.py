@@ -175,6 +175,45 @@ def test_each_plane_is_swept_once(run, host, planes):
     assert (told["ib_fabric_switches_total"], told["ib_fabric_hosts_total"]) == (6 * planes, 16)
 
 
+def one_link(text, near, far, rate):
+    """`text` with another rate of one link, which neither end calls a fault."""
+    lines = text.splitlines()
+    for n, line in enumerate(lines):
+        if f'"{near}"' in " ".join(line.split()).replace('" ', '"') and f'"{far}"' in line:
+            head, tail = line.split("==(")[0], line.split("==>")[1]
+            lines[n] = f"{head}==({rate} Active/  LinkUp)==>{tail.split('(')[0]}( )"
+    return "\n".join(lines) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("rate", "code"),
+    [(" 2X        53.125 Gbps", "IbFabricLinkNarrow"), (" 4X      25.78125 Gbps", "IbFabricLinkSlow")],
+)
+def test_slower_than_the_golden_topology(run, host, rate, code):
+    text = host.commands[SWEEP]
+    for near, far in (("leaf000", "node0003 mlx5_0"), ("node0003 mlx5_0", "leaf000")):
+        text = one_link(text, near, far, rate)
+    assert text.count(rate) == 2
+    host.commands[SWEEP] = text
+    assert not run("ib_fabric", host=host, expect={"ib_fabric_sweep": True}).findings
+    verdict = run("ib_fabric", host=host, expect={"ib_fabric_golden": GOLDEN})
+    assert placed(verdict) == {(code, "fabric/leaf000/4")}
+    assert verdict.findings[0].nodes == ("node0003",)
+
+
+def test_one_of_two_parallel_links_is_slower(run, host):
+    """Two cables between the same two switches: one came up at HDR, and nobody says that it could be more."""
+    speeds = {1: "106.25", 2: "53.125"}
+    host.commands[SWEEP] = "".join(
+        f'0x{guid:016x} "{name}" {guid} {n}[  ] ==( 4X {gbps} Gbps Active/ LinkUp)==>  '
+        f'0x{3 - guid:016x} {3 - guid} {n}[  ] "{other}" ( )\n'
+        for n, gbps in speeds.items()
+        for guid, name, other in ((1, "leaf", "spine"), (2, "spine", "leaf"))
+    )
+    verdict = run("ib_fabric", host=host, expect={"ib_fabric_sweep": True})
+    assert placed(verdict) == {("IbFabricLinkSlow", "fabric/leaf/2")}
+
+
 def test_two_masters(run, host):
     one = answer("saquery")["stdout"]
     host.commands[MANAGERS] = one + one.replace("0x0002c90300000001", "0x0002c90300009001")

@@ -1,7 +1,7 @@
 """A real InfiniBand fabric without hardware: ibsim holds the switches and adapters, OpenSM brings them up.
 
     with FabricLab(fat_tree(16, down=4, spines=2)) as lab:
-        lab.unlink("node0005")
+        lab.unlink(adapter_guid(5), 1)
         lab.host().run("iblinkinfo", "-l").stdout
 
 The tools of infiniband-diags run unchanged: a preloaded library sends their MADs to the simulator instead of
@@ -24,6 +24,8 @@ from clustertools.host import Completed, LocalHost, PassingHost
 
 PRELOAD = Path("/usr/lib/x86_64-linux-gnu/umad2sim/libumad2sim.so")
 TOOLS = ("ibsim", "opensm", "iblinkinfo", "ibnetdiscover", "ibqueryerrors", "perfquery", "sminfo")
+#: A test that is killed leaves no simulator behind.
+_DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL") if shutil.which("setpriv") else ()
 
 
 def missing() -> list[str]:
@@ -122,7 +124,6 @@ class FabricLab:
         self._opensm_options = opensm
         self._seen_from = seen_from
         self._children: list[subprocess.Popen[bytes]] = []
-        self._pipe = -1
         self.folder = Path()
 
     def __enter__(self) -> FabricLab:
@@ -138,25 +139,21 @@ class FabricLab:
         for child in reversed(self._children):
             child.kill()
             child.wait()
+        if self._children and self._children[0].stdin:
+            self._children[0].stdin.close()
         self._children.clear()
-        if self._pipe >= 0:
-            os.close(self._pipe)
-            self._pipe = -1
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _up(self, seconds: float = 90.0) -> None:
-        net, console = self.folder / "net", self.folder / "console"
+        net = self.folder / "net"
         net.write_text(self.topology)
-        os.mkfifo(console)
-        # held open for reading and writing: a console whose last writer leaves reads end-of-file and ends
-        self._pipe = os.open(console, os.O_RDWR)
         log = self.folder / "ibsim.log"
         with log.open("wb") as out:
             self._children.append(
                 subprocess.Popen(
                     # its defaults stop at 2048 nodes and 256 switches
-                    ["ibsim", "-s", "-N", "12000", "-S", "1024", "-P", "131072", "-L", "49151", str(net)],
-                    stdin=self._pipe, stdout=out, stderr=subprocess.STDOUT, env=self._environment(),
+                    [*_DIES_WITH_US, "ibsim", "-s", "-N", "12000", "-S", "1024", "-P", "131072", "-L", "49151", str(net)],
+                    stdin=subprocess.PIPE, stdout=out, stderr=subprocess.STDOUT, env=self._environment(),
                 )
             )  # fmt: skip
         deadline = time.monotonic() + seconds
@@ -177,7 +174,7 @@ class FabricLab:
             **self._environment(), "LD_PRELOAD": str(PRELOAD), "OSM_TMP_DIR": str(place),
             "OSM_CACHE_DIR": str(place), **({"SIM_HOST": seen_from} if seen_from else {}),
         }  # fmt: skip
-        command = ["opensm", "-f", str(place / "opensm.log"), *self._opensm_options]
+        command = [*_DIES_WITH_US, "opensm", "-f", str(place / "opensm.log"), *self._opensm_options]
         command += [] if priority is None else ["-p", str(priority)]
         with (place / "out").open("wb") as out:
             child = subprocess.Popen(
@@ -222,7 +219,10 @@ class FabricLab:
 
     def console(self, command: str) -> None:
         """A command of ibsim's console: Unlink, ReLink, PerformanceSet, Error ..."""
-        os.write(self._pipe, command.encode() + b"\n")
+        console = self._children[0].stdin
+        assert console is not None
+        console.write(command.encode() + b"\n")
+        console.flush()
         time.sleep(0.1)
         complaint = (self.folder / "ibsim.log").read_text().splitlines()[-1:]
         if complaint and ("error" in complaint[0].lower() or "unknown" in complaint[0].lower()):
