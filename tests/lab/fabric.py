@@ -148,11 +148,12 @@ class FabricLab:
         net = self.folder / "net"
         net.write_text(self.topology)
         log = self.folder / "ibsim.log"
+        # its defaults stop at 2048 nodes and 256 switches
+        sizes = ("-N", "12000", "-S", "1024", "-P", "131072", "-L", "49151")
         with log.open("wb") as out:
             self._children.append(
                 subprocess.Popen(
-                    # its defaults stop at 2048 nodes and 256 switches
-                    [*_DIES_WITH_US, "ibsim", "-s", "-N", "12000", "-S", "1024", "-P", "131072", "-L", "49151", str(net)],
+                    [*_DIES_WITH_US, "ibsim", "-s", *sizes, str(net)],
                     stdin=subprocess.PIPE, stdout=out, stderr=subprocess.STDOUT, env=self._environment(),
                 )
             )  # fmt: skip
