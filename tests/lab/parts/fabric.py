@@ -145,7 +145,7 @@ def commands(shape: Shape) -> dict[tuple[str, ...], Mapping[str, Any]]:
             found["ethtool", "-m", hca.netdev] = {"seconds": 0.2, "stdout": ETHTOOL}
         if shape.node_class == "cpu":
             found |= sweep(hca.name)
-        elif hca.link_layer == "InfiniBand":
+        else:  # of an Ethernet port nobody asks, unless a fault makes it one of InfiniBand
             found |= neighbours(shape, hca, number)
     return found
 
