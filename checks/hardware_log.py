@@ -36,7 +36,7 @@ RULES: Rules = {
     # said once, when the device is found or its driver loaded
     "pcie-narrow": Rule(
         "PcieBandwidthLimited", Status.WARNING, Remedy.INSPECT, "reboot",
-        "a card has fewer PCIe lanes than it could use", "pci@",
+        "a link above a card has lost PCIe lanes", "pci@",
     ),
     "slot-power": Rule(
         "PcieSlotPower", Status.WARNING, Remedy.INSPECT, "hardware_seconds",
@@ -46,28 +46,40 @@ RULES: Rules = {
 
 # 63.008 Gb/s available PCIe bandwidth, limited by 16.0 GT/s PCIe x4 link at 0000:3a:00.0 (capable of
 #   252.048 Gb/s with 16.0 GT/s PCIe x16 link)
-_LANES = r"limited by .{0,40}x(?P<now>\d{1,2}) link.{0,60}capable of .{0,60}x(?P<able>\d{1,2}) link"
+_LANES = (
+    r"limited by .{0,40}x(?P<now>\d{1,2}) link at (?P<at>[0-9a-f:.]{7,16}) "
+    r"\(capable of .{0,60}x(?P<able>\d{1,2}) link"
+)
 #: PCI base classes of what carries a training job: network (0x02), display and 3D (0x03).
 _CARDS = (0x02, 0x03)
+#: QEMU's and VMware's bridges say one lane, and pass all that the card can (PCI ID repository).
+_EMULATED = (0x1B36, 0x15AD)
 
 
 def _fewer_lanes(ctx: Context, group: Group) -> bool:
-    """Whether a line of limited bandwidth means a card that sits badly.
+    """Whether a line of limited bandwidth means a link above a card that lost lanes.
 
-    Most such lines mean nothing: a card newer than its slot, a drive with two lanes by design. What counts is
-    a GPU or a network adapter with fewer lanes than it has, now as well.
+    Most such lines mean nothing: a card newer than its slot, a drive with two lanes by design, the bridge of
+    a virtual machine. The card's own link is judged by `pcie_link`; what is left is a GPU or a network
+    adapter behind a link that has, now as well, fewer lanes than it could have.
     """
-    lanes = [re.search(_LANES, line) for line in group.evidence]
-    if not any(found and int(found["now"]) < int(found["able"]) for found in lanes):
-        return False
-    folder = f"/sys/bus/pci/devices/{group.part.removeprefix('pci@')}"
-    try:
-        if int(ctx.host.read(f"{folder}/class"), 16) >> 16 not in _CARDS:
-            return False
-        now, able = (ctx.host.read(f"{folder}/{side}_link_width") for side in ("current", "max"))
-        return int(now) < int(able)
-    except (Unobservable, ValueError):
-        return False  # the card is gone, or nobody can say what it is: other checks count cards
+    card = group.part.removeprefix("pci@")
+    for line in group.evidence:
+        said = re.search(_LANES, line)
+        if said is None or said["at"] == card or int(said["now"]) >= int(said["able"]):
+            continue
+        bus = "/sys/bus/pci/devices"
+        try:
+            if int(ctx.host.read(f"{bus}/{card}/class"), 16) >> 16 not in _CARDS:
+                continue
+            if int(ctx.host.read(f"{bus}/{said['at']}/vendor"), 16) in _EMULATED:
+                continue
+            now, able = (ctx.host.read(f"{bus}/{said['at']}/{x}_link_width") for x in ("current", "max"))
+            if int(now) < int(able):
+                return True
+        except (Unobservable, ValueError):
+            continue  # the card is gone, or nobody can say what it is: other checks count cards
+    return False
 
 
 @check(

@@ -142,12 +142,14 @@ MACHINES = (
         "h100-kernel-broken",
         "the node came back from a panic some hours ago; since then a processor was stuck, the kernel "
         "failed once "
-        "more, memory gave a machine check, a GPU's PCIe link a fatal error, and GPU 0 runs on 8 lanes",
+        "more, memory gave a machine check, a GPU had a fatal PCIe error, and the switch above GPU 0 has 8 lanes",
         ("HostPanicked", "HostLockup", "HostKernelOops", "HostMachineCheck", "PcieFatalError",
          "PcieBandwidthLimited"),
         files={
-            "/sys/bus/pci/devices/0000:18:00.0/current_link_width": "8\n",
-            "/sys/bus/pci/devices/0000:18:00.0/max_link_width": "16\n",
+            "/sys/bus/pci/devices/0000:15:01.0/vendor": "0x8086\n",
+            "/sys/bus/pci/devices/0000:15:01.0/class": "0x060400\n",
+            "/sys/bus/pci/devices/0000:15:01.0/current_link_width": "8\n",
+            "/sys/bus/pci/devices/0000:15:01.0/max_link_width": "16\n",
             _PSTORE: _PANIC,
         },
         globs={"/sys/fs/pstore/dmesg-*": (_PSTORE,)},
