@@ -142,7 +142,8 @@ MACHINES = (
         "h100-kernel-broken",
         "the node came back from a panic some hours ago; since then a processor was stuck, the kernel "
         "failed once "
-        "more, memory gave a machine check, a GPU had a fatal PCIe error, and the switch above GPU 0 has 8 lanes",
+        "more, memory gave a machine check, a GPU had a fatal PCIe error, and the switch above GPU 0 "
+        "has 8 lanes",
         ("HostPanicked", "HostLockup", "HostKernelOops", "HostMachineCheck", "PcieFatalError",
          "PcieBandwidthLimited"),
         files={
