@@ -45,8 +45,9 @@ def ib_ports(ctx: Context) -> Iterator[Finding | Reading]:
     `expect["ib_ports"]` ports must be active at `expect["ib_rate_bits_per_second"]` or more, of the link
     layer `expect["ib_link_layer"]`; others may be free or slow. Without it a port that is down is only held
     against others of its card type, the second port of a card apart, and `expect["ib_ports_built_in"]`
-    ports must be there, cabled or not: that much the hardware catalogue knows. Not judged are soft-RoCE, EFA, virtual
-    functions that wait for their machine, and Ethernet ports whose interface somebody has switched off.
+    ports must be there, cabled or not: that much the hardware catalogue knows. Not judged are soft-RoCE,
+    EFA, virtual functions that wait for their machine, and Ethernet ports whose interface somebody has
+    switched off.
     """
     wanted, built_in = ctx.expect.get("ib_ports"), ctx.expect.get("ib_ports_built_in", 0)
     if wanted is not None:
