@@ -9,7 +9,7 @@ from clustertools.errors import Unobservable
 from clustertools.host import Host
 from clustertools.model import Finding, Reading, Remedy, gpu_part
 from clustertools.sources.nvidia import UNUSED, Gpu, NvmlError, is_unused, located, nvml
-from clustertools.sources.pci import nvidia_devices
+from clustertools.sources.pci import amd_devices, nvidia_devices
 
 #: NVML errors that are about us and not about the driver: we may not ask, or have nothing to ask with.
 NOT_THE_DRIVER = frozenset(("NO_PERMISSION", "PYNVML_NOT_INSTALLED"))
@@ -48,6 +48,15 @@ def gpu_count(ctx: Context) -> Iterator[Finding | Reading]:
     devices = nvidia_devices(ctx.host)
     if expected == 0:
         raise ctx.skip("no GPUs are expected on this node (gpu_count: 0)")
+    if not devices and (others := amd_devices(ctx.host)):
+        # without NVML there is the bus to ask, and no more
+        if expected is not None and len(others) < expected:
+            yield ctx.critical(
+                "GpuMissing", "", f"{len(others)} AMD GPUs on the PCI bus, {expected} expected",
+                evidence=others, remedy=Remedy.REBOOT_NODE,
+            )  # fmt: skip
+        yield ctx.reading("gpu_pci_devices", len(others))
+        return
     if not devices and expected is None:
         raise ctx.skip("no NVIDIA device on the PCI bus")
     yield ctx.reading("gpu_pci_devices", len(devices))

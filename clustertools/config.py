@@ -49,6 +49,9 @@ class NodeClass:
     """What to expect of some nodes. Without an expectation a check that needs one answers UNKNOWN."""
 
     nodes: str = option(doc="the nodes of this class, as a node set: gpu-[001-128]")
+    hardware: str | None = option(
+        None, "its name in the hardware catalogue; unset: recognised by what is there; none: nothing of it"
+    )
     gpu_count: int | None = option(None, "GPUs in a node", at_least=0)
     gpu_name: str | None = option(None, "the product name that NVML gives, or a part of it")
     gpu_memory_bytes: int | None = option(None, "memory of one GPU")

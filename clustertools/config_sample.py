@@ -11,10 +11,11 @@ cluster: alps                       # in every message
 state_dir: /var/lib/clustertools    # on a local disk, never on NFS, Lustre or GPFS
 site_checks: [/etc/clustertools/checks.d]
 
-# What to expect of the nodes. A check that needs an expectation and has none answers UNKNOWN.
+# What to expect of the nodes, beside what the hardware catalogue knows (`clustertools config expectations`).
 node_classes:
   h100:
     nodes: gpu-[001-128]            # required
+    hardware: DGX H100 or H200      # unset: recognised by what is there; none: nothing of the catalogue
     gpu_count: 8
     gpu_name: H100
     gpu_memory: 80GiB

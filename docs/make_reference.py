@@ -1,4 +1,4 @@
-"""Writes docs/checks.md and docs/codes.md from the checks, the catalogue and the playbooks: `make docs`.
+"""Writes docs/{checks,codes,coverage,read}.md from the checks, the catalogue and the playbooks: `make docs`.
 
 What a check may yield is read from its source text: the calls of `ctx.critical` and `ctx.warning`. Where the
 code or the way of telling is only known at run time, both statuses are taken for possible, except where a
@@ -19,12 +19,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import yaml
+
 from clustertools.catalog import load_xids, sxids
 from clustertools.check import Check, NoLimits, discover
 from clustertools.cli.dev import BLIND
 from clustertools.incidents import Rules
 from clustertools.model import Playbook, Status
 from clustertools.policy import load_playbooks, playbook_for
+from clustertools.sources.tools import readers
 
 FOLDER = Path(__file__).parent
 TELLS = {"critical": Status.CRITICAL, "warning": Status.WARNING}
@@ -283,7 +286,105 @@ def _table(head: tuple[str, ...], rows: list[Any]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-PAGES = {"checks.md": checks_page, "codes.md": codes_page}
+#: What the rows of docs/coverage.yaml are about, by the beginning of their names.
+ROOMS = {
+    "gpu": "GPU", "nvlink": "NVLink", "nvswitch": "NVSwitch and fabric", "xgmi": "xGMI", "pcie": "PCIe",
+    "ib": "InfiniBand and RoCE", "rdma": "RDMA", "efa": "EFA", "gdr": "GPUDirect", "roce": "RoCE",
+    "gm": "Myrinet", "eth": "Ethernet", "net": "Network", "fs": "File systems", "disk": "Drives",
+    "cpu": "CPU", "mem": "Memory", "os": "Operating system", "svc": "Services", "slurm": "Slurm",
+    "clock": "Clock", "job": "Job", "bmc": "BMC", "act": "Active tests",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """A health check of the field, and where it is here: checks and codes, readings only, or why not."""
+
+    name: str
+    cost: str
+    checks: tuple[str, ...] = ()
+    codes: tuple[str, ...] = ()
+    readings: tuple[str, ...] = ()
+    left_out: str = ""
+
+    @property
+    def is_open(self) -> bool:
+        return not self.left_out and not (self.checks and (self.codes or self.readings))
+
+
+def coverage() -> list[Row]:
+    """The rows of docs/coverage.yaml. Raises TypeError for a key that no row has."""
+    with open(FOLDER / "coverage.yaml", encoding="utf-8") as file:
+        rows = yaml.safe_load(file)
+    found = []
+    for name, told_row in rows.items():
+        given = dict(told_row)
+        checks = given.pop("check", ())
+        lists = {key: tuple(given.pop(key, ())) for key in ("codes", "readings")}
+        found.append(
+            Row(name, checks=(checks,) if isinstance(checks, str) else tuple(checks), **lists, **given)
+        )
+    return found
+
+
+def coverage_page() -> str:
+    """The text of docs/coverage.md."""
+    rows = coverage()
+    left_out = sum(bool(row.left_out) for row in rows)
+    parts = [
+        "# Coverage",
+        "Made by `make docs` from docs/coverage.yaml; do not edit. The rows are the distinct health checks "
+        "of fifteen systems of the field (gpud, gcm, Azure's and LBNL's node health checks, Google's cluster "
+        "health scanner, Imbue's, SuperBench, NVIDIA's resiliency extension, AWS's, the ML engineering book, "
+        "DCGM, node-problem-detector, NVSentinel, soperator and the cluster readiness engine). Cost: P1 "
+        "reads in less than 0.1 s, P2 in less than 2 s, A needs an idle GPU or network card.",
+        f"{len(rows)} rows: {len(rows) - left_out} have a check here, {left_out} are left out with a reason.",
+    ]
+    rooms: dict[str, list[Row]] = {}
+    for row in rows:
+        rooms.setdefault(ROOMS[row.name.split(".")[0]], []).append(row)
+    for room, members in rooms.items():
+        parts += [
+            f"## {room}",
+            _table(("row", "cost", "here"), [(r.name, r.cost, _here(r)) for r in members]),
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _here(row: Row) -> str:
+    if row.left_out:
+        return f"left out: {row.left_out}"
+    checks = ", ".join(f"[{name}](checks.md#{name})" for name in row.checks)
+    codes = [f"[{code}](codes.md#{code.lower()})" for code in row.codes]
+    said = "; ".join(filter(None, (", ".join(codes), ", ".join(f"reading `{r}`" for r in row.readings))))
+    return f"{checks}: {said}" if checks and said else "**open**"
+
+
+def read_page() -> str:
+    """The text of docs/read.md."""
+    known = readers()
+    parts = [
+        "# What `clustertools read` prints",
+        "Made by `make docs` from the readers themselves; do not edit. `clustertools read [--kind KIND] "
+        "[FILE]` prints one JSON object: `schema`, `kind`, the fields below, and `unparsed`, the lines of "
+        "an unknown form, each with `line` (its number) and `text`. `a[].b` is the field b of each element "
+        "of the list a; `a.*` is every value of the map a. A field that the tool did not tell is null or "
+        "left out. Units are in the names.",
+        _table(("kind", "of what"), [(f"[{k}](#{k})", _first(reader)) for k, reader in known.items()]),
+    ]
+    for kind, reader in known.items():
+        rows = [(f"`{name}`", meaning) for name, meaning in getattr(reader, "FIELDS", {}).items()]
+        parts += [f"## {kind}", _first(reader), _table(("field", "what it is"), rows) if rows else ""]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _first(reader: Any) -> str:
+    return (reader.__doc__ or "").strip().split("\n\n", 1)[0].replace("\n", " ")
+
+
+PAGES = {
+    "checks.md": checks_page, "codes.md": codes_page, "coverage.md": coverage_page, "read.md": read_page,
+}  # fmt: skip
 
 if __name__ == "__main__":
     for name, page in PAGES.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ import pytest
 from clustertools.check import Check, NoLimits
 from clustertools.model import Status
 from clustertools.policy import load_playbooks
-from docs.make_reference import FOLDER, PAGES, limits, own_checks, told
+from docs.make_reference import FOLDER, PAGES, coverage, limits, own_checks, told
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -23,6 +24,7 @@ def test_the_committed_page_is_what_the_generator_writes(name):
 def test_the_generator_runs_as_make_runs_it(tmp_path):
     copy = tmp_path / "make_reference.py"
     copy.write_text((FOLDER / "make_reference.py").read_text(encoding="utf-8"), encoding="utf-8")
+    shutil.copy(FOLDER / "coverage.yaml", tmp_path)
     subprocess.run([sys.executable, str(copy)], check=True, timeout=60)
     for name, page in PAGES.items():
         assert (tmp_path / name).read_text(encoding="utf-8") == page()
@@ -40,6 +42,19 @@ def test_every_check_code_limit_and_playbook_has_its_place():
     assert "\n## Blind\n" in codes
     for book in load_playbooks(()):
         assert f"\n| {book.name} | " in codes
+
+
+def test_what_the_coverage_names_is_there():
+    rows = coverage()
+    assert len(rows) == 188
+    checks = {one.name: one for one in own_checks()}
+    wrong = [f"{row.name}: no check {name}" for row in rows for name in row.checks if name not in checks]
+    for row in rows:
+        declared = {code for name in row.checks if name in checks for code in checks[name].codes}
+        wrong += [f"{row.name}: no code {code} in {row.checks}" for code in row.codes if code not in declared]
+        if row.left_out and (row.checks or row.codes or row.readings):
+            wrong.append(f"{row.name}: left out and covered")
+    assert not wrong
 
 
 def test_a_limit_is_told_with_its_source():

@@ -17,12 +17,13 @@ from clustertools.check import Check, discover
 from clustertools.cli.site import adjusted, is_configured
 from clustertools.delivery import Mail
 from clustertools.errors import ConfigError, StoreError
-from clustertools.host import LocalHost, mount_of
+from clustertools.host import Host, LocalHost, mount_of
 from clustertools.model import Playbook
 from clustertools.schedulers import RunSpec
 from clustertools.schedulers.local import LocalScheduler
 from clustertools.sinks import Sink, SinkRule
 from clustertools.sinks.message import KINDS
+from clustertools.sources import hardware
 from clustertools.store import Store, default_state_dir
 from clustertools.watchdog import Settings, Watchdog
 
@@ -108,7 +109,7 @@ def local_watchdog(
     }
     limits["job_progress"] = dataclasses.replace(limits["job_progress"], **own)
     limits["job_restarts"] = dataclasses.replace(limits["job_restarts"], without_progress=options["restarts"])
-    base = settings(loaded, host.name) if loaded else Settings()
+    base = settings(loaded, host) if loaded else Settings(expect=hardware.expectations(host, {}))
     post = mail(loaded, terminal=not json)
     return Watchdog(
         store=open_store(folder),
@@ -168,7 +169,7 @@ def site(
     """Settings, sinks and checks of a node's watchdog as the config says. Raises ConfigError."""
     config = loaded.config
     checks = discover(config.site_checks)
-    base = settings(loaded, LocalHost().name)
+    base = settings(loaded, LocalHost())
     base = dataclasses.replace(
         base,
         mode=base.mode if act else "observe",
@@ -197,7 +198,7 @@ def _limits(loaded: Loaded | None, checks: Mapping[str, Any]) -> dict[str, Any]:
     return validate_limits(loaded, checks, [book.name for book in policy.load_playbooks()])
 
 
-def settings(loaded: Loaded, node: str) -> Settings:
+def settings(loaded: Loaded, host: Host) -> Settings:
     """What the config says, in the words of the watchdog."""
     config = loaded.config
     said = config.policy
@@ -216,7 +217,7 @@ def settings(loaded: Loaded, node: str) -> Settings:
         flap_window_seconds=said.flap_window_seconds,
         intervals={n: c.interval_seconds for n, c in checks.items() if c.interval_seconds is not None},
         confirm={n: c.confirm for n, c in checks.items() if c.confirm is not None},
-        expect=expectations(config, node),
+        expect=hardware.expectations(host, expectations(config, host.name)),
         pause_file=said.pause_file,
         observe_only=frozenset(n for n, c in checks.items() if c.observe),
     )

@@ -22,6 +22,7 @@ from clustertools.model import Status, Subject, Verdict
 from clustertools.render import formats
 from clustertools.render.json_lines import json_line
 from clustertools.shared_host import SharedHost
+from clustertools.sources import hardware
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +158,7 @@ def orders_for(host: Host, config_path: Path | None, *, job_checks: bool = True)
     recorded = host.about if isinstance(host, RecordedHost) else None
     expect = dict(recorded.get("expect") or {}) if recorded else {}
     if config_path is None and (recorded is not None or not is_configured()):
-        return Orders(checking.discover(job_checks=job_checks), expect=expect)
+        return Orders(checking.discover(job_checks=job_checks), expect=hardware.expectations(host, expect))
     from clustertools import config as configuration
     from clustertools.cli.assemble import expectations
 
@@ -166,11 +167,11 @@ def orders_for(host: Host, config_path: Path | None, *, job_checks: bool = True)
     found = checking.discover(config.site_checks)
     checks = {name: adjusted(each, config.check(name)) for name, each in found.items()}
     named = config.node_classes.get(str(recorded.get("node_class"))) if recorded else None
-    expect = {**(named.expectations() if named else expectations(config, host.name)), **expect}
+    said = {**(named.expectations() if named else expectations(config, host.name)), **expect}
     return Orders(
         checks,
         configuration.validate_limits(loaded, found),
-        expect,
+        hardware.expectations(host, said),
         frozenset(name for name in checks if not config.check(name).enabled),
         config.cluster,
     )

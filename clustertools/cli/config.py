@@ -11,10 +11,13 @@ import click
 
 from clustertools import config as configuration
 from clustertools.check import discover
+from clustertools.cli.assemble import expectations as class_expectations
 from clustertools.cli.frame import Output, common, examples
 from clustertools.config import Loaded
 from clustertools.errors import ConfigError
+from clustertools.host import Host, LocalHost, RecordedHost
 from clustertools.model import Status
+from clustertools.sources import hardware
 
 
 def config_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -77,6 +80,36 @@ def show(load: Callable[[], Loaded], origin: bool, out: Output) -> None:
         out.record("config", {**data, "origins": loaded.origins} if origin else data)
     else:
         out.line(configuration.show(loaded, origin).rstrip("\n"))
+
+
+@group.command(
+    epilog=examples(
+        "clustertools config expectations", "clustertools config expectations --host tests/hosts/h100-healthy"
+    )
+)
+@click.option("--host", "recording", metavar="DIR", help="Of a recorded host, not of this machine.")
+@config_options
+@common
+def expectations(load: Callable[[], Loaded], recording: str | None, out: Output) -> None:
+    """Print what the checks expect of this machine, and whether config or the catalogue says so."""
+    host: Host = RecordedHost(recording) if recording else LocalHost()
+    said = dict(host.about.get("expect") or {}) if isinstance(host, RecordedHost) else {}
+    said = {**class_expectations(load().config, host.name), **said}
+    known = hardware.expected(host, said.get("hardware", ""))
+    config = "the recording" if recording else "the config"
+    found = {
+        key: {
+            "value": said.get(key, known.expect.get(key)),
+            "from": config if key in said else known.origin[key],
+        }
+        for key in sorted(said.keys() | known.expect.keys())
+    }
+    if out.json:
+        out.record("expectations", {"hardware": known.name, "expectations": found})
+        return
+    out.line(f"hardware: {known.name or 'not in the catalogue'}")
+    for key, told in found.items():
+        out.line(f"{key:<28} {told['value']!s:<16}  {told['from']}")
 
 
 @group.command(epilog=examples("clustertools config schema > clustertools.schema.json"))

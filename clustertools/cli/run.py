@@ -38,6 +38,10 @@ KILL_SECONDS = 10.0
 UNBORN_SECONDS = 2.0
 #: So many passes in a row may break before the end of the command is ours as well.
 FAULTS = 5
+#: How long we wait for a state that can be written again once the command has ended: after a good end only to
+#: note it, after a bad one because it could then be restarted.
+GOOD_END_PATIENCE_SECONDS = 5.0
+BAD_END_PATIENCE_SECONDS = 60.0
 
 
 @click.command(
@@ -132,6 +136,7 @@ class Supervision:
         self._seen_ended = 0
         self._troubled = ""
         self._faults = 0
+        self._unwritten_since = 0.0
         self._attempts: tuple[Attempt, ...] = ()
         self._relay = Relay(None if out.json else sys.stdout.fileno())
 
@@ -255,12 +260,12 @@ class Supervision:
         except StoreError as exc:
             # nothing was decided and nothing done; the command goes on unwatched until the store is back
             self._trouble(str(exc))
-            return False
+            return self._unwritten()
         except Exception as exc:  # noqa: BLE001 - a fault of ours must not leave the command unwatched
             return self._fault(exc)
         finally:
             self._in_pass = False
-        self._troubled, self._faults = "", 0
+        self._troubled, self._faults, self._unwritten_since = "", 0, 0.0
         job = next((j for j in result.jobs if j.run == self.spec.name), None)
         if attempts:
             self._relay.follow(self.watchdog.scheduler.log_path(attempts[-1]))
@@ -285,6 +290,18 @@ class Supervision:
         if text != self._troubled:
             self._note(text)
         self._troubled = text
+
+    def _unwritten(self) -> bool | None:
+        """A full disk may stay full: what cannot be written down must not keep an ended command waiting."""
+        job = self._job()
+        if job.state != "ended":
+            return False
+        now = time.monotonic()
+        if not self._unwritten_since:
+            self._unwritten_since = now
+        well = job.exit_code == 0
+        patience = GOOD_END_PATIENCE_SECONDS if well else BAD_END_PATIENCE_SECONDS
+        return None if now - self._unwritten_since >= patience else False
 
     def _fault(self, exc: Exception) -> bool | None:
         """A pass broke. The next one may not; but one that always breaks must not outlive the command."""
@@ -376,6 +393,8 @@ class Supervision:
 
     def _why_not(self) -> str:
         """Why it was not started again, as far as a guard said so about this attempt."""
+        if self._troubled:
+            return f"; not restarted: {self._troubled}"
         with contextlib.suppress(StoreError):
             rows = self.watchdog.store.actions()
             mine = [r for r in rows if r.action.kind == "restart" and r.action.target.run == self.spec.name]

@@ -101,6 +101,11 @@ def mounts(host: Host) -> list[Mount]:
     return list(found.values())
 
 
+def in_container(host: Host) -> bool:
+    """Whether /dev holds what was chosen for a container (a tmpfs) and not what the kernel put there."""
+    return not any(mount.point == "/dev" and mount.fs_type == "devtmpfs" for mount in mounts(host))
+
+
 def _unescape(text: str) -> str:
     # /mnt/my\040disk
     return re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), text)

@@ -11,6 +11,9 @@ from clustertools.model import pci_address
 
 #: PCI vendor id of NVIDIA (the PCI ID repository, pci-ids.ucw.cz).
 NVIDIA_VENDOR = 0x10DE
+AMD_VENDOR = 0x1002
+#: "Processing accelerator", the class of AMD's Instinct cards.
+_ACCELERATOR = 0x1200
 #: PCI base class and subclass: VGA controller and 3D controller (PCI Code and ID Assignment). Data centre
 #: GPUs are 3D controllers. NVSwitches are bridges (0x0680), network functions 0x02xx: neither is a GPU.
 GPU_CLASSES = frozenset((0x0300, 0x0302))
@@ -22,14 +25,23 @@ def nvidia_devices(host: Host) -> tuple[str, ...]:
     Empty on a machine without one. A GPU that fell off the bus may still be listed: the kernel removes it
     only when it is rescanned. Raises Unobservable when a device is listed but cannot be read.
     """
+    return _devices(host, NVIDIA_VENDOR, GPU_CLASSES)
+
+
+def amd_devices(host: Host) -> tuple[str, ...]:
+    """PCI addresses of AMD's Instinct GPUs, in bus order; graphics cards for a screen are none."""
+    return _devices(host, AMD_VENDOR, frozenset((_ACCELERATOR,)))
+
+
+def _devices(host: Host, wanted: int, classes: frozenset[int]) -> tuple[str, ...]:
     found = []
     for path in host.glob("/sys/bus/pci/devices/*/vendor"):
         folder = path.rsplit("/", 1)[0]
         try:
             # vendor "0x10de", class "0x030200"
             if (
-                _hex(host.read(path)) != NVIDIA_VENDOR
-                or _hex(host.read(f"{folder}/class")) >> 8 not in GPU_CLASSES
+                hexadecimal(host.read(path)) != wanted
+                or hexadecimal(host.read(f"{folder}/class")) >> 8 not in classes
             ):
                 continue
         except Absent:
@@ -38,7 +50,8 @@ def nvidia_devices(host: Host) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def _hex(text: str) -> int:
+def hexadecimal(text: str) -> int:
+    """The number of a sysfs attribute such as "0x10de"; 0 for anything else."""
     try:
         return int(text.strip(), 16)
     except ValueError:

@@ -586,6 +586,34 @@ def test_a_state_that_cannot_be_written_for_a_while_leaves_the_run_alone(lab: Ru
     assert lab.starts() == ["0 0"]
 
 
+@pytest.mark.slow
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("code", "ends", "said"),
+    [(0, 0, "filling ended well"), (1, 2, "exit code 1; not restarted: cannot write the state in")],
+)
+def test_a_disk_that_stays_full_does_not_keep_an_ended_command_waiting(
+    tmp_path: Path, code: int, ends: int, said: str
+) -> None:
+    fill = f"head -c 600000 /dev/zero >{tmp_path}/filler; exit {code}"
+    script = f"""
+import subprocess, sys
+from clustertools import cli
+from clustertools.cli import run
+run.BAD_END_PATIENCE_SECONDS = 3.0
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "none", {str(tmp_path)!r}], check=True)
+words = ["run", "--name", "filling", "--state", {str(tmp_path)!r}, "--interval", "300ms", "--"]
+sys.exit(cli.main([*words, "sh", "-c", {fill!r}]))
+"""
+    done = subprocess.run(
+        ["unshare", "-m", sys.executable, "-c", script], capture_output=True, text=True, check=False,
+        timeout=60,
+    )  # fmt: skip
+    assert done.returncode == ends, done.stderr
+    assert "the disk is full: make room" in done.stderr
+    assert said in done.stderr
+
+
 class Faulty:
     """A watchdog with a fault of its own in its first passes."""
 

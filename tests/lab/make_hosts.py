@@ -47,6 +47,19 @@ WHOLE = {
     "a100-healthy": Whole(
         whole_node.dgx(whole_node.DGX_A100), "A100", "a100-8", "healthy: DGX A100, 8 x A100 80 GB, idle"
     ),
+    "h200-healthy": Whole(
+        whole_node.dgx(whole_node.DGX_H200), "H200", "h200-8", "healthy: DGX H200, 8 x H200, idle"
+    ),
+    "b200-healthy": Whole(
+        whole_node.dgx(whole_node.DGX_B200), "B200", "b200-8", "healthy: DGX B200, 8 x B200, idle"
+    ),
+    "gb200-healthy": Whole(
+        whole_node.dgx(whole_node.GB200_TRAY), "GB200", "gb200-4",
+        "healthy: a compute tray of a GB200 NVL72, 4 x GB200, idle",
+    ),
+    "mi300x-healthy": Whole(
+        whole_node.dgx(whole_node.MI300X), "", "mi300x-8", "healthy: 8 x MI300X, idle"
+    ),
     "cpu-healthy": Whole(whole_node.cpu_node(), "", "cpu", "healthy: a node without GPUs, idle"),
 }  # fmt: skip
 
@@ -154,7 +167,7 @@ def _nvml(machine: Machine, whole: Whole, library: Path, work: Path) -> Mapping[
     """What the stand-in answers; None where the base's answer is the machine's."""
     if not whole.profile or (machine.base and not machine.values and not machine.lacks):
         return None
-    addresses = getattr(profiles, f"DGX_{whole.profile}")
+    addresses = whole.node.gpus
     left = tuple(a for a in addresses if a != machine.lacks)
     lab = NvmlLab(library, work)
     lab.use(profiles.profile(getattr(profiles, f"{whole.profile}_VALUES"), left))

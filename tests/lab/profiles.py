@@ -16,6 +16,18 @@ DGX_A100 = (
     "0000:07:00.0", "0000:0f:00.0", "0000:47:00.0", "0000:4e:00.0",
     "0000:87:00.0", "0000:90:00.0", "0000:b7:00.0", "0000:bd:00.0",
 )  # fmt: skip
+#: Of a DGX B200.
+DGX_B200 = (
+    "0000:1b:00.0", "0000:43:00.0", "0000:52:00.0", "0000:61:00.0",
+    "0000:9d:00.0", "0000:c3:00.0", "0000:d1:00.0", "0000:df:00.0",
+)  # fmt: skip
+#: Of a GB200 compute tray: a PCI domain for each GPU.
+TRAY_GB200 = ("0008:01:00.0", "0009:01:00.0", "0018:01:00.0", "0019:01:00.0")
+#: Of a board with eight MI300X.
+OAM_MI300X = (
+    "0000:05:00.0", "0000:26:00.0", "0000:46:00.0", "0000:65:00.0",
+    "0000:85:00.0", "0000:a6:00.0", "0000:c6:00.0", "0000:e5:00.0",
+)  # fmt: skip
 DGX_V100 = ("0000:06:00.0", "0000:07:00.0")
 WORKSTATION = ("0000:01:00.0",)
 
@@ -90,6 +102,31 @@ fabric.state=3
 fabric.status=0
 fabric.clique=0
 """
+
+
+def _changed(lines: str, **changes: str) -> str:
+    """`lines` with other values; a dot in a key is written as two underscores."""
+    new = {key.replace("__", "."): value for key, value in changes.items()}
+    kept = [line for line in lines.strip().splitlines() if line.split("=")[0] not in new]
+    return "\n".join(["", *kept, *(f"{key}={value}" for key, value in new.items()), ""])
+
+
+H200_VALUES = _changed(
+    H100_VALUES, name="NVIDIA H200", vbios="96.00.BC.00.01", memory_total="150754820096",
+    memory_clock="3201", memory_clock_max="3201",
+)  # fmt: skip
+B200_VALUES = _changed(
+    H100_VALUES, name="NVIDIA B200", vbios="97.00.82.00.24", memory_total="192265846784",
+    power_mw="142000", power_limit_mw="1000000", power_default_limit_mw="1000000",
+    power_min_limit_mw="200000", power_max_limit_mw="1000000",
+    sm_clock="120", sm_clock_max="1965", memory_clock="3996",
+    memory_clock_max="3996", field__164="53125",
+)  # fmt: skip
+GB200_VALUES = _changed(
+    B200_VALUES, name="NVIDIA GB200", vbios="97.00.82.00.2B", memory_total="198674743296",
+    power_mw="163000", power_limit_mw="1200000", power_default_limit_mw="1200000",
+    power_max_limit_mw="1200000", sm_clock_max="2062",
+)  # fmt: skip
 
 A100_VALUES = """
 driver=535.161.08

@@ -39,6 +39,7 @@ class Node:
     chrony: str
     boot: Sequence[tuple[int, int, str]]
     expect: Mapping[str, object] = field(default_factory=dict)
+    gpus: Sequence[str] = ()
     commands: Mapping[tuple[str, ...], Mapping[str, Any]] = field(default_factory=dict)
     absent: Sequence[str] = ()
     globs: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -153,6 +154,7 @@ def _host_files(shape: Shape) -> dict[str, str]:
 def _boot(shape: Shape, gpus: Sequence[tuple[str, str]]) -> list[tuple[int, int, str]]:
     """What such a machine writes at boot."""
     kernel, driver = shape.kernel, shape.driver
+    vendor, kind = ("1002", "120000") if shape.gpu == "amd" else ("10de", "030200")
     records = [
         (
             6,
@@ -163,7 +165,7 @@ def _boot(shape: Shape, gpus: Sequence[tuple[str, str]]) -> list[tuple[int, int,
         (6, 402118, f"smpboot: CPU0: {shape.cpu}"),
     ]
     records += [
-        (6, 1204418, f"pci {address}: [10de:{device}] type 00 class 0x030200") for address, device in gpus
+        (6, 1204418, f"pci {address}: [{vendor}:{device}] type 00 class 0x{kind}") for address, device in gpus
     ]
     records += [
         (6, 4880912, "md/raid1:md0: active with 2 out of 2 mirrors"),
@@ -173,7 +175,7 @@ def _boot(shape: Shape, gpus: Sequence[tuple[str, str]]) -> list[tuple[int, int,
             "EXT4-fs (md0): mounted filesystem with ordered data mode. Opts: (null). Quota mode: none.",
         ),
     ]
-    if gpus:
+    if shape.gpu == "nvidia":
         open_module = f"NVIDIA UNIX Open Kernel Module for x86_64  {driver}  Release Build"
         if int(driver.split(".")[0]) < 560:  # before, the module of choice was the closed one
             open_module = f"NVIDIA UNIX x86_64 Kernel Module  {driver}  Sun Feb 25 17:09:09 UTC 2024"
@@ -193,10 +195,12 @@ def _boot(shape: Shape, gpus: Sequence[tuple[str, str]]) -> list[tuple[int, int,
 def _pci(shape: Shape) -> dict[str, str]:
     # the adapter for storage and management, those of the rails, and the GPUs as 3D controllers
     adapters = ("0000:c1:00.0", *(hca.pci for hca in shape.hcas))
-    devices = {**dict.fromkeys(adapters, ("0x15b3", "0x020700"))}
-    devices |= dict.fromkeys(shape.gpus, ("0x10de", "0x030200"))
+    gpu = ("0x1002", "0x120000") if shape.gpu == "amd" else ("0x10de", "0x030200")
+    devices = {**dict.fromkeys(adapters, ("0x15b3", "0x020700", "0x1021"))}
+    devices |= dict.fromkeys(shape.gpus, (*gpu, f"0x{shape.gpu_device}"))
     files = {}
-    for address, (vendor, kind) in devices.items():
+    for address, (vendor, kind, device) in devices.items():
+        files[f"/sys/bus/pci/devices/{address}/device"] = f"{device}\n"
         files[f"/sys/bus/pci/devices/{address}/vendor"] = f"{vendor}\n"
         files[f"/sys/bus/pci/devices/{address}/class"] = f"{kind}\n"
     return files
@@ -241,14 +245,42 @@ A100_HCAS = tuple(
 
 DGX_H100 = Shape(
     "h100-8", "nvidia", "NVIDIA H100 80GB HBM3", profiles.DGX_H100, "2330", "570.133.20", 5, H100_HCAS, 8,
-    True, "Intel(R) Xeon(R) Platinum 8480C", 2, 56, 2, 2113425548, "5.15.0-1053-nvidia", "DGXH100",
+    True, "Intel(R) Xeon(R) Platinum 8480C", 2, 56, 2, 2113425548, "5.15.0-1053-nvidia", "DGXH100", "NVIDIA",
 )  # fmt: skip
 DGX_A100 = Shape(
     "a100-8", "nvidia", "NVIDIA A100-SXM4-80GB", profiles.DGX_A100, "20b2", "535.161.08", 4, A100_HCAS, 8,
     False, "AMD EPYC 7742 64-Core Processor", 2, 64, 2, 2113517896, "5.15.0-1053-nvidia",
-    "DGXA100 920-23687-2530-000",
+    "DGXA100 920-23687-2530-000", "NVIDIA",
 )  # fmt: skip
-CPU = Shape("cpu")
+DGX_H200 = dataclasses.replace(
+    DGX_H100, node_class="h200-8", gpu_name="NVIDIA H200", gpu_device="2335", product="DGXH200"
+)
+DGX_B200 = Shape(
+    "b200-8", "nvidia", "NVIDIA B200", profiles.DGX_B200, "2901", "570.133.20", 5, H100_HCAS, 8,
+    True, "Intel(R) Xeon(R) Platinum 8570", 2, 56, 2, 2113425548, "6.8.0-1024-nvidia", "DGXB200", "NVIDIA",
+)  # fmt: skip
+GB200_HCAS = tuple(
+    Hca(f"mlx5_{n}", address, f"ibp{n}s0", 400, numa=n // 2)
+    for n, address in enumerate(("0000:03:00.0", "0002:03:00.0", "0010:03:00.0", "0012:03:00.0"))
+)
+GB200_TRAY = Shape(
+    "gb200-4", "nvidia", "NVIDIA GB200", profiles.TRAY_GB200, "2941", "570.133.20", 5, GB200_HCAS, 4,
+    False, "Neoverse-V2", 2, 72, 1, 1006632960, "6.8.0-1024-nvidia-64k", "GB200 NVL", "NVIDIA",
+    installed_gib=960,
+)  # fmt: skip
+MI300X_HCAS = tuple(
+    Hca(f"rdma{n}", address, f"ens{n}np0", 400, "Ethernet", numa=n // 4)
+    for n, address in enumerate(
+        ("0000:06:00.0", "0000:23:00.0", "0000:43:00.0", "0000:63:00.0",
+         "0000:86:00.0", "0000:a3:00.0", "0000:c3:00.0", "0000:e3:00.0")
+    )
+)  # fmt: skip
+MI300X = Shape(
+    "mi300x-8", "amd", "AMD Instinct MI300X", profiles.OAM_MI300X, "74a1", "", 5, MI300X_HCAS, 8,
+    False, "AMD EPYC 9554 64-Core Processor", 2, 64, 2, 2113517896, "6.8.0-52-generic",
+    "AS -8125GS-TNMR2", "Supermicro",
+)  # fmt: skip
+CPU = Shape("cpu", installed_gib=512)
 
 
 def _assembled(shape: Shape, node: Node) -> Node:
@@ -256,6 +288,7 @@ def _assembled(shape: Shape, node: Node) -> Node:
     return dataclasses.replace(
         node,
         files={**parts.together("files", shape), **node.files},
+        gpus=shape.gpus,
         commands={**parts.together("commands", shape), **node.commands},
         absent=parts.absent(shape),
         globs=parts.together("globs", shape),
@@ -285,7 +318,8 @@ def dgx(shape: Shape) -> Node:
         chrony=tracking(),
         boot=_boot(shape, listed),
         expect={
-            "gpu_count": len(shape.gpus), "memory_bytes": 2 * TIB, "mounts": ["/", "/raid", "/home"],
+            "gpu_count": len(shape.gpus), "memory_bytes": shape.installed_gib * GIB,
+            "mounts": ["/", "/raid", "/home"],
         },
     )  # fmt: skip
     return _assembled(shape, node)
@@ -309,6 +343,6 @@ def cpu_node(shape: Shape = CPU) -> Node:
         },
         chrony=tracking(),
         boot=_boot(shape, ()),
-        expect={"memory_bytes": 512 * GIB, "mounts": ["/", "/home"]},
+        expect={"memory_bytes": shape.installed_gib * GIB, "mounts": ["/", "/home"]},
     )  # fmt: skip
     return _assembled(shape, node)

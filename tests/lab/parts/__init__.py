@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -53,8 +52,9 @@ class Shape:
     threads_per_core: int = 2
     memory_kib: int = 527955012
     kernel: str = "5.15.0-113-generic"
-    product: str = ""
-    about: Mapping[str, Any] = field(default_factory=dict)
+    product: str = "AS -2024US-TRT"
+    vendor: str = "Supermicro"
+    installed_gib: int = 2048
 
     @property
     def cpus(self) -> int:

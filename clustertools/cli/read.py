@@ -1,0 +1,93 @@
+"""`clustertools read`: what another tool printed, as JSON. Each parser by itself, on a file or a pipe."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from clustertools.cli.frame import Output, common, examples
+from clustertools.errors import ConfigError, Unparsable
+from clustertools.model import Status
+from clustertools.sources.tools import Reader, read_tolerantly, readers, recognised
+
+_GZIP = b"\x1f\x8b"
+#: More than any tool prints of one machine, less than memory.
+INPUT_LIMIT_BYTES = 1 << 30
+
+
+@click.command(
+    epilog=examples(
+        "ibstat | clustertools read",
+        "clustertools read --kind nccl-tests slurm-4812.out",
+        "clustertools read --list",
+    )
+)
+@click.option("--kind", metavar="KIND", help="Whose output it is; recognised by its content when left out.")
+@click.option("--list", "list_only", is_flag=True, help="Say which kinds there are.")
+@click.argument("path", metavar="[FILE]", default="-")
+@common
+def read(kind: str | None, list_only: bool, path: str, out: Output) -> Status:
+    """Print what a tool said as one JSON object.
+
+    The fields are described in docs/read.md. Lines of an unknown form stand in `unparsed`, with their
+    number, and make the exit code 1; when nothing could be made of the input it is 3.
+    """
+    known = readers()
+    if list_only:
+        for name, reader in known.items():
+            first = (getattr(reader, "__doc__", "") or "").strip().split("\n", 1)[0]
+            out.record("kind", {"name": name, "what": first}) if out.json else out.line(f"{name:<24} {first}")
+        return Status.OK
+    if kind is not None and kind not in known:
+        raise ConfigError(f"there is no kind {kind!r}; `clustertools read --list` shows all")
+    text = _input(path)
+    reader = known[kind] if kind is not None else _one(recognised(text), path)
+    data, unparsed = read_tolerantly(reader, text)
+    answer: dict[str, Any] = {**data, "unparsed": unparsed}
+    if out.json or not sys.stdout.isatty():
+        out.record(reader.KIND, answer)
+    else:
+        out.line(json.dumps({"kind": reader.KIND, **answer}, indent=2, ensure_ascii=False))
+    for line in unparsed[:3]:
+        out.note(f"line {line['line']} was not understood: {line['text'][:120]!r}")
+    return Status.WARNING if unparsed else Status.OK
+
+
+def _one(fitting: list[Reader], path: str) -> Reader:
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        kinds = ", ".join(reader.KIND for reader in fitting)
+        raise ConfigError(f"{_named(path)} may be of several kinds ({kinds}): say which with --kind")
+    raise Unparsable(
+        f"{_named(path)} is not recognised as the output of any tool; `--kind` says which it is, "
+        "`clustertools read --list` shows all"
+    )
+
+
+def _named(path: str) -> str:
+    return "the standard input" if path == "-" else path
+
+
+def _input(path: str) -> str:
+    """The file's text, or that of standard input; gzip is undone. Raises ConfigError."""
+    try:
+        if path == "-":
+            data = sys.stdin.buffer.read(INPUT_LIMIT_BYTES + 1)
+        else:
+            with open(Path(path), "rb") as file:
+                data = file.read(INPUT_LIMIT_BYTES + 1)
+        if data.startswith(_GZIP):
+            with gzip.open(io.BytesIO(data)) as packed:
+                data = packed.read(INPUT_LIMIT_BYTES + 1)
+    except (OSError, EOFError) as exc:
+        raise ConfigError(f"{_named(path)}: {getattr(exc, 'strerror', None) or exc}") from exc
+    if len(data) > INPUT_LIMIT_BYTES:
+        raise ConfigError(f"{_named(path)} is larger than 1 GiB: cut out what is of interest")
+    return data.decode("utf-8-sig", "replace")
