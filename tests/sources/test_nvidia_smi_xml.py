@@ -14,7 +14,7 @@ from clustertools.host import PYTHON, Completed
 from clustertools.sources import nvidia
 from clustertools.sources.tools import nvidia_smi_xml, readers
 
-FOLDER = Path(__file__).parent / "nvidia_smi"
+FOLDER = Path(__file__).parents[1] / "tools" / "nvidia-smi-xml"
 SAMPLES = {path.stem: path.read_text() for path in sorted(FOLDER.glob("*.xml"))}
 H100 = SAMPLES["h100-580"]
 

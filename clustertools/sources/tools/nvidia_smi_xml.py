@@ -22,6 +22,21 @@ from clustertools.sources.nvidia import Gpu, GpuProcess, Nvml, NvmlError, RowHis
 from clustertools.sources.nvml_questions import THROTTLE_REASONS
 
 KIND = "nvidia-smi-xml"
+FIELDS = {
+    "driver": "version of the driver",
+    "cuda": "newest CUDA version that the driver knows",
+    "error.*": "why nvidia-smi told nothing else: its exit code, NVML's name of that, its first line",
+    "gpus[].index": "its number in the output, from 0",
+    "gpus[].pci": "its PCI address",
+    "gpus[].throttle_reasons[]": "what holds the clocks down, as NVML names it",
+    "gpus[].throttle_reasons_raw": "the same as NVML's bits",
+    "gpus[].remap_histogram.*": "memory banks by how many spare rows they have left",
+    "gpus[].processes[].pid": "a process with a compute context",
+    "gpus[].processes[].memory_bytes": "GPU memory that it holds",
+    "gpus[].nvlinks[]": "not told by nvidia-smi -q; `nvidia-smi nvlink -s` does",
+    "gpus[].error.*": "why the GPU as a whole does not answer: lost, needs a reset",
+    "gpus[].*": "the figure with its unit in the name; ones that the card does not have are left out",
+}
 COMMAND = ("nvidia-smi", "-q", "-x")
 
 #: More than eight GPUs with all their clocks (8 x 45 KB) by far; what is longer is not read.
@@ -94,7 +109,8 @@ def read(text: str) -> dict[str, Any]:
     """Driver, CUDA version and GPUs as plain data. Raises Unparsable for what is not this document."""
     answer = nvml_of(text)
     plain: dict[str, Any] = _without_none(dataclasses.asdict(answer))
-    plain["gpus"] = [{k: v for k, v in gpu.items() if k != "failures"} for gpu in plain["gpus"]]
+    for gpu in plain["gpus"]:
+        del gpu["failures"]
     return plain
 
 
