@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from clustertools.check import Context, check
-from clustertools.errors import Absent
+from clustertools.errors import Absent, ConfigError
 from clustertools.model import Finding, Reading, Remedy
 from clustertools.sources.mounts import Answer, Mount, mounts, probe
 from clustertools.sources.processes import processes
@@ -47,6 +47,8 @@ class Limits:
     hung_seconds: float = 5.0
     # Docker gives 64 MiB. PyTorch's data loaders and NCCL share memory there: NVIDIA's containers want 1 GiB
     shm_warning_bytes: float = 1 << 30
+    # a drive less in a stripe of eight is 12 %; what the file system takes for itself is under 2 %
+    smaller_ratio: float = 0.05
 
 
 @check(
@@ -59,6 +61,8 @@ class Limits:
         "HostMountHung": "a mount does not answer: every process that touches it stops",
         "HostMountStale": "a mount answers with an error until it is mounted again",
         "HostMountMissing": "a file system that this node class should have is not mounted",
+        "HostMountWrong": "a file system is mounted in another way than this node class should have it",
+        "HostFilesystemSmall": "a file system is smaller than this node class should have it",
         "HostShmSmall": f"{_SHM} is too small for data loaders and NCCL",
     },
     # a server that fails over is away for some seconds
@@ -68,16 +72,20 @@ def host_storage(ctx: Context) -> Iterator[Finding | Reading]:
     """Every mount with data on it: answers in time, takes writes where it should, has bytes and inodes left.
 
     Kernel file systems, images, container layers and second mounts of the same file system are left out.
-    `expect["mounts"]` lists the mount points that this node class must have.
+    `expect["mounts"]` lists the mount points that this node class must have: paths, or mappings with
+    `point` and, as far as wanted, `type`, `source`, `options` (a list; each must be set) and `size_bytes`.
     """
     table = mounts(ctx.host)
-    points = {mount.point for mount in table}
-    for wanted in ctx.expect.get("mounts", ()):
-        if wanted not in points:
+    mounted = {mount.point: mount for mount in table}
+    wanted = _wanted(ctx.expect.get("mounts", ()))
+    for point, rule in wanted.items():
+        if point not in mounted:
             yield ctx.critical(
-                "HostMountMissing", f"mount@{wanted}", f"{wanted} is not mounted", remedy=Remedy.INSPECT
+                "HostMountMissing", f"mount@{point}", f"{point} is not mounted", remedy=Remedy.INSPECT
             )
-    chosen = _chosen(table, set(ctx.expect.get("mounts", ())))
+        elif wrong := _differences(mounted[point], rule):
+            yield ctx.warning("HostMountWrong", f"mount@{point}", f"{point} is mounted with {wrong}")
+    chosen = _chosen(table, set(wanted))
     yield from _read_only(ctx, chosen)
 
     stuck = _still_stuck(ctx)
@@ -86,7 +94,48 @@ def host_storage(ctx: Context) -> Iterator[Finding | Reading]:
     for mount in chosen:
         answer = answers.get(mount.point) or Answer(mount.point, hung=True, stuck_pid=stuck[mount.point][0])
         yield from _judge(ctx, mount, answer)
+        yield from _small(ctx, answer, wanted.get(mount.point, {}))
     _remember_stuck(ctx, answers, stuck)
+
+
+def _wanted(told: Any) -> dict[str, Mapping[str, Any]]:
+    """What is wanted of each mount point. Raises ConfigError for a rule without one."""
+    rules: dict[str, Mapping[str, Any]] = {}
+    for one in told:
+        rule = one if isinstance(one, Mapping) else {"point": one}
+        unknown = set(rule) - {"point", "type", "source", "options", "size_bytes"}
+        if unknown or not str(rule.get("point", "")).startswith("/"):
+            raise ConfigError(f"expect.mounts: each is a path or a mapping with `point`, not {one!r}")
+        rules[str(rule["point"])] = rule
+    return rules
+
+
+def _differences(mount: Mount, rule: Mapping[str, Any]) -> str:
+    """In words, what is otherwise than the rule wants it; nothing when all is as it should be."""
+    texts = []
+    if "type" in rule and mount.fs_type != rule["type"]:
+        texts.append(f"type {mount.fs_type}, not {rule['type']}")
+    if "source" in rule and mount.source != rule["source"]:
+        texts.append(f"source {mount.source}, not {rule['source']}")
+    told = rule.get("options", ())
+    options = [word.strip() for word in (told.split(",") if isinstance(told, str) else told)]
+    # `rw` is also an option of the mount when only the file system is read-only
+    have = (mount.options | mount.super_options) - ({"rw"} if mount.is_read_only else set())
+    missing = [option for option in options if option not in have]
+    if missing:
+        texts.append(f"without {', '.join(missing)}")
+    return " and ".join(texts)
+
+
+def _small(ctx: Context, answer: Answer, rule: Mapping[str, Any]) -> Iterator[Finding]:
+    wanted = float(rule.get("size_bytes", 0))
+    if wanted and 0 < answer.total_bytes < wanted * (1 - ctx.limits.smaller_ratio):
+        yield ctx.warning(
+            "HostFilesystemSmall",
+            f"mount@{answer.path}",
+            f"{answer.path} has {answer.total_bytes / _GIB:.1f} GiB, {wanted / _GIB:.1f} GiB expected "
+            f"(limit {ctx.limits.smaller_ratio:.0%} less)",
+        )
 
 
 def _chosen(table: list[Mount], wanted: set[str]) -> list[Mount]:

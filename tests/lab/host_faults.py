@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from clustertools.host import PYTHON
+from tests.lab.parts import storage
 from tests.lab.whole_node import TIB, meminfo, pressure, sized, tracking
 
 NVML = (PYTHON, "-m", "clustertools.sources.nvidia", "--json")
@@ -15,6 +16,7 @@ CLOCK = (PYTHON, "-m", "clustertools.sources.clock")
 GPU_CHECKS = (
     "gpu_count", "gpu_balance", "gpu_ecc", "gpu_environment", "gpu_identity", "gpu_leftovers", "gpu_recovery",
     "gpu_remap", "gpu_settings", "gpu_throttle",
+    "nvlink_errors", "nvlink_fabric", "nvlink_links", "pcie_errors",
 )  # fmt: skip
 
 Record = tuple[int, int, str]
@@ -257,6 +259,11 @@ HOST_FAULTS = (
             "/proc/pressure/memory": pressure("91.20", "74.35"),
         },
         mounts={"/dev/shm": sized(2 * TIB, 0.75, 264178443)},
+        globs={
+            "/sys/fs/cgroup/system.slice/slurmstepd.scope/job_[0-9]*": (
+                "/sys/fs/cgroup/system.slice/slurmstepd.scope/job_4812",
+            )
+        },
     ),
     Machine(
         "host-oom",
@@ -309,6 +316,7 @@ HOST_FAULTS = (
         about={
             "expect": {
                 "gpu_count": 8, "memory_bytes": 2 * TIB, "mounts": ["/", "/scratch", "/lustre", "/home"],
+                "files": list(storage.FILES),
             },
             "provenance": "mount table written from proc_pid_mountinfo(5); emergency_ro as Linux 6.18 shows "
             "it after an injected ext4 error; answers in the form of this project's probe; for the rest see "

@@ -1,0 +1,45 @@
+"""`nvme smart-log --output-format=json` (nvme-cli): the health log of one NVMe drive.
+
+nvme-cli 1.x prints the critical warning as a number, with -H and in 2.x also as an object; the temperature is
+in kelvin; large counters are numbers, or texts since they can have 128 bits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from clustertools.errors import Unparsable
+from clustertools.sources.tools.json_object import inside, is_object_with, json_object, number
+from clustertools.sources.tools.smartctl import health_log
+
+KIND = "nvme-smart-log"
+
+#: nvme-cli's name to smartctl's.
+_NAMES = {
+    "avail_spare": "available_spare", "spare_thresh": "available_spare_threshold",
+    "percent_used": "percentage_used",
+}  # fmt: skip
+_KELVIN = 273
+
+
+def recognise(text: str) -> bool:
+    """Is this nvme-cli's JSON of a health log?"""
+    return is_object_with(text, "critical_warning", "avail_spare", "percent_used")
+
+
+def read(text: str) -> dict[str, Any]:
+    """The same plain values as the NVMe part of `smartctl`. Raises Unparsable for another JSON."""
+    data = json_object(text, "nvme smart-log")
+    if not {"critical_warning", "avail_spare", "percent_used"} <= data.keys():
+        raise Unparsable("this is JSON, but not of nvme smart-log", text[:200])
+    log = {_NAMES.get(key, key): value for key, value in data.items()}
+    warning = inside(data, "critical_warning")
+    if isinstance(warning, dict):
+        log["critical_warning"] = warning.get("value")
+    if number(log, "critical_warning") is None:
+        raise Unparsable("nvme smart-log has a critical_warning of an unknown form", str(warning))
+    found = health_log(log)
+    kelvin = number(data, "temperature")
+    found["temperature_celsius"] = None if kelvin is None else kelvin - _KELVIN
+    found["power_on_hours"] = number(data, "power_on_hours")
+    return {key: value for key, value in found.items() if value is not None}
