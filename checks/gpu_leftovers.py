@@ -75,7 +75,7 @@ def gpu_leftovers(ctx: Context) -> Iterator[Finding | Reading]:
                 "GpuProcessLeft", gpu.part, f"GPU {gpu.index}: {_names(alive)} holds {_size(used)}",
                 evidence=tuple(h.story for h in alive), remedy=Remedy.INSPECT,
             )  # fmt: skip
-        if not left and used is not None and used > ctx.limits.memory_bytes:
+        if not left and not gpu.display_active and used is not None and used > ctx.limits.memory_bytes:
             yield tell(
                 "GpuMemoryLeft", gpu.part,
                 f"GPU {gpu.index}: {_size(used)} in use, and no process that is seen from here holds it",

@@ -184,6 +184,8 @@ class Gpu:
     tpc_repair_pending: bool | None = None
 
     persistence: bool | None = None
+    #: A display server uses it: it has memory of its own, which no compute process holds.
+    display_active: bool | None = None
     compute_mode: str | None = None
     mig_enabled: bool | None = None
     mig_pending: bool | None = None

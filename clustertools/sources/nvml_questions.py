@@ -238,6 +238,7 @@ QUESTIONS: tuple[Question, ...] = (
     Question("memory_unrepairable", "nvmlDeviceGetUnrepairableMemoryFlag_v1", convert=bool),
     Question("channel_repair_pending tpc_repair_pending", "nvmlDeviceGetRepairStatus", convert=_bools),
     Question("persistence", "nvmlDeviceGetPersistenceMode", convert=bool),
+    Question("display_active", "nvmlDeviceGetDisplayActive", convert=bool),
     Question("compute_mode", "nvmlDeviceGetComputeMode", convert=_named(COMPUTE_MODES)),
     Question("mig_enabled mig_pending", "nvmlDeviceGetMigMode", convert=_bools),
     Question("pcie_generation", "nvmlDeviceGetCurrPcieLinkGeneration"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from clustertools.model import Remedy, Status
+from tests.lab import profiles
 from tests.lab.parts.gpu import stat_line
 
 GIB = 1 << 30
@@ -74,6 +75,14 @@ def test_how_much_memory_is_grave(run, nvml, used, status):
     job(nvml, "SLURM_JOB_ID=1\0SLURM_JOB_GPUS=0\0")
     nvml.set(f"0.memory_used={round(used)}")
     assert found(run("gpu_leftovers", nvml.host)) == ({("GpuMemoryLeft", PART, status)} if status else set())
+
+
+def test_a_desktop_has_memory_of_its_own(run, nvml):
+    nvml.use(profiles.GEFORCE)
+    nvml.set(f"memory_used={3 * GIB}")
+    assert run("gpu_leftovers", nvml.host).status is Status.OK
+    nvml.set("display_active=0")
+    assert run("gpu_leftovers", nvml.host).codes == {"GpuMemoryLeft"}
 
 
 def test_services_are_no_leftovers(run, nvml):

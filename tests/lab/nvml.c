@@ -355,6 +355,7 @@ int nvmlDeviceGetRepairStatus(Gpu *gpu, Repair *out) {
 // ---- modes, links, processes -------------------------------------------------------------------------
 
 UNSIGNED(nvmlDeviceGetPersistenceMode, "persistence")
+UNSIGNED(nvmlDeviceGetDisplayActive, "display_active")
 UNSIGNED(nvmlDeviceGetComputeMode, "compute_mode")
 UNSIGNED(nvmlDeviceGetPerformanceState, "pstate")
 UNSIGNED(nvmlDeviceGetCurrPcieLinkGeneration, "pcie_generation")

@@ -74,7 +74,7 @@ _STILL_TELLS = frozenset((0, 14, 15))
 NOT_TOLD = (
     "energy_joules", "power_violation_seconds", "thermal_violation_seconds",
     "board_limit_violation_seconds", "reliability_violation_seconds", "ecc_default", "nvlinks",
-    "nvlink_replay_errors", "nvlink_recovery_errors", "nvlink_crc_flit_errors", "nvlink_crc_data_errors",
+    "nvlink_replay_errors", "nvlink_recovery_errors", "nvlink_crc_flit_errors", "nvlink_crc_data_errors", "nvlink_peers",
     "fabric_health_mask", "memory_allocated_bytes",
 )  # fmt: skip
 
@@ -241,6 +241,10 @@ def _subsystem(text: str) -> int | None:
     return int(text, 16) if re.fullmatch("[0-9A-Fa-f]{1,8}", text) else None
 
 
+def _cluster(text: str) -> str:
+    return text if text.strip("0-") else ""  # all zero: of no NVLink domain
+
+
 def _compute_mode(text: str) -> str:
     return _words(text)
 
@@ -308,6 +312,7 @@ _FIELDS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "retired_pages_uncorrected": ("retired_pages/double_bit_retirement/retired_count", _whole()),
     "retired_pages_pending": ("retired_pages/pending_retirement", _flag),
     "persistence": ("persistence_mode", _flag),
+    "display_active": ("display_active", _flag),
     "compute_mode": ("compute_mode", _compute_mode),
     "mig_enabled": ("mig_mode/current_mig", _flag),
     "mig_pending": ("mig_mode/pending_mig", _flag),
@@ -319,6 +324,8 @@ _FIELDS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "fabric_state": ("fabric/state", _words),
     "fabric_status": ("fabric/status", _status),
     "fabric_clique": ("fabric/cliqueId", _whole()),
+    "fabric_cluster": ("fabric/clusterUuid", _cluster),
+    "fabric_health": ("fabric/health/summary", _words),
 }  # fmt: skip
 #: Where "None" is a value and not a lack.
 _NONE_IS_TOLD = {
