@@ -74,7 +74,8 @@ _STILL_TELLS = frozenset((0, 14, 15))
 NOT_TOLD = (
     "energy_joules", "power_violation_seconds", "thermal_violation_seconds",
     "board_limit_violation_seconds", "reliability_violation_seconds", "ecc_default", "nvlinks",
-    "nvlink_replay_errors", "nvlink_recovery_errors", "nvlink_crc_flit_errors", "nvlink_crc_data_errors", "nvlink_peers",
+    "nvlink_replay_errors", "nvlink_recovery_errors", "nvlink_crc_flit_errors", "nvlink_crc_data_errors",
+    "nvlink_peers",
     "fabric_health_mask", "memory_allocated_bytes",
 )  # fmt: skip
 
