@@ -12,6 +12,16 @@ PROVENANCE = (
     "coreutils 8.32"
 )
 FOLDERS = ("/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib/wsl/lib")
+DCGM_HEALTHY = '{"body":{"Overall Health":{"value":"Healthy"}},"header":["Health Monitor Report"]}\n'
+#: A node whose containers get GPUs by the Container Device Interface (nvidia-ctk cdi generate).
+CDI = """\
+cdiVersion: 0.5.0
+kind: nvidia.com/gpu
+containerEdits:
+  mounts:
+  - containerPath: /usr/lib/x86_64-linux-gnu/libcuda.so.{driver}
+    hostPath: /usr/lib/x86_64-linux-gnu/libcuda.so.{driver}
+"""
 PARAMETERS = """\
 ResmanDebugLevel: 4294967295
 RmLogonRC: 1
@@ -64,6 +74,8 @@ def files(shape: Shape) -> dict[str, str]:
     proc = "/proc/driver/nvidia"
     vbios = "96.00.89.00.01" if "H100" in shape.gpu_name else "92.00.45.00.03"
     return {
+        "/etc/cdi/nvidia.yaml": CDI.format(driver=shape.driver),
+        f"{FOLDERS[0]}/libcuda.so.{shape.driver}": "",
         "/sys/module/nvidia/version": f"{shape.driver}\n",
         f"{proc}/params": PARAMETERS,
         **{
@@ -82,6 +94,7 @@ def commands(shape: Shape) -> dict[tuple[str, ...], Mapping[str, Any]]:
     libraries = ldconfig("libnvidia-ml.so.1", "libcuda.so.1", "libc.so.6")
     return {
         ("ldconfig", "-p"): {"seconds": 0.004, "stdout": libraries},
+        ("dcgmi", "health", "-c", "-j"): {"seconds": 0.1, "stdout": DCGM_HEALTHY},
         stat_command(len(shape.gpus)): {"seconds": 0.002, "stdout": modes},
     }
 
@@ -89,7 +102,12 @@ def commands(shape: Shape) -> dict[tuple[str, ...], Mapping[str, Any]]:
 def globs(shape: Shape) -> dict[str, list[str]]:
     if shape.gpu != "nvidia":
         return {}
-    found: dict[str, list[str]] = {"/run/nvidia/driver/usr": []}
+    found: dict[str, list[str]] = {
+        "/run/nvidia/driver/usr": [],
+        "/etc/containerd/conf.d/*.toml": [],
+        "/etc/crio/crio.conf.d/*.conf": [],
+        "/var/run/cdi/nvidia*": [],
+    }
     for driver in ("nvidia", "nouveau", "nova_core", "vfio-pci"):
         folder = f"/sys/bus/pci/drivers/{driver}"
         found[f"{folder}/*:*"] = [f"{folder}/{a}" for a in shape.gpus] if driver == "nvidia" else []
@@ -100,3 +118,7 @@ def globs(shape: Shape) -> dict[str, list[str]]:
                 [f"{folder}/{name}.1", f"{folder}/{name}.{shape.driver}"] if here else []
             )
     return found
+
+
+def absent(shape: Shape) -> list[str]:
+    return ["/etc/docker/daemon.json", "/etc/containerd/config.toml"] if shape.gpu == "nvidia" else []
