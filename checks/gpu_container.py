@@ -16,7 +16,8 @@ CONFIG_FOLDERS = ("/etc/containerd/conf.d/*.toml", "/etc/crio/crio.conf.d/*.conf
 SPECIFICATIONS = ("/etc/cdi/nvidia*", "/var/run/cdi/nvidia*")
 #: BinaryName = "/usr/bin/nvidia-container-runtime"     "path": "/usr/bin/nvidia-container-runtime"
 _RUNTIME = re.compile(
-    r"""^[ \t]*["']?(?:BinaryName|path|runtime_path)["']?[ \t]*[:=][ \t]*["'](/[^"'\n]{0,200}nvidia-container[^"'\n]{0,60})""",
+    r"""^[ \t]*["']?(?:BinaryName|path|runtime_path)["']?[ \t]*[:=][ \t]*"""
+    r"""["'](/[^"'\n]{0,200}nvidia-container[^"'\n]{0,60})""",
     re.MULTILINE,
 )
 #: - containerPath: /usr/lib/x86_64-linux-gnu/libcuda.so.570.133.20
@@ -28,7 +29,7 @@ _LIBRARY = re.compile(r"""["']?hostPath["']?: *["']?(/[^"'\s,]{0,200}/libcuda\.s
     stages={"preflight", "daily"},
     codes={
         "GpuContainerRuntime": "a container runtime is configured to start NVIDIA's, which is not installed",
-        "GpuContainerSpecStale": "the specification by which containers get GPUs names another driver version",
+        "GpuContainerSpecStale": "the specification by which containers get GPUs is of another driver",
     },
 )
 def gpu_container(ctx: Context) -> Iterator[Finding | Reading]:
@@ -54,7 +55,7 @@ def gpu_container(ctx: Context) -> Iterator[Finding | Reading]:
         if gone:
             yield ctx.warning(
                 "GpuContainerSpecStale", "specification",
-                f"{specification} names {gone[0]}, which is not there: the driver was changed since it was made",
+                f"{specification} names {gone[0]}, which is not there: the driver was changed since",
                 remedy=Remedy.INSPECT,
             )  # fmt: skip
     if not named:

@@ -74,7 +74,7 @@ def test_healthy(run, nvml, monkeypatch):
     ("stdout", "returncode", "absent", "status"),
     [
         ("", 0, True, Status.SKIPPED),
-        ("Error: unable to establish a connection to the specified host: localhost\n", 255, False, Status.SKIPPED),
+        ("Error: unable to establish a connection to the specified host: x\n", 255, False, Status.SKIPPED),
         ("Error: Health watches not enabled. Please enable watches. \n", 255, False, Status.SKIPPED),
         ("Error: Unable to check health watches. Return: Timeout\n", 245, False, Status.UNKNOWN),
         ("nonsense", 0, False, Status.UNKNOWN),
