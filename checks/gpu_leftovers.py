@@ -32,6 +32,8 @@ SERVICES = frozenset(
 #: What the job's GPUs are called in the environment of its prolog, epilog and batch script (sbatch(1), prolog
 #: and epilog guide of Slurm).
 JOB_GPUS, JOB_ID = "SLURM_JOB_GPUS", "SLURM_JOB_ID"
+#: What Slurm sets for a job that has a share of a GPU (gres/shard, gres/mps): others may work on it too.
+SHARES = ("SLURM_SHARDS_ON_NODE", "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE")
 
 
 @check(
@@ -49,10 +51,14 @@ def gpu_leftovers(ctx: Context) -> Iterator[Finding | Reading]:
     """Looks for compute processes and used memory on the GPUs of the job, or on all where no job is named.
 
     Inside a Slurm job, its prolog or epilog only the GPUs of SLURM_JOB_GPUS are looked at: on a shared node
-    the others are somebody else's. Without such a job the whole node is taken to be idle.
+    the others are somebody else's. Without such a job the whole node is taken to be idle. A GPU that jobs
+    share, by MIG, MPS or Slurm's shards, is never idle for sure and not judged.
     """
     mine, of_job = _of_job(ctx, gpus(ctx.host))
     for gpu in mine:
+        if gpu.mig_enabled:
+            ctx.note(f"GPU {gpu.index} is divided by MIG: its other instances may be in use")
+            continue
         if why := gpu.blind("processes", "memory_used_bytes"):
             ctx.unseen(why)
         left = [h for p in gpu.processes or () if (h := holder(ctx.host, p)).command not in SERVICES]
@@ -98,6 +104,8 @@ def _of_job(ctx: Context, found: list[Gpu]) -> tuple[list[Gpu], bool]:
     named = environment.get(JOB_GPUS, "")
     if not named:
         raise ctx.skip(f"job {environment[JOB_ID][:20]} has no GPUs of its own ({JOB_GPUS} is not set)")
+    if any(environment.get(name) for name in SHARES):
+        raise ctx.skip(f"job {environment[JOB_ID][:20]} has a share of its GPUs, others may work on them")
     # 0,1,2 or 0-3
     numbers: set[int] = set()
     for word in named.split(","):

@@ -85,6 +85,17 @@ def test_a_desktop_has_memory_of_its_own(run, nvml):
     assert run("gpu_leftovers", nvml.host).codes == {"GpuMemoryLeft"}
 
 
+def test_a_gpu_that_jobs_share_is_not_judged(run, nvml):
+    job(nvml, "SLURM_JOB_ID=1\0SLURM_JOB_GPUS=0,1\0SLURM_SHARDS_ON_NODE=4\0")
+    nvml.set(f"0.processes=4711:{70 * GIB}", f"0.memory_used={70 * GIB}")
+    assert run("gpu_leftovers", nvml.host).status is Status.SKIPPED
+    job(nvml, "SLURM_JOB_ID=1\0SLURM_JOB_GPUS=0,1\0")
+    nvml.set("0.mig=1")
+    verdict = run("gpu_leftovers", nvml.host)
+    assert (verdict.status, verdict.findings) == (Status.OK, ())
+    assert "divided by MIG" in verdict.detail
+
+
 def test_services_are_no_leftovers(run, nvml):
     nvml.set("processes=4711:31457280", "memory_used=31457280")
     nvml.file("/proc/4711/stat", stat_line(4711, "nvidia-cuda-mps-server"[:15], "S"))

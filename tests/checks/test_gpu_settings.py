@@ -48,9 +48,9 @@ def test_mig_and_compute_mode_against_the_expectation(run, nvml):
     assert codes_of(verdict) == {("GpuMigMode", "gpu@0000:5d:00.0"), ("GpuComputeMode", "gpu@0000:5d:00.0")}
 
 
-@pytest.mark.parametrize(("watts", "found"), [(687, False), (685, True)])
-def test_the_edge_of_a_power_limit(run, nvml, watts, found):
-    nvml.set(f"5.power_limit_mw={watts}000")
+@pytest.mark.parametrize(("milliwatts", "found"), [(686000, False), (685999, True)])
+def test_the_edge_of_a_power_limit(run, nvml, milliwatts, found):
+    nvml.set(f"5.power_limit_mw={milliwatts}")
     assert (run("gpu_settings", nvml.host).codes == {"GpuPowerLimited"}) == found
 
 
