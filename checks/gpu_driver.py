@@ -19,6 +19,8 @@ LOADED = "/sys/module/nvidia/version"
 
 @check(
     stages={"preflight", "watch"},
+    # without nvidia-persistenced the device files are made at the first use after a boot
+    confirm=2,
     codes={
         "GpuWrongDriver": "a GPU is held by another kernel driver than its peers: nouveau, vfio-pci or none",
         "GpuLibraryMissing": "a library of the NVIDIA driver is not where programs look for it",
