@@ -87,14 +87,14 @@ def _expected(ctx: Context, found: list[Pair], wanted: int) -> Iterator[Finding]
 
 
 def _suspects(found: list[Pair], good: list[Pair], missing: int) -> list[Pair]:
-    """The ports to blame, when they are as many as are missing; none when nobody can tell which.
+    """The ports to blame, when they are no more than are missing; none when nobody can tell which.
 
-    First those like the good ones; a node's storage or management ports are of another kind.
+    Where some are good it is those like them: a node's storage or management ports are of another kind.
     """
     bad = [pair for pair in found if pair not in good]
     kinds = {(device.kind, port.number) for device, port in good}
-    alike = [(d, p) for d, p in bad if (d.kind, p.number) in kinds]
-    return next((group for group in (alike, bad) if 0 < len(group) <= missing), [])
+    alike = [(d, p) for d, p in bad if not kinds or (d.kind, p.number) in kinds]
+    return alike if len(alike) <= missing else []
 
 
 def _at_rate(ctx: Context) -> str:

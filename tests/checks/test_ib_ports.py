@@ -75,6 +75,22 @@ def test_the_free_port_of_another_card_is_not_blamed(run):
     assert told(verdict) == {("IbLinkDown", "mlx5_4/1", Status.CRITICAL)}
 
 
+def test_the_storage_port_is_not_blamed_for_a_rail_that_is_gone(run):
+    host = RdmaHost(8)
+    host.set("mlx5_7", board_id="MT_0000000546")
+    host.up("mlx5_7", "200 Gb/sec (4X HDR)")
+    verdict = run("ib_ports", host=host, expect=EXPECT)
+    assert told(verdict) == {("IbPortMissing", "rdma", Status.CRITICAL)}
+
+
+def test_all_down_are_all_named(run):
+    host = RdmaHost(8)
+    for n in range(8):
+        host.down(f"mlx5_{n}")
+    verdict = run("ib_ports", host=host, expect=EXPECT)
+    assert told(verdict) == {("IbLinkDown", f"mlx5_{n}/1", Status.CRITICAL) for n in range(8)}
+
+
 def test_where_nobody_can_tell_which_is_meant_all_are_listed(run):
     host = RdmaHost(10)
     for device in ("mlx5_1", "mlx5_8", "mlx5_9"):
@@ -131,6 +147,14 @@ def test_few_peers_prove_nothing(run, up):
     host = RdmaHost(4)
     for n in range(up, 4):
         host.down(f"mlx5_{n}")
+    assert run("ib_ports", host=host).status is Status.OK
+
+
+def test_two_of_three_prove_nothing(run):
+    host = RdmaHost(3)
+    host.down("mlx5_0")
+    assert run("ib_ports", host=host).status is Status.OK
+    host.up("mlx5_0", "200 Gb/sec (2X NDR)")
     assert run("ib_ports", host=host).status is Status.OK
 
 
@@ -226,6 +250,9 @@ def test_what_is_not_judged(run):
     host.files[f"{CLASS}/mlx5_3/device/physfn/uevent"] = "PCI_SLOT_NAME=0000:99:00.0\n"
     assert told(run("ib_ports", host=host)) == {("IbUncabled", "mlx5_3/1", Status.WARNING)}
     # soft-RoCE, in its old and new form
+    host = RdmaHost(1)
+    host.files[f"{CLASS}/mlx5_0/parent"] = "eno1\n"
+    assert run("ib_ports", host=host).status is Status.SKIPPED
     host = RdmaHost(1)
     host.remove(f"{CLASS}/mlx5_0/device")
     assert run("ib_ports", host=host).status is Status.SKIPPED
