@@ -65,7 +65,8 @@ MACHINES = (
         "h100-driver-half-upgraded",
         "the driver's packages were upgraded under the loaded module, GPU 7 went to nouveau at boot, "
         "/dev/nvidia3 is missing and /dev/nvidia5 closed to users",
-        ("GpuLibraryVersion", "GpuWrongDriver", "GpuDeviceFile"),
+        ("GpuLibraryVersion", "GpuWrongDriver", "GpuDeviceFile", "GpuContainerSpecStale"),
+        without=(f"{FOLDERS[0]}/libcuda.so.570.133.20",),
         globs={
             **_LIBRARIES,
             "/sys/bus/pci/drivers/nvidia/*:*": tuple(
