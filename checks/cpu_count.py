@@ -86,7 +86,7 @@ def _expected(ctx: Context, told: dict[str, Any], online: int, smt: str) -> Iter
     if "cpu_cores" in wanted and cores is not None:
         yield ctx.reading("cpu_cores_total", cores)
     short = {k: n for k, n in wanted.items() if (has := have[k]) is not None and has < n}
-    if set(short) == {"cpu_count"} and have["cpu_cores"] == wanted.get("cpu_cores"):
+    if set(short) == {"cpu_count"} and cores is not None and cores == wanted.get("cpu_cores"):
         yield ctx.warning(
             "CpuThreads", "cpu",
             f"{online} CPUs, {wanted['cpu_count']} expected, with all cores there: SMT is {smt}",
