@@ -227,8 +227,17 @@ def test_files_that_are_not_there_or_may_not_be_seen(run):
     assert files(run, [CONF], "nonsense\n").status is Status.UNKNOWN
 
 
-@pytest.mark.parametrize("rules", [["etc"], [{"owner": "root"}], [{"path": "/a", "mod": 1}], [7],
-                                   [{"path": CONF, "mode": "rw"}], [{"path": CONF, "contains": "("}]])  # fmt: skip
+@pytest.mark.parametrize(
+    "rules",
+    [
+        ["etc"],
+        [{"owner": "root"}],
+        [{"path": "/a", "mod": 1}],
+        [7],
+        [{"path": CONF, "mode": "rw"}],
+        [{"path": CONF, "contains": "("}],
+    ],
+)
 def test_rules_that_are_wrong_themselves(run, rules):
     verdict = files(run, rules)
     assert (verdict.status, "expect.files" in verdict.blind) == (Status.UNKNOWN, True)
