@@ -161,7 +161,7 @@ def test_no_bmc_no_tool_no_answer(run, name):
     ("Inlet Temp | 04h | unr |  7.1 | 61 degrees C", {("BmcTemperature", "bmc@Inlet Temp", "CRITICAL")}),
     ("Inlet Temp | 04h | ucr |  7.1 | 51 degrees C", {("BmcTemperature", "bmc@Inlet Temp", "WARNING")}),
     ("Inlet Temp | 04h | unc |  7.1 | 45 degrees C", set()),
-    ("Inlet Temp | 04h | lnr |  7.1 | 0 degrees C", {("BmcTemperature", "bmc@Inlet Temp", "WARNING")}),
+    ("TEMP_GPU5  | 04h | lnr |  7.1 | 0 degrees C", set()),  # an empty slot
     ("FAN4       | 44h | lnr | 29.4 | 0 RPM", {("BmcFan", "bmc@FAN4", "WARNING")}),
     ("FAN4       | 44h | ns  | 29.4 | No Reading", set()),
     ("PS2        | 65h | ok  | 10.2 | Presence detected, Power Supply AC lost",

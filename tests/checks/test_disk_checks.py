@@ -73,6 +73,8 @@ def test_more_drives_than_expected_is_a_note(run):
     node.expect = {"nvme_count": 9}
     verdict = look(run, "disk_nvme", node)
     assert (verdict.status, "may be old" in verdict.detail) == (Status.OK, True)
+    node.expect = {"nvme_count": 10}
+    assert look(run, "disk_nvme", node).detail == ""
 
 
 def test_no_drives_and_none_expected(run):
@@ -132,6 +134,10 @@ def test_arrays(run, text, found):
 def test_a_mirror_that_is_being_rebuilt(run):
     verdict = look(run, "disk_raid", AlteredNode("a100-hardware-worn"))
     assert verdict.findings[0].summary == "1 of 2 devices of md0 (raid1) work; recovery runs"
+    assert verdict.findings[0].evidence == ()
+    assert look(run, "disk_raid", AlteredNode("h100-drives-failing")).findings[0].evidence == (
+        "failed: nvme3n1",
+    )
     assert [(r.name, round(r.value, 3)) for r in verdict.readings] == [("raid_rebuild_ratio", 0.052)]
 
 
@@ -159,6 +165,12 @@ def test_zfs(run):
     for altered, found in (
         (fine, set()),
         (fine.replace(" state: ONLINE", " state: DEGRADED"), {("ZpoolDegraded", "zpool@scratch", "WARNING")}),
+        (fine.replace("nvme3n1  ONLINE ", "nvme3n1  OFFLINE"),
+         {("ZpoolDegraded", "zpool@scratch", "WARNING")}),
+        (fine.replace("nvme3n1  ONLINE       0", "nvme3n1  FAULTED      9"),
+         {("ZpoolDegraded", "zpool@scratch", "WARNING")}),
+        (fine.replace("nvme3n1  ONLINE       0     0     0", "nvme3n1  ONLINE       0     0     3"),
+         {("ZpoolErrors", "zpool@scratch", "WARNING")}),
         (fine.replace("nvme3n1  ONLINE       0", "nvme3n1  ONLINE       7"),
          {("ZpoolErrors", "zpool@scratch", "WARNING")}),
         (fine.replace("No known data errors", "1 data errors, use '-v' for a list"),
