@@ -177,7 +177,9 @@ def test_zfs(run):
          {("ZpoolErrors", "zpool@scratch", "WARNING")}),
     ):  # fmt: skip
         node.commands["zpool", "status"] = altered
-        assert parts(look(run, "disk_zfs", node)) == found
+        verdict = look(run, "disk_zfs", node)
+        assert parts(verdict) == found
+        assert all(len(f.evidence) <= 1 for f in verdict.findings), "a device is named once"
     node.commands["zpool", "status"] = Unobservable("zpool status did not answer within 10 s")
     assert look(run, "disk_zfs", node).status is Status.UNKNOWN
     node.files["/sys/module/zfs/version"] = None
@@ -201,6 +203,10 @@ def smart(run, node, number=0, past=None, **changes):
     ({"percentage_used": 89}, set()),
     ({"percentage_used": 90}, {("DiskWorn", "disk@nvme0", "WARNING")}),
     ({"available_spare": 10}, set()),
+    ({"critical_warning": 1}, {("DiskWorn", "disk@nvme0", "WARNING")}),  # the bit says it, the number not yet
+    ({"available_spare": 9}, {("DiskWorn", "disk@nvme0", "WARNING")}),
+    ({"available_spare": 0, "available_spare_threshold": 0, "critical_warning": 2},
+     {("DiskHot", "disk@nvme0", "WARNING")}),
     ({"available_spare": 0, "available_spare_threshold": 0}, set()),  # a cloud volume
     ({"media_errors": 12}, set()),  # from long ago, as far as is known
     ({"num_err_log_entries": 99999}, set()),
@@ -220,6 +226,7 @@ def test_media_errors_that_grow(run):
     assert "1 new media errors" in grown.findings[0].summary
     assert grown.findings[0].remedy is Remedy.REPLACE
     assert smart(run, node, past=grown.memory, media_errors=13).status is Status.OK
+    assert smart(run, node, past=grown.memory, media_errors=5).status is Status.OK  # the counter began anew
 
 
 def ata(**changes):
@@ -233,7 +240,8 @@ def ata(**changes):
 def test_a_disk_with_ata(run):
     node = AlteredNode()
     node.commands[storage.asked(0)] = json.dumps(ata())
-    assert look(run, "disk_smart", node).status is Status.OK
+    verdict = look(run, "disk_smart", node)
+    assert (verdict.status, verdict.detail) == (Status.OK, "")
     failed = ata(smart_status={"passed": False})
     failed["ata_smart_attributes"]["table"][0]["when_failed"] = "now"
     failed["ata_smart_attributes"]["table"][1]["raw"]["value"] = 8

@@ -34,6 +34,11 @@ def test_a_server_that_is_away_and_an_assertion(run):
     }  # fmt: skip
     assert verdict.findings[0].remedy is Remedy.REBOOT_NODE
     assert "is DISCONN for 901 s" in verdict.findings[1].summary
+    assert verdict.findings[0].summary.endswith("an assertion failed in it")
+    assert verdict.findings[1].since == AlteredNode().time - 901
+    assert [r.value for r in verdict.readings] == [0]
+    fine = run("fs_lustre", AlteredNode())
+    assert ([r.value for r in fine.readings], fine.detail) == ([1], "")
 
 
 @pytest.mark.parametrize(("state", "ago", "found"), [
@@ -52,7 +57,10 @@ def test_the_time_away_begins_after_the_last_good_state(run):
     history = [(now - 9000, "FULL"), (now - 40, "DISCONN"), (now - 20, "CONNECTING"), (now - 10, "DISCONN")]
     told = "".join(f" - [ {at}, {state} ]\n" for at, state in history)
     node.files[OST] = f"current_state: DISCONN\nstate_history:\n{told}"
-    assert "for 40 s" in run("fs_lustre", node).findings[0].summary
+    finding = run("fs_lustre", node).findings[0]
+    assert ("for 40 s" in finding.summary, finding.since) == (True, now - 40)
+    node.files[OST] = "current_state: DISCONN\nstate_history:\n"
+    assert run("fs_lustre", node).findings[0].summary == "Lustre target fs1-OST0001 is DISCONN"
 
 
 @pytest.mark.parametrize("text", ["", "FULL", "current_state: ", "current_state: \0\0", Unobservable("EIO")])
@@ -65,7 +73,8 @@ def test_a_target_of_another_form(run, text):
 def test_health_and_what_is_not_there(run):
     node = AlteredNode()
     node.files[HEALTH] = "device fs1-OST0001-osc reported unhealthy\nNOT HEALTHY\n"
-    assert run("fs_lustre", node).findings[0].remedy is Remedy.INSPECT
+    finding = run("fs_lustre", node).findings[0]
+    assert (finding.remedy, "assertion" in finding.summary) == (Remedy.INSPECT, False)
     node.files |= {HEALTH: None, "/proc/fs/lustre/health_check": None}
     assert run("fs_lustre", node).status is Status.SKIPPED
     node.files["/proc/fs/lustre/health_check"] = "healthy\n"  # before Lustre 2.11
