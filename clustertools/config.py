@@ -177,6 +177,22 @@ class PolicyConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeHealthConfig:
+    """What slurmd's health check and prolog do on each node (`clustertools node-health`), in mode act."""
+
+    # long enough to outlive a link that flaps, short beside a repair
+    hold_seconds: float = option(
+        600.0, "all well for so long before a node that it drained is resumed", at_least=0
+    )
+    max_nodes: int = option(8, "drain no more when so many nodes carry our reason", at_least=1)
+    max_fraction: float = option(
+        0.1, "nor when they are this share of the node's class", at_least=0, at_most=1
+    )
+    slurm_conf: str = option("", "slurm.conf, where it is not /etc/slurm/slurm.conf")
+    textfile: str = option("", "where node_exporter collects *.prom files: what was seen, after each look")
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """Everything that was configured, for one cluster."""
 
@@ -186,6 +202,7 @@ class Config:
     jobs: Mapping[str, JobConfig] = option(dict, "runs to watch")
     sinks: Mapping[str, SinkConfig] = option(dict, "where news go")
     policy: PolicyConfig = option(PolicyConfig)
+    node_health: NodeHealthConfig = option(NodeHealthConfig)
     state_dir: str = option("", "where the state is kept, on a local disk")
     site_checks: tuple[str, ...] = option(("/etc/clustertools/checks.d",), "folders of the site's own checks")
 

@@ -101,4 +101,12 @@ policy:
   pause_file: /etc/clustertools/pause
   commands:                         # all that the step `run` of a playbook may name
     notify-vendor: [/usr/local/sbin/open-vendor-ticket, --quiet]
+
+# What Slurm's health check and prolog do on each node (bin/ct-healthcheck, bin/ct-prolog), in mode act.
+node_health:
+  hold: 10m                         # all well for so long before a node that it drained is resumed
+  max_nodes: 8                      # drain no more when so many nodes carry our reason,
+  max_fraction: 0.1                 # or when they are this share of the node's class
+  slurm_conf: ""                    # where it is not /etc/slurm/slurm.conf
+  textfile: /var/lib/node_exporter/clustertools-node.prom
 """

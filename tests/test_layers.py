@@ -37,6 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "stats": set(),
     "host": {"model"},
     "shared_host": {"model", "host"},
+    "bounded": {"model", "host", "shared_host", "check"},
     "recorder": {"model", "host"},
     "catalog": {"model", "host"},
     "sources": {"model", "host", "catalog"},
@@ -50,7 +51,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "redact": {"host"},
     **{room: {"model", "host", "sources"} for room in ("schedulers", "fleet")},
     "actions": {"model", "host", "sources", "schedulers"},
-    **{room: _NODE | _PURE | _HEAD | {"checks"} for room in ("preflight", "watchdog", "simulate")},
+    **{
+        room: _NODE | _PURE | _HEAD | {"checks"}
+        for room in ("preflight", "watchdog", "simulate", "node_health")
+    },
     "replay": _NODE | _PURE | _HEAD | {"checks", "watchdog"},
 }
 #: Rooms that may import anything.

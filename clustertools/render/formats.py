@@ -1,4 +1,6 @@
-"""Verdicts as text: for a person, for JSON readers, Nagios, node-problem-detector and JUnit readers.
+"""Verdicts as text: for a person, for JSON readers, Nagios, NHC, node-problem-detector and JUnit readers.
+
+Prometheus' is in `render/prometheus.py`.
 
 Pure functions. What a check quotes from a log may hold terminal escapes: they are shown, not sent.
 """
@@ -13,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from clustertools.model import Finding, Reading, Remedy, Status, Verdict, worst
 from clustertools.render.json_lines import json_line
+from clustertools.render.prometheus import prometheus
 
 #: node-problem-detector keeps this much of a plugin's output by default (its `max_output_length`).
 NPD_MESSAGE_BYTES = 80
@@ -189,6 +192,23 @@ def npd(verdicts: Sequence[Verdict]) -> str:
     return cut(said, NPD_MESSAGE_BYTES - len(more)) + more
 
 
+def nhc(verdicts: Sequence[Verdict]) -> str:
+    """The line that LBNL Node Health Check prints for its first failure, and nothing when there is none.
+
+    `die()` in its driver writes `ERROR:  nhc:  Health check failed:  CHECK:  TEXT`. It knows no warnings, and
+    a failure takes the node out of service: so only CRITICAL is one, and what could not be looked at is said
+    in a line that begins with another word.
+    """
+    status = worst(v.status for v in verdicts)
+    first = next((v for v in verdicts if v.status is status), None)
+    if first is None or status <= Status.WARNING:
+        return ""
+    if status is Status.UNKNOWN:
+        return f"WARNING:  nhc:  {first.check}:  {summary(first)}"
+    code = next((f.code for f in first.findings if f.status is status), "")
+    return f"ERROR:  nhc:  Health check failed:  {first.check}:  {code} {summary(first)}"
+
+
 def junit(verdicts: Sequence[Verdict]) -> str:
     """JUnit XML: a suite for each node, a case for each check.
 
@@ -244,9 +264,11 @@ def exit_code(format_name: str, verdicts: Iterable[Verdict]) -> int:
     """The process's exit code: by the worst status, except for `npd`, which reads codes in its own way.
 
     node-problem-detector takes 0 for no problem, 1 for a problem and all else for "unknown": there a
-    Nagios-like 2 for CRITICAL would be lost.
+    Nagios-like 2 for CRITICAL would be lost. NHC and its callers take every code but 0 for a bad node.
     """
     status = worst(v.status for v in verdicts)
+    if format_name == "nhc":
+        return int(status is Status.CRITICAL)
     if format_name != "npd":
         return status.exit_code
     return {Status.OK: 0, Status.SKIPPED: 0, Status.UNKNOWN: 3}.get(status, 1)
@@ -257,6 +279,8 @@ FORMATS: Mapping[str, Callable[[Sequence[Verdict]], str]] = {
     "text": text,
     "json": json_lines,
     "nagios": nagios,
+    "nhc": nhc,
     "npd": npd,
     "junit": junit,
+    "prometheus": prometheus,
 }

@@ -63,11 +63,23 @@ class RowHistogram:
 
 @dataclass(frozen=True, slots=True)
 class NvLink:
-    """One NVLink port. `active` is None where the card has no such link."""
+    """One NVLink port. `active` is None where the card has no such link.
+
+    Replay, recovery and CRC errors are counted before Blackwell; receive errors, recovery events and the bit
+    error rates from it on. The rates are coded, `nvlink_ber` decodes them.
+    """
 
     link: int
     active: bool | None = None
     bytes_per_second: float | None = None
+    replay_errors: int | None = None
+    recovery_errors: int | None = None
+    crc_errors: int | None = None
+    receive_errors: int | None = None
+    recovery_events: int | None = None
+    recovery_failed_events: int | None = None
+    effective_ber_raw: int | None = None
+    symbol_ber_raw: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +189,11 @@ class Gpu:
     fabric_status: int | None = None
     fabric_health_mask: int | None = None
     fabric_clique: int | None = None
+    #: The UUID of a fabric of several nodes; empty on a node that has its fabric for itself.
+    fabric_cluster: str | None = None
+    fabric_health: str | None = None
+    #: Over NVLink, can it reach each GPU of the node? `ok`, `topology_not_supported` ..., `self` for itself.
+    nvlink_peers: tuple[str, ...] | None = None
 
     processes: tuple[GpuProcess, ...] | None = None
     error: NvmlError | None = None
@@ -231,6 +248,15 @@ def nvml(host: Host) -> Nvml:
         PYTHON, "-m", "clustertools.sources.nvidia", "--json", timeout_seconds=TIMEOUT_SECONDS
     ).check()
     return parse(done.stdout)
+
+
+def nvlink_ber(raw: int) -> tuple[int, int]:
+    """(mantissa, exponent) of a coded bit error rate, which is mantissa * 10 ** -exponent.
+
+    Bits 8 to 11 and 0 to 7 (NVML_NVLINK_ERROR_COUNTER_BER_GET in nvml.h). The least that it can say, and
+    what a link without errors says, is 15e-255.
+    """
+    return raw >> 8 & 0xF, raw & 0xFF
 
 
 def located(listed: Sequence[Gpu], devices: Collection[str]) -> list[Gpu]:

@@ -45,6 +45,15 @@ RECOVERY_ACTIONS = (
 ).split()
 COMPUTE_MODES = ("default", "exclusive_thread", "prohibited", "exclusive_process")
 FABRIC_STATES = ("not_supported", "not_started", "in_progress", "completed")
+#: NVML_GPU_FABRIC_HEALTH_SUMMARY_* (nvml.h).
+FABRIC_SUMMARIES = ("not_supported", "healthy", "unhealthy", "limited_capacity")
+#: nvmlGpuP2PStatus_t (nvml.h); its 1 is spelt wrongly there.
+P2P_STATUSES = (
+    "ok chipset_not_supported gpu_not_supported topology_not_supported disabled_by_regkey not_supported "
+    "unknown"
+).split()
+#: NVML_P2P_CAPS_INDEX_NVLINK; pynvml has a tuple where it means another number of this list.
+P2P_NVLINK = 2
 #: The member of the union nvmlValue_t that each nvmlValueType_t fills.
 VALUE_MEMBERS = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")
 
@@ -85,11 +94,33 @@ def _sram_status(nvml: Any, handle: Any) -> bool:
     return bool(status.bThresholdExceeded)
 
 
-def _fabric(nvml: Any, handle: Any) -> tuple[str, int, int, int]:
-    info = nvml.c_nvmlGpuFabricInfo_v2_t()
-    info.version = nvml.nvmlGpuFabricInfo_v2
-    nvml.nvmlDeviceGetGpuFabricInfoV(handle, ctypes.byref(info))
-    return _named(FABRIC_STATES)(info.state), info.status, info.healthMask, info.cliqueId
+def _uuid(value: Any) -> str:
+    digits = bytes(value).hex()
+    if not any(bytes(value)):
+        return ""
+    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+
+
+def _fabric(nvml: Any, handle: Any) -> tuple[str, int, int, int, str, str | None]:
+    # the third form adds the summary; a driver or a pynvml that is older knows the second only
+    form, info = 3, getattr(nvml, "c_nvmlGpuFabricInfo_v3_t", nvml.c_nvmlGpuFabricInfo_v2_t)()
+    try:
+        info.version = nvml.nvmlGpuFabricInfo_v3
+        nvml.nvmlDeviceGetGpuFabricInfoV(handle, ctypes.byref(info))
+    except (AttributeError, nvml.NVMLError) as exc:
+        if isinstance(exc, nvml.NVMLError) and error_name(nvml, exc.value) not in NOT_HERE:
+            raise
+        form, info = 2, nvml.c_nvmlGpuFabricInfo_v2_t()
+        info.version = nvml.nvmlGpuFabricInfo_v2
+        nvml.nvmlDeviceGetGpuFabricInfoV(handle, ctypes.byref(info))
+    return (
+        _named(FABRIC_STATES)(info.state),
+        info.status,
+        info.healthMask,
+        info.cliqueId,
+        _uuid(info.clusterUuid),
+        _named(FABRIC_SUMMARIES)(info.healthSummary) if form == 3 else None,
+    )
 
 
 def _histogram(value: Any) -> dict[str, int]:
@@ -183,7 +214,9 @@ QUESTIONS: tuple[Question, ...] = (
     Question("pcie_width", "nvmlDeviceGetCurrPcieLinkWidth"),
     Question("pcie_width_max", "nvmlDeviceGetMaxPcieLinkWidth"),
     Question("pcie_replays", "nvmlDeviceGetPcieReplayCounter"),
-    Question("fabric_state fabric_status fabric_health_mask fabric_clique", _fabric),
+    Question(
+        "fabric_state fabric_status fabric_health_mask fabric_clique fabric_cluster fabric_health", _fabric
+    ),
     Question("processes", "nvmlDeviceGetComputeRunningProcesses", convert=_processes),
 )  # fmt: skip
 
@@ -203,6 +236,21 @@ FIELD_VALUES: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
     "nvlink_crc_data_errors": ("NVML_FI_DEV_NVLINK_CRC_DATA_ERROR_COUNT_TOTAL", int),
 }
 
+#: Counters and error rates of one link. Blackwell has other counters than the generations before it: what
+#: the first active link does not have is not asked of the others.
+LINK_VALUES: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
+    # the speed is in megabytes a second
+    "bytes_per_second": ("NVML_FI_DEV_NVLINK_GET_SPEED", lambda mega: mega * 1e6),
+    "replay_errors": ("NVML_FI_DEV_NVLINK_ERROR_DL_REPLAY", int),
+    "recovery_errors": ("NVML_FI_DEV_NVLINK_ERROR_DL_RECOVERY", int),
+    "crc_errors": ("NVML_FI_DEV_NVLINK_ERROR_DL_CRC", int),
+    "receive_errors": ("NVML_FI_DEV_NVLINK_COUNT_RCV_ERRORS", int),
+    "recovery_events": ("NVML_FI_DEV_NVLINK_COUNT_LINK_RECOVERY_EVENTS", int),
+    "recovery_failed_events": ("NVML_FI_DEV_NVLINK_COUNT_LINK_RECOVERY_FAILED_EVENTS", int),
+    "effective_ber_raw": ("NVML_FI_DEV_NVLINK_COUNT_EFFECTIVE_BER", int),
+    "symbol_ber_raw": ("NVML_FI_DEV_NVLINK_COUNT_SYMBOL_BER", int),
+}
+
 
 class Asker:
     """Asks one GPU and keeps what it said, what it does not have, and what went wrong."""
@@ -215,21 +263,21 @@ class Asker:
         self.error: NvmlError | None = None
         self.handle: Any = None
 
-    def run(self) -> dict[str, Any]:
-        """Everything that this GPU tells, as `Gpu` spells it."""
+    def run(self) -> None:
+        """Ask everything that this GPU tells by itself; `told` gives it."""
         try:
             self.handle = self.nvml.nvmlDeviceGetHandleByIndex(self.index)
         except self.nvml.NVMLError as exc:
             self.error = failure(self.nvml, exc, "nvmlDeviceGetHandleByIndex")
-            return self._told()
+            return
         self._ask(Question("pci", "nvmlDeviceGetPciInfo", convert=lambda v: pci_address(_text(v.busId))))
         for question in QUESTIONS:
             self._ask(question)
         self._ask_field_values()
         self._ask_nvlinks()
-        return self._told()
 
-    def _told(self) -> dict[str, Any]:
+    def told(self) -> dict[str, Any]:
+        """What was found, as `Gpu` spells it."""
         self.entry["error"] = self.error and dataclasses.asdict(self.error)
         self.entry["failures"] = [dataclasses.asdict(f) for f in self.failures]
         return self.entry
@@ -316,14 +364,46 @@ class Asker:
                 active.append(None)
         while active and active[-1] is None:
             active.pop()
-        speed = getattr(self.nvml, "NVML_FI_DEV_NVLINK_GET_SPEED", None)
-        asked = [(speed, link) for link in range(len(active))] if speed is not None else []
-        speeds = (self._values(asked, []) if asked else None) or [(0, None)] * len(active)
-        # the field is in megabytes a second
-        self.entry["nvlinks"] = [
-            {"link": n, "active": state, "bytes_per_second": None if mega is None else mega * 1e6}
-            for n, (state, (_, mega)) in enumerate(zip(active, speeds, strict=True))
-        ]
+        figures = self._link_values(active)
+        self.entry["nvlinks"] = [{"link": n, "active": state, **figures[n]} for n, state in enumerate(active)]
+
+    def _link_values(self, active: list[bool | None]) -> list[dict[str, Any]]:
+        """For each link, those of LINK_VALUES that it has."""
+        found: list[dict[str, Any]] = [{} for _ in active]
+        if not active:
+            return found
+        first = next((n for n, state in enumerate(active) if state), 0)
+        numbers = {f: getattr(self.nvml, name, None) for f, (name, _) in LINK_VALUES.items()}
+        fields = [f for f, number in numbers.items() if number is not None]
+        for some in ([first], [n for n in range(len(active)) if n != first]):
+            asked = [(field, link) for link in some for field in fields]
+            answers = (self._values([(numbers[f], n) for f, n in asked], []) if asked else None) or ()
+            for (field, link), (code, value) in zip(asked, answers, strict=False):
+                if not code and value is not None:
+                    found[link][field] = LINK_VALUES[field][1](value)
+            fields = [f for f in fields if f in found[first]]
+        return found
+
+    def ask_peers(self, others: list[Asker]) -> None:
+        """Over NVLink, can it reach each of the node's GPUs? In their order, `self` for itself."""
+        told: list[str] = []
+        for other in others:
+            if other is self:
+                told.append("self")
+                continue
+            if self.error or other.error or self.handle is None or other.handle is None:
+                told.append("unknown")
+                continue
+            try:
+                status = self.nvml.nvmlDeviceGetP2PStatus(self.handle, other.handle, P2P_NVLINK)
+            except self.nvml.NVMLError as exc:
+                self._note(failure(self.nvml, exc, "nvmlDeviceGetP2PStatus", ["nvlink_peers"]))
+                told.append("not_supported")
+                if error_name(self.nvml, exc.value) in NOT_HERE:
+                    return
+                continue
+            told.append(_named(P2P_STATUSES)(status))
+        self.entry["nvlink_peers"] = told
 
 
 @functools.cache
@@ -369,7 +449,13 @@ def answer() -> dict[str, Any]:
     except nvml.NVMLError as exc:
         told["error"] = dataclasses.asdict(failure(nvml, exc, call))
         return told
-    told["gpus"] = [Asker(nvml, index).run() for index in range(count)]
+    askers = [Asker(nvml, index) for index in range(count)]
+    for asker in askers:
+        asker.run()
+    for asker in askers:
+        if len(askers) > 1 and any(link["active"] for link in asker.entry.get("nvlinks", ())):
+            asker.ask_peers(askers)
+    told["gpus"] = [asker.told() for asker in askers]
     return told
 
 

@@ -1,6 +1,7 @@
-"""Which NVIDIA GPUs sit on the PCI bus, by sysfs alone: needs no driver, no NVML, and cannot hang.
+"""Which NVIDIA GPUs and NVSwitches sit on the PCI bus, by sysfs alone: needs no driver and cannot hang.
 
 nvidia_devices(host)   # ("0000:18:00.0", "0000:3b:00.0", ...)
+nvswitches(host)       # ("0000:07:00.0", ...)
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ _ACCELERATOR = 0x1200
 #: PCI base class and subclass: VGA controller and 3D controller (PCI Code and ID Assignment). Data centre
 #: GPUs are 3D controllers. NVSwitches are bridges (0x0680), network functions 0x02xx: neither is a GPU.
 GPU_CLASSES = frozenset((0x0300, 0x0302))
+#: "Bridge, other": what an NVSwitch is. On HGX B200 and later the host sees none.
+NVSWITCH_CLASSES = frozenset((0x0680,))
 
 
 def nvidia_devices(host: Host) -> tuple[str, ...]:
@@ -26,6 +29,11 @@ def nvidia_devices(host: Host) -> tuple[str, ...]:
     only when it is rescanned. Raises Unobservable when a device is listed but cannot be read.
     """
     return _devices(host, NVIDIA_VENDOR, GPU_CLASSES)
+
+
+def nvswitches(host: Host) -> tuple[str, ...]:
+    """PCI addresses of the NVSwitches, likewise."""
+    return _devices(host, NVIDIA_VENDOR, NVSWITCH_CLASSES)
 
 
 def amd_devices(host: Host) -> tuple[str, ...]:

@@ -13,7 +13,10 @@ from tests.lab.whole_node import TIB, meminfo, pressure, sized, tracking
 NVML = (PYTHON, "-m", "clustertools.sources.nvidia", "--json")
 CHRONY = ("chronyc", "-c", "tracking")
 CLOCK = (PYTHON, "-m", "clustertools.sources.clock")
-GPU_CHECKS = ("gpu_count", "gpu_ecc", "gpu_recovery", "gpu_remap", "gpu_throttle")
+GPU_CHECKS = (
+    "gpu_count", "gpu_ecc", "gpu_recovery", "gpu_remap", "gpu_throttle",
+    "nvlink_errors", "nvlink_fabric", "nvlink_links", "pcie_errors",
+)  # fmt: skip
 
 Record = tuple[int, int, str]
 

@@ -21,7 +21,8 @@
 #include <strings.h>
 #include <unistd.h>
 
-enum { SUCCESS = 0, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7, LOST = 15 };
+enum { SUCCESS = 0, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7, LOST = 15,
+       ARGUMENT_VERSION_MISMATCH = 25 };
 enum { MAX_GPUS = 64, FILE_BYTES = 1 << 16 };
 
 typedef struct { int index; } Gpu;
@@ -350,18 +351,38 @@ typedef struct {
     unsigned char cluster[16];
     int status;
     unsigned clique;
-    unsigned char state;
+    unsigned state;
     unsigned health;
+    unsigned char summary;  // from the third form on, which a driver that tells no fabric.summary does not know
 } Fabric;
 int nvmlDeviceGetGpuFabricInfoV(Gpu *gpu, Fabric *out) {
-    unsigned state = 0;
+    char cluster[40] = "";
     BEGIN(gpu);
-    int error = give_unsigned(gpu, "fabric.state", &state);
-    out->state = (unsigned char)state;
+    long long summary = number_or(gpu, "fabric.summary", -1);
+    if (out->version >> 24 >= 3 && summary < 0) return ARGUMENT_VERSION_MISMATCH;
+    int error = give_unsigned(gpu, "fabric.state", &out->state);
     out->status = (int)number_or(gpu, "fabric.status", 0);
     out->health = (unsigned)number_or(gpu, "fabric.health", 0);
     out->clique = (unsigned)number_or(gpu, "fabric.clique", 0);
+    if (out->version >> 24 >= 3) out->summary = (unsigned char)summary;
+    memset(out->cluster, 0, sizeof out->cluster);
+    look_up(gpu, "fabric.cluster", cluster, sizeof cluster);  // a UUID
+    char *at = cluster;
+    for (int i = 0; i < 16 && *at; i++, at += 2) {
+        unsigned byte = 0;
+        at += *at == '-';
+        if (sscanf(at, "%2x", &byte) == 1) out->cluster[i] = (unsigned char)byte;
+    }
     return error;
+}
+
+// p2p=0 between all, p2p.5=3 with GPU 5
+int nvmlDeviceGetP2PStatus(Gpu *gpu, Gpu *other, int which, unsigned *out) {
+    char key[40];
+    BEGIN(gpu);
+    if (which != 2) return INVALID_ARGUMENT;
+    snprintf(key, sizeof key, "p2p.%d", other->index);
+    return give_unsigned(gpu, key, out) ? give_unsigned(gpu, "p2p", out) : SUCCESS;
 }
 
 typedef struct { unsigned pid; unsigned long long memory; unsigned instance, compute_instance; } Process;

@@ -91,6 +91,8 @@ field.59=0
 fabric.state=3
 fabric.status=0
 fabric.clique=0
+fabric.summary=1
+p2p=0
 """
 
 
@@ -110,12 +112,14 @@ B200_VALUES = _changed(
     power_mw="142000", power_limit_mw="1000000", power_default_limit_mw="1000000",
     power_min_limit_mw="200000", power_max_limit_mw="1000000",
     sm_clock="120", sm_clock_max="1965", memory_clock="3996",
-    memory_clock_max="3996", field__164="53125",
+    memory_clock_max="3996", field__164="53125", field__208="0", field__214="0", field__215="0",
+    field__220="0xfff", field__222="0xfff",
 )  # fmt: skip
 GB200_VALUES = _changed(
     B200_VALUES, name="NVIDIA GB200", vbios="97.00.82.00.2B", memory_total="198674743296",
     power_mw="163000", power_limit_mw="1200000", power_default_limit_mw="1200000",
-    power_max_limit_mw="1200000", sm_clock_max="2062",
+    power_max_limit_mw="1200000", sm_clock_max="2062", fabric__clique="32766",
+    fabric__cluster="00000000-0000-4000-8000-000000000001",
 )  # fmt: skip
 
 A100_VALUES = """
@@ -166,6 +170,7 @@ field.38=0
 field.45=0
 field.52=0
 field.59=0
+p2p=0
 """
 
 V100_VALUES = """

@@ -153,7 +153,7 @@ def test_npd_has_exit_codes_of_its_own(verdicts, code):
 
 @pytest.mark.parametrize(("verdicts", "code"), [([GOOD], 0), ([BAD], 2), ([BLIND], 3), ([BLIND, BAD], 2)])
 def test_other_formats_exit_by_the_worst_status(verdicts, code):
-    assert {formats.exit_code(f, verdicts) for f in formats.FORMATS if f != "npd"} == {code}
+    assert {formats.exit_code(f, verdicts) for f in formats.FORMATS.keys() - {"npd", "nhc"}} == {code}
 
 
 def test_npd_puts_place_and_number_first():
@@ -162,6 +162,21 @@ def test_npd_puts_place_and_number_first():
     assert formats.npd([BLIND]).startswith("gpu_xid could not look: /dev/kmsg")
     said = formats.npd([BAD, BLIND, verdict("z", Status.WARNING, findings=(finding(Status.WARNING),) * 2)])
     assert said.endswith(" (+3)")
+
+
+def test_nhc_prints_the_first_failure_and_nothing_else():
+    assert formats.nhc([GOOD, *SKIPPED]) == ""
+    assert formats.nhc([]) == ""
+    line = formats.nhc([GOOD, BLIND, BAD])
+    # the line of die() in LBNL NHC's driver, which log parsers know
+    assert re.fullmatch(r"ERROR:  nhc:  Health check failed:  (\w+):  (.*)", line)
+    assert line.endswith("gpu_ecc:  EccUncorrected gpu@0000:3b:00.0: 3 uncorrectable errors (limit 0)")
+    assert (
+        formats.nhc([BLIND]) == "WARNING:  nhc:  gpu_xid:  could not look: /dev/kmsg: Operation not permitted"
+    )
+    assert [formats.exit_code("nhc", [v]) for v in (GOOD, BAD, BLIND, SKIPPED[0])] == [0, 1, 0, 0]
+    warned = verdict("gpu_ecc", Status.WARNING, findings=(finding(Status.WARNING),))
+    assert (formats.nhc([warned]), formats.exit_code("nhc", [warned])) == ("", 0)
 
 
 def test_junit_counts_and_kinds():
