@@ -142,7 +142,9 @@ def test_how_long_an_answer_takes_and_how_long_silence_lasts(run):
         "nfs_operations_per_second": 1,
         "nfs_answer_seconds": 0.002,
     }
-    assert nfs(run, node, past, seconds=-40, sent=103).codes == set()
+    node.time = past["counters"]["time"]
+    assert nfs(run, node, past, seconds=29, sent=103).codes == set()
+    assert nfs(run, node, past, seconds=1, sent=103).codes == {"NfsNotAnswering"}
 
 
 def test_no_nfs_and_other_forms(run):
