@@ -176,18 +176,20 @@ FUSE = "/sys/fs/fuse/connections"
 
 
 @pytest.mark.parametrize(
-    ("waiting", "codes"), [("0", set()), ("8", set()), ("9", {"FuseCongested"}), ("x", None)]
+    ("waiting", "codes"), [("0", set()), ("9", set()), ("10", {"FuseCongested"}), ("x", None)]
 )
 def test_requests_that_wait(run, waiting, codes):
     node = AlteredNode()
     node.globs[f"{FUSE}/[0-9]*/waiting"] = [f"{FUSE}/46/waiting"]
-    node.files |= {f"{FUSE}/46/waiting": f"{waiting}\n", f"{FUSE}/46/congestion_threshold": "9\n"}
+    node.files |= {f"{FUSE}/46/waiting": f"{waiting}\n", f"{FUSE}/46/congestion_threshold": "10\n"}
     verdict = run("fs_fuse", node)
     if codes is None:
         assert verdict.status is Status.UNKNOWN
     else:
         assert verdict.codes == codes
         assert verdict.readings[0].subject.part == "mount@/home"  # by its device, 0:46
+        node.files[f"{FUSE}/46/congestion_threshold"] = "0\n"
+        assert run("fs_fuse", node).codes == set()
     node.files[f"{FUSE}/46/waiting"] = Unobservable(f"{FUSE}/46/waiting: Permission denied")
     verdict = run("fs_fuse", node)
     assert (verdict.status, "Permission denied" in verdict.detail) == (Status.OK, True)
