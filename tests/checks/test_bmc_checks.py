@@ -67,6 +67,13 @@ def test_a_state_lasts_until_it_is_taken_back(run):
     assert events(run, node, LOST, BACK, past=third.memory).codes == set()
 
 
+def test_what_the_bmc_adds_to_an_event_is_its_evidence(run):
+    hot = "  10 | 08/05/2026 | 06:00:00 | Temperature Inlet | Upper Critical going high | Asserted"
+    assert events(run, AlteredNode(), hot).findings[0].evidence == ()
+    [finding] = events(run, AlteredNode(), f"{hot} | Reading 75 > Threshold 70 degrees C").findings
+    assert finding.evidence == ("Reading 75 > Threshold 70 degrees C",)
+
+
 def test_an_event_is_told_once(run):
     node = AlteredNode()
     first = events(run, node, LOST, BACK)
@@ -130,7 +137,10 @@ def test_what_the_words_of_the_log_mean(run, sensor, event, found):
 def test_room_in_the_log(run, used, overflow, codes):
     node = AlteredNode()
     node.commands[bmc.INFO] = bmc.log_info(6, used, overflow)
-    assert run("bmc_sel", node).codes == codes
+    verdict = run("bmc_sel", node)
+    assert verdict.codes == codes
+    how = "overflowed" if overflow == "true" else f"is {used.rstrip('%')} % full"
+    assert all(how in f.summary for f in verdict.findings)
 
 
 def test_an_empty_log(run):
@@ -170,6 +180,9 @@ def test_no_bmc_no_tool_no_answer(run, name):
     ("PS2_STATUS | 2Ch | ok  | 10.2 |", set()),
     ("PS Redundancy | 74h | ok |  7.1 | Redundancy Lost",
      {("BmcPowerSupply", "bmc@PS Redundancy", "WARNING")}),
+    ("Inlet Temp | 04h | unr |  7.1 | 0 degrees C", {("BmcTemperature", "bmc@Inlet Temp", "WARNING")}),
+    ("Power Supply 1 | 5Ah | ucr | 10.1 | 1900 Watts", {("BmcPowerSupply", "bmc@Power Supply 1", "WARNING")}),
+    ("PWR_PSU1   | 61h | ucr | 10.2 | 3300 Watts", {("BmcPowerSupply", "bmc@PWR_PSU1", "WARNING")}),
     ("P12V       | 6Ah | lcr |  7.1 | 10.80 Volts", {("BmcSensor", "bmc@P12V", "WARNING")}),
     ("P12V       | 6Ah | cr  |  7.1 | No Reading", set()),
 ])  # fmt: skip
