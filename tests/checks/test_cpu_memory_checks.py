@@ -103,7 +103,7 @@ def test_governors_and_caps(run, changes, expect, found):
 
 
 @pytest.mark.parametrize(
-    ("milliseconds", "found"), [(121, set()), (6120, set()), (6122, {"CpuThrottled"}), (3, set())]
+    ("milliseconds", "found"), [(121, set()), (6120, set()), (6121, {"CpuThrottled"}), (3, set())]
 )
 def test_throttled(run, milliseconds, found):
     node = AlteredNode()
