@@ -278,3 +278,13 @@ def test_a_bond_is_one_device(run):
     moved = {p.replace("mlx5_0", "mlx5_bond_0"): t for p, t in host.files.items()}
     host.files = {**moved, f"{CLASS}/mlx5_bond_0/device/net/net1/type": "1\n"}
     assert run("ib_ports", host=host, expect={"ib_ports": 1}).status is Status.OK
+
+
+def test_adapters_that_are_built_in_must_be_there_cabled_or_not(run):
+    expect = {"ib_ports_built_in": 20}
+    verdict = run("ib_ports", "h100-healthy", expect=expect)
+    assert verdict.codes == {"IbPortMissing"}
+    assert "20 are built into this machine" in verdict.findings[0].summary
+    assert run("ib_ports", "h100-healthy", expect={"ib_ports_built_in": 8}).status is Status.OK
+    # a site that says what it needs has the last word
+    assert run("ib_ports", "cpu-healthy", expect={**expect, "ib_ports": 0}).status is Status.OK

@@ -29,6 +29,7 @@ class Machine:
     `unknown` are the checks that cannot look there. `absent` and `globs` are listings, as in
     `tests.lab.parts`. `values` are the NVML stand-in's, `kernel` the records that follow those of the boot,
     `mounts` the answers of the mounts in its table, `lacks` the address of a GPU that NVML does not list.
+    What checks remember of an earlier look goes into `about` under `past`, by check.
     """
 
     name: str
