@@ -162,6 +162,15 @@ class CircuitBreakerConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class EarnedConfig:
+    """What a code must have shown before anything is done to a node for it; people judge its alarms with
+    `clustertools resolve --true` and `--false-alarm`."""
+
+    cases: int = option(0, "alarms of it that people have judged; 0: none are needed", at_least=0)
+    precision: float = option(0.9, "the share of these that were true", at_least=0, at_most=1)
+
+
+@dataclass(frozen=True, slots=True)
 class PolicyConfig:
     """What may be done. Nothing, until somebody says so."""
 
@@ -169,6 +178,7 @@ class PolicyConfig:
     per_playbook: Mapping[str, Mode] = option(dict, "the mode of single playbooks")
     budgets: BudgetConfig = option(BudgetConfig)
     circuit_breaker: CircuitBreakerConfig = option(CircuitBreakerConfig)
+    earned: EarnedConfig = option(EarnedConfig)
     flap_window_seconds: float = option(
         1800.0, "an incident that returns within this is the same", at_least=0
     )

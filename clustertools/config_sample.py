@@ -97,6 +97,9 @@ policy:
     nodes: 4
     fraction: 0.1
     window: 30m
+  earned:                           # before anything is done to a node for a code
+    cases: 0                        # alarms of it that people have judged; 0: none are needed
+    precision: 0.9                  # the share of true ones among them
   flap_window: 30m                  # an incident that returns within this is the same one
   pause_file: /etc/clustertools/pause
   commands:                         # all that the step `run` of a playbook may name

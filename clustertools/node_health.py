@@ -44,6 +44,9 @@ class Rules:
 
     `max_nodes` and `max_fraction` are the circuit breaker: no more nodes of the class than either of them may
     carry a reason of ours (one always may). `in_class` says whether another node belongs to this one's class.
+    With `earn_cases` the node drains for nothing: who keeps the judgements is the watchdog. `is_watch`: the
+    look of every minute, which alone counts the passes of what flickers, and alone resumes; a prolog or an
+    epilog looks at less, and at any moment.
     """
 
     mode: str = "observe"
@@ -52,13 +55,21 @@ class Rules:
     observe_only: frozenset[str] = frozenset()
     paused: str = ""
     may_act: bool = True
+    is_watch: bool = True
     hold_seconds: float = 600.0
     per_node_per_day: int = 2
+    earn_cases: int = 0
     max_nodes: int = 8
     max_fraction: float = 0.1
     breaker_seconds: float = 1800.0
     flap_window_seconds: float = 1800.0
     in_class: Callable[[str], bool] = lambda node: True
+
+    @property
+    def acts(self) -> bool:
+        """Whether anything may be done at all."""
+        modes = (self.mode, *self.playbook_modes.values())
+        return self.may_act and not self.paused and "act" in modes
 
 
 @dataclass(frozen=True)
@@ -101,8 +112,7 @@ def decide(
     `playbooks` is called only when something is wrong; Slurm is asked only when something is to be done, and
     once after the memory was lost.
     """
-    folding = incidents.Rules(confirm=rules.confirm, flap_window_seconds=rules.flap_window_seconds)
-    after, _ = incidents.fold(memory.incidents, verdicts, now, folding)
+    after = _folded(memory.incidents, verdicts, rules, now)
     done = tuple(row for row in memory.done if now - float(row["time"]) < LEDGER_SECONDS)
     memory = dataclasses.replace(memory, incidents=after, done=done)
     grave = {k: i for k, i in after.items() if _is_grave(i) and i.finding.check not in rules.observe_only}
@@ -114,11 +124,26 @@ def decide(
     if grave:
         memory = dataclasses.replace(memory, well_since=0.0)
         decision = _drain(memory, grave, _drains_of(playbooks()), rules, verdicts, now, node, slurm)
+    elif not rules.is_watch:
+        decision = Decision(memory)
     elif blind or all(v.status is Status.SKIPPED for v in verdicts):
         decision = Decision(dataclasses.replace(memory, well_since=0.0))
     else:
         decision = _recover(memory, rules, now, node, slurm)
     return dataclasses.replace(decision, sentences=(*said, *decision.sentences))
+
+
+def _folded(
+    before: Mapping[str, Incident], verdicts: Sequence[Verdict], rules: Rules, now: float
+) -> dict[str, Incident]:
+    folding = incidents.Rules(confirm=rules.confirm, flap_window_seconds=rules.flap_window_seconds)
+    after, _ = incidents.fold(before, verdicts, now, folding)
+    if rules.is_watch:
+        return after
+    # a prolog right after an epilog is no second pass: what they cannot believe by themselves stays as it was
+    counted = {f.check for v in verdicts for f in v.findings if rules.confirm.get(v.check, 1) > 1}
+    ours = {k: i for k, i in after.items() if i.finding.check not in counted}
+    return {**ours, **{k: i for k, i in before.items() if i.finding.check in counted}}
 
 
 def _is_grave(incident: Incident) -> bool:
@@ -173,7 +198,7 @@ def _drain(
             drained=drained, supported=frozenset({"drain"}),
         )  # fmt: skip
         # the breaker of `plan` counts what this node did; ours counts what Slurm lists
-        budgets = Budgets(per_node_per_day=rules.per_node_per_day, breaker_nodes=1 << 30)
+        budgets = Budgets(rules.per_node_per_day, breaker_nodes=1 << 30, earn_cases=rules.earn_cases)
         ledger = Ledger(tuple(from_data(Past, row) for row in memory.done))
         return policy.plan(grave, books, ledger, world, now, budgets)
 
@@ -186,7 +211,7 @@ def _drain(
         return Decision(memory, (*said, *(_would(grave[a.because], "it may only look now") for a in wanted)))
     if not wanted:
         settled = any(row["kind"] == "drain" and row.get("because") in fresh for row in memory.done)
-        refuse = settled and rules.may_act and _stands(node, slurm)
+        refuse = settled and rules.acts and _stands(node, slurm)
         return Decision(memory, tuple(said), refuse)
     action, incident = wanted[0], grave[wanted[0].because]
     try:
@@ -276,8 +301,7 @@ def _too_many_after_all(rules: Rules, node: str, slurm: Nodes) -> str:
 def _recover(memory: Memory, rules: Rules, now: float, node: str, slurm: Nodes) -> Decision:
     """All that looked is well, and all could look."""
     memory = dataclasses.replace(memory, well_since=memory.well_since or now)
-    acts = rules.mode == "act" or "act" in rules.playbook_modes.values()
-    if memory.standing == "clear" or not acts or not rules.may_act:
+    if memory.standing == "clear" or not dataclasses.replace(rules, paused="").acts:
         return Decision(memory)
     try:
         known = slurm.node(node)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from clustertools import check as checking
 from clustertools.check import Check, NoLimits
 from clustertools.host import LocalHost, PassingHost
 from clustertools.model import Status, Verdict
+from tests.lab.stuck_files import needs_fuse, stuck
 
 
 def check_of(look: Any, name: str = "probe", **more: Any) -> Check:
@@ -174,6 +174,12 @@ def test_leaving_early_leaves_nothing_behind():
     assert not Path(f"/proc/{first.memory['pid']}").exists()
 
 
+@pytest.fixture
+def stuck_files(tmp_path: Path) -> Iterator[Path]:
+    with stuck(tmp_path) as folder:
+        yield folder
+
+
 SPINNING = """
 from clustertools.check import check
 
@@ -183,43 +189,6 @@ def site_spin(ctx):
     while True:
         pass
 """
-
-
-@pytest.fixture
-def stuck_files(tmp_path: Path) -> Iterator[Path]:
-    """A file whose reader cannot even be killed: a FUSE server took the request, and waits for another one.
-
-    That second server is stopped. A request that a server has taken is waited for uninterruptibly.
-    """
-    real, inner, outer = (tmp_path / name for name in ("real", "inner", "outer"))
-    for folder in (real, inner, outer):
-        folder.mkdir()
-    (real / "file").write_text("x")
-    servers = []
-    try:
-        for source, point in ((real, inner), (inner, outer)):
-            servers.append(
-                subprocess.Popen(["bindfs", "-f", "-o", "attr_timeout=0,entry_timeout=0", source, point])
-            )
-            until = time.monotonic() + 5
-            while not (point / "file").exists() and time.monotonic() < until:
-                time.sleep(0.02)
-        servers[0].send_signal(signal.SIGSTOP)
-        yield outer
-    finally:
-        for server in servers:
-            server.send_signal(signal.SIGCONT)
-        for point in (outer, inner):
-            subprocess.run(["umount", "-l", str(point)], check=False)
-        for server in servers:
-            server.terminate()
-            server.wait(5)
-
-
-needs_fuse = pytest.mark.skipif(
-    os.geteuid() != 0 or shutil.which("bindfs") is None or not os.path.exists("/dev/fuse"),
-    reason="needs root, /dev/fuse and bindfs",
-)
 
 
 @pytest.mark.slow

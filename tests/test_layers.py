@@ -13,7 +13,7 @@ import pytest
 REPOSITORY = Path(__file__).parent.parent
 
 _NODE = {"model", "stats", "host", "shared_host", "sources", "catalog", "check"}
-_PURE = {"incidents", "policy", "notices"}
+_PURE = {"incidents", "policy", "notices", "precision"}
 _HEAD = {
     "store",
     "config",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from typing import Any
@@ -143,6 +144,39 @@ def test_a_state_that_flickers_is_believed_only_after_its_passes():
     node = Node(rules=Rules(mode="act", confirm={"gpu": 2}, max_fraction=1.0))
     assert not node.look(verdict("GpuLost")).refuse
     assert node.look(verdict("GpuLost")).refuse
+
+
+def test_a_prolog_after_an_epilog_is_no_second_pass():
+    node = Node(rules=Rules(mode="act", confirm={"gpu": 2}, max_fraction=1.0, is_watch=False))
+    for _ in range(4):
+        assert not node.look(verdict("GpuLost")).refuse
+    node.rules = dataclasses.replace(node.rules, is_watch=True)
+    assert not node.look(verdict("GpuLost")).refuse
+    assert node.look(verdict("GpuLost")).refuse
+    # and what the looks of every minute have believed, a prolog refuses
+    node.rules = dataclasses.replace(node.rules, is_watch=False)
+    assert node.look(verdict("GpuLost")).refuse
+
+
+def test_a_prolog_that_is_well_resumes_nothing():
+    node = Node()
+    node.look(verdict("GpuLost"))
+    node.rules = dataclasses.replace(ACT, is_watch=False)
+    for _ in range(5):
+        node.look(verdict(), seconds=600)
+    assert node.nodes.drained == {"n1": OURS}
+    assert node.memory.well_since == 0
+
+
+@pytest.mark.parametrize("change", [{"mode": "observe"}, {"paused": "x"}, {"may_act": False}])
+def test_who_may_not_act_refuses_nothing_even_where_it_drained_before(change: dict[str, Any]):
+    node = Node()
+    node.look(verdict("GpuLost"))
+    node.rules = dataclasses.replace(ACT, **change)
+    assert not node.look(verdict("GpuLost")).refuse
+    for _ in range(3):
+        node.look(verdict(), seconds=600)
+    assert node.nodes.drained == {"n1": OURS}
 
 
 def test_well_again_it_waits_and_then_resumes_only_its_own():

@@ -18,6 +18,7 @@ import pytest
 
 from clustertools.check import discover
 from tests.lab.slurm import Slurm, cluster, needs_slurm
+from tests.lab.stuck_files import needs_fuse, stuck
 
 REPOSITORY = Path(__file__).parent.parent
 HOSTS = Path(__file__).parent / "hosts"
@@ -37,6 +38,8 @@ def site_sick(ctx):
     elif word == "spin":
         while True:
             pass
+    elif word.startswith("/"):
+        os.stat(word)
     elif word == "quiet":
         yield ctx.critical("SiteQuiet", "part", "it is quiet")
     elif word:
@@ -293,6 +296,21 @@ def test_a_check_that_hangs_is_named_and_does_not_resume(lab: Any):
     lab.sick("n1", "spin")
     assert "UNKNOWN   site_sick  could not look: did not end within 1.9 s" in lab.look("n1")
     assert lab.reason("n1") == REASON
+
+
+@needs_fuse
+def test_a_look_that_hangs_in_the_kernel_is_named_and_keeps_slurm_waiting_no_longer(lab: Any, tmp_path: Path):
+    with stuck(tmp_path) as folder:
+        lab = lab(config=only_site(ACT, site_sick="{timeout: 1s}"), by_slurm=True)
+        lab.sick("n1", str(folder / "file"))
+        lab.wait_said("n1", "cannot be killed (state D")
+        begun = lab.said("n1").count("did not end within")
+        # one that is left behind holds neither slurmd's pipe nor our lock: the next looks come as ever
+        lab.slurm.wait(lambda: lab.said("n1").count("did not end within") > begun, "another look")
+        lab.sick("n1", "")
+        begun = lab.said("n1").count("OK: n1")
+        lab.slurm.wait(lambda: lab.said("n1").count("OK: n1") > begun, "a look that is well")
+        assert lab.slurm.reasons() == {}
 
 
 def test_the_drain_outlives_a_reboot_and_ends_with_the_fault(lab: Any):

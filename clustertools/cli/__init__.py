@@ -33,7 +33,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "show": ("clustertools.cli.oncall:show", "Everything known about one incident."),
     "timeline": ("clustertools.cli.oncall:timeline", "What happened to a job or node, in order."),
     "ack": ("clustertools.cli.oncall:ack", "Say that you have seen an incident."),
-    "resolve": ("clustertools.cli.oncall:resolve", "Say that an incident is over."),
+    "resolve": ("clustertools.cli.judge:resolve", "Say that an incident is over."),
     "silence": ("clustertools.cli.oncall:silence", "Be told nothing of an incident for a while."),
     "pause": ("clustertools.cli.oncall:pause", "Go on observing, stop acting."),
     "resume": ("clustertools.cli.oncall:resume", "Act again after a pause."),

@@ -112,6 +112,8 @@ def check(
             out.line(each.name)
         return 0
     memory, path = _recall(out) if remember else ({}, None)
+    if isinstance(host, RecordedHost):
+        memory = {**host.about.get("past", {}), **memory}
     verdicts: list[Verdict] = []
     for verdict in look(chosen, host, orders, memory, seconds):
         verdicts.append(verdict)

@@ -91,7 +91,7 @@ def node_health(
                 kept = {**memory, **{v.check: dict(v.memory) for v in verdicts if v.memory}}
                 _keep(functools.partial(node_memory.save, folder / node_memory.NAME, kept), out)
             before = _recall(folder, MEMORY_NAME, _load, out) or Memory()
-            rules = _rules(config, orders, node, act)
+            rules = dataclasses.replace(_rules(config, orders, node, act), is_watch=stage == "watch")
             decision = health.decide(before, verdicts, _playbooks, rules, time.time(), node, slurm)
             decision = _log(decision, verdicts, stage, time.time())
             if folder:
@@ -146,6 +146,7 @@ def _rules(config: Config | None, orders: Orders, node: str, act: bool) -> Rules
         may_act=act,
         hold_seconds=mine.hold_seconds,
         per_node_per_day=said.budgets.per_node_per_day,
+        earn_cases=said.earned.cases,
         max_nodes=mine.max_nodes,
         max_fraction=mine.max_fraction,
         breaker_seconds=said.circuit_breaker.window_seconds,

@@ -189,7 +189,8 @@ def _judge(machine: Machine, host: Asked) -> None:
         if check.stages == {"job"}:
             continue
         checking.run(check, host)
-        verdict = checking.run(check, host, expect=host.about["expect"])
+        past = host.about.get("past", {}).get(check.name)
+        verdict = checking.run(check, host, expect=host.about["expect"], past=past)
         codes |= verdict.codes
         if verdict.blind or verdict.status is Status.UNKNOWN:
             unknown.add(check.name)
