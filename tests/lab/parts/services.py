@@ -146,11 +146,6 @@ def files(shape: Shape) -> dict[str, str]:
         "/proc/sys/fs/file-nr": "8480\t0\t9223372036854775807\n",
         "/proc/sys/net/netfilter/nf_conntrack_count": "214\n",
         "/proc/sys/net/netfilter/nf_conntrack_max": "262144\n",
-        "/proc/net/route": (
-            "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n"
-            "eno1\t00000000\t010012C6\t0003\t0\t0\t100\t00000000\t0\t0\t0\n"
-            "eno1\t000012C6\t00000000\t0001\t0\t0\t100\t0000FFFF\t0\t0\t0\n"
-        ),
         "/etc/resolv.conf": "".join(f"nameserver {server}\n" for server in NAME_SERVERS)
         + "search example.org\n",
     }
