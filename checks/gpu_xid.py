@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from clustertools.catalog import finding_codes, nvlink5_rule, remedy_from, sxid, xid
+from clustertools.catalog import finding_codes, nvlink5_rule, nvlink74, remedy_from, sxid, xid
 from clustertools.check import Context, check
 from clustertools.errors import Unobservable
+from clustertools.host import Host
 from clustertools.model import (
     Clears,
     Finding,
@@ -19,27 +20,41 @@ from clustertools.model import (
     pci_address,
     to_data,
 )
+from clustertools.sources.cgroup import COMMAND_CHARACTERS, job_of
 from clustertools.sources.kernel import (
     KernelLine,
     Sxid,
     Xid,
     almost_xid,
     is_driver_load,
+    is_post_rx_failure,
+    parse_gpu_uuid,
     parse_nvlink5,
+    parse_nvlink74,
     parse_recovery_action,
     parse_sxid,
     parse_xid,
     read_kernel_log,
 )
 from clustertools.sources.pci import nvidia_devices
+from clustertools.text import in_words
 
 RECOVERY_XID = 154
+NVLINK_XID = 74
+#: Processes named in one finding, and those whose job is looked up in one look.
+MOST_PROCESSES = 4
+MOST_JOBS = 16
+#: So long a note is not made longer.
+MOST_NOTE = 200
+#: What an application does to several GPUs at once; a fault of the hardware hits one.
+APPLICATION_XIDS = frozenset((13, 31, 43))
 #: A line in evidence is cut here: enough for the seven register words of an Xid 74.
 LINE_CHARACTERS = 300
 #: More parts than any node has; a flood of invented addresses must not fill the memory.
 MOST_GROUPS = 256
 #: What a kernel says of lost records is news for this long.
 GAP_SECONDS = 3600.0
+NOT_FOUND = "the driver could not find out which NVLinks have a partner"
 
 
 @dataclass(frozen=True)
@@ -72,6 +87,8 @@ class Group:
     numbers: list[int] = field(default_factory=list)
     consequences: list[int] = field(default_factory=list)
     note: str = ""
+    who: list[str] = field(default_factory=list)
+    uuid: str = ""
     first_lines: list[str] = field(default_factory=list)
     last_lines: list[str] = field(default_factory=list)
 
@@ -94,9 +111,14 @@ class Group:
 class Events:
     """Folds lines, oldest first, into groups; knows which event is a consequence of which."""
 
-    def __init__(self, limits: Limits, standing: Iterable[Group]) -> None:
+    def __init__(
+        self, limits: Limits, standing: Iterable[Group], uuids: Mapping[str, str], host: Host
+    ) -> None:
         self.limits = limits
         self.groups = {(g.code, g.part): g for g in standing}
+        self.uuids = dict(uuids)
+        self.host = host
+        self.jobs: dict[tuple[int, str], str] = {}
         self.seen = 0
 
     def line(self, line: KernelLine) -> None:
@@ -105,6 +127,22 @@ class Events:
             return
         if is_driver_load(text):
             self._repaired(None)
+        elif (named := parse_gpu_uuid(text)) is not None:
+            if len(self.uuids) < MOST_GROUPS:
+                self.uuids[gpu_part(named[0])] = named[1]
+        elif is_post_rx_failure(text):
+            # any on this boot is unhealthy to gpud, which asks for a reboot; links may work all the same
+            group = self._group(
+                "NvlinkDiscoveryFailed",
+                "",
+                line.time,
+                Status.WARNING,
+                Remedy.REBOOT_NODE,
+                "reboot",
+                NOT_FOUND,
+            )
+            group.count += 1
+            group.add(line.time, text, self.limits.evidence_lines)
         elif (event := parse_xid(text)) is not None:
             self.seen += 1
             self._xid(line, event)
@@ -115,9 +153,7 @@ class Events:
     def _near(self, part: str, time: float) -> list[Group]:
         """Groups on the same part that were seen about now, the most serious first."""
         close = [
-            g
-            for g in self.groups.values()
-            if g.part == part and abs(g.last_time - time) <= self.limits.consequence_seconds
+            g for g in self.groups.values() if g.part == part and abs(g.last_time - time) <= self._window
         ]
         return sorted(close, key=lambda g: (-g.status, g.first_time))
 
@@ -141,22 +177,55 @@ class Events:
         status, remedy, clears, note = entry.status, entry.remedy, entry.clears, ""
         if 144 <= event.code <= 150:
             status, remedy, note = _nvlink5(event, status, remedy)
+        elif event.code == NVLINK_XID:
+            switches = self._switches(line.time)
+            fatal = next((g for g in switches if g.status is Status.CRITICAL), None)
+            if fatal is not None:  # the switch stops its fabric; what its GPUs say of their links follows
+                self._absorb(fatal, event.code, line.text)
+                return
+            status, remedy, note = _nvlink74(event, status, remedy)
+            if switches:
+                note += f"; {switches[0].part} reported an error at the same time: look at it first"
         group = self._group(entry.finding_code, part, line.time, status, remedy, clears, entry.meaning)
-        group.note = note or group.note
+        if note not in group.note and len(group.note) < MOST_NOTE:  # several links may be told of
+            group.note = f"{group.note}; {note}".strip("; ")
         if "Xid (" in line.text or not group.count:  # the plain sentence about a lost GPU repeats its Xid 79
             group.count += 1
         if event.code not in group.numbers:
             group.numbers.append(event.code)
-        who = f"pid {event.pid} {event.process}".strip() if event.pid else ""
-        if who and who not in group.note:
-            group.note = f"{group.note}; {who}".strip("; ") if len(group.note) < 80 else group.note
+        group.uuid = self.uuids.get(part, group.uuid)
+        self._attribute(group, event, line.time)
         group.add(line.time, line.text, self.limits.evidence_lines)
         self._adopt(group, near)
+
+    def _switches(self, time: float) -> list[Group]:
+        """Groups of NVSwitches that were seen about now, the most serious first."""
+        close = [
+            g
+            for g in self.groups.values()
+            if g.part.startswith("nvswitch@")
+            and g.status > Status.OK
+            and abs(g.last_time - time) <= self._window
+        ]
+        return sorted(close, key=lambda g: -g.status)
+
+    def _attribute(self, group: Group, event: Xid, time: float) -> None:
+        """Name the process of an event and, while that still lives, its job."""
+        if not event.pid or len(group.who) >= MOST_PROCESSES:
+            return
+        key = (event.pid, event.process)
+        if key not in self.jobs and len(self.jobs) < MOST_JOBS:
+            self.jobs[key] = job_of(self.host, event.pid, event.process, time)
+        job = f" of job {self.jobs[key]}" if self.jobs.get(key) else ""
+        who = f"pid {event.pid} {event.process[:COMMAND_CHARACTERS]}".strip() + job
+        # later the process may be gone: what was known of it before is kept
+        if not any(known.startswith(who) for known in group.who):
+            group.who = [known for known in group.who if not who.startswith(known)] + [who]
 
     def _lost_lately(self, time: float) -> str:
         """The part of a line that names no GPU: the one that was lost a moment ago, if there is one."""
         for group in self.groups.values():
-            close = abs(group.last_time - time) <= self.limits.consequence_seconds
+            close = abs(group.last_time - time) <= self._window
             if 79 in group.numbers and close:
                 return group.part
         return ""
@@ -184,6 +253,9 @@ class Events:
         """
         if number not in root.consequences:
             root.consequences.append(number)
+            entry = xid(number)
+            if entry.status is Status.CRITICAL and len(root.note) < MOST_NOTE:
+                root.note = f"{root.note}; {entry.meaning}".strip("; ")
             root.keep_line(line, self.limits.evidence_lines)
 
     def _recovery(self, line: KernelLine, event: Xid, part: str, near: list[Group]) -> None:
@@ -234,6 +306,20 @@ class Events:
         if told not in group.note and len(group.note) < 120:
             group.note = f"{group.note}; {told}".strip("; ")
         group.add(line.time, line.text, self.limits.evidence_lines)
+        if status is Status.CRITICAL:
+            links = [g for g in self.groups.values() if g.numbers == [NVLINK_XID]]
+            self._adopt_links(group, [g for g in links if abs(g.last_time - line.time) <= self._window])
+
+    @property
+    def _window(self) -> float:
+        return float(self.limits.consequence_seconds)
+
+    def _adopt_links(self, switch: Group, links: list[Group]) -> None:
+        """GPUs may tell of their links before the switch tells of itself."""
+        for group in links:
+            if group.last_time - group.first_time <= self._window:
+                del self.groups[(group.code, group.part)]
+                self._absorb(switch, NVLINK_XID, group.first_lines[0])
 
     def _group(
         self, code: str, part: str, time: float, status: Status, remedy: Remedy, clears: Clears, meaning: str
@@ -271,7 +357,7 @@ def _nvlink5(event: Xid, status: Status, remedy: Remedy) -> tuple[Status, Remedy
     said = parse_nvlink5(event.text)
     if said is None:
         return status, remedy, ""
-    rule = nvlink5_rule(event.code, said.unit, said.error_status, said.sub_code)
+    rule = nvlink5_rule(event.code, said.unit, said.error_status, said.sub_code, said.intrinfo)
     where = f"{said.unit} link {said.link}"
     now = rule.now if rule else ""
     if said.fatal and now in ("ignore", "follow-154", ""):
@@ -280,17 +366,56 @@ def _nvlink5(event: Xid, status: Status, remedy: Remedy) -> tuple[Status, Remedy
         "reset": (Status.CRITICAL, Remedy.RESET_GPU),
         "drain": (Status.CRITICAL, Remedy.DRAIN_AND_RESET),
         "inspect": (Status.CRITICAL, Remedy.INSPECT),
+        # the other end of the link is the source: to drain this node would take the wrong one
+        "peer": (Status.WARNING, Remedy.INSPECT),
         "follow-154": (Status.WARNING, Remedy.RESTART_APP),
         "ignore": (Status.OK, Remedy.NONE),
     }.get(now, (status, remedy))
+    if now == "peer":
+        return status, remedy, f"{where}; look at the peer device: the other end of this link is the source"
     return status, remedy, f"{where}; look at {rule.look_at}" if rule and rule.look_at != "nothing" else where
 
 
-def _finding(ctx: Context, group: Group) -> Finding:
+def _nvlink74(event: Xid, status: Status, remedy: Remedy) -> tuple[Status, Remedy, str]:
+    """Status, remedy and a note for an Xid 74, by the bits of its registers (catalog/nvlink74.yaml)."""
+    said = parse_nvlink74(event.text)
+    if said is None:
+        return status, remedy, ""
+    found = nvlink74(said.registers)
+    verdicts = {bits.verdict for bits in found}
+    if verdicts == {"ignore"}:
+        status, remedy = Status.OK, Remedy.NONE
+    elif verdicts and verdicts <= {"ignore", "watch"}:
+        status, remedy = Status.WARNING, Remedy.NONE
+    told = "; ".join(str(bits) for bits in found if bits.verdict != "ignore")
+    return status, remedy, f"link {said.link}" + (f": {told}" if told else "")
+
+
+def _at_the_same_time(group: Group, groups: Iterable[Group], seconds: float) -> str:
+    """What it means that other GPUs saw the same: an application, where it can be one's own fault."""
+    if not set(group.numbers) & APPLICATION_XIDS:
+        return ""
+    others = [
+        g
+        for g in groups
+        if g.code == group.code
+        and g.part != group.part
+        and g.first_time - seconds <= group.last_time
+        and group.first_time - seconds <= g.last_time
+    ]
+    return f"; so on {len(others)} other GPUs at that time: the application's own fault" if others else ""
+
+
+def _finding(ctx: Context, group: Group, groups: Iterable[Group]) -> Finding:
     numbers = f" (Xid {', '.join(map(str, group.numbers))})" if group.numbers else ""
+    seconds = group.last_time - group.first_time
     often = f", {group.count} times" if group.count > 1 else ""
+    often += f" in {in_words(seconds)}" if group.count > 1 and seconds >= 1 else ""
     after = f"; with Xid {', '.join(map(str, group.consequences))}" if group.consequences else ""
     note = f"; {group.note}" if group.note else ""
+    note += _at_the_same_time(group, groups, ctx.limits.consequence_seconds)
+    note += f"; {', '.join(group.who)}" if group.who else ""
+    note += f"; {group.uuid}" if group.uuid else ""
     say = ctx.critical if group.status is Status.CRITICAL else ctx.warning
     # while it stands it is reported again on each look, so all but a reboot and a person end it by silence
     clears: Clears = group.clears if group.stands_until_reboot else "recovery"
@@ -300,15 +425,16 @@ def _finding(ctx: Context, group: Group) -> Finding:
     )  # fmt: skip
 
 
-def _remembered(ctx: Context) -> tuple[str, list[Group]]:
-    """Cursor and standing groups of the last look; neither when the boot is another or they make no sense."""
+def _remembered(ctx: Context) -> tuple[str, list[Group], dict[str, str]]:
+    """Cursor, standing groups and UUIDs of the last look; none of another boot or that make no sense."""
     past = ctx.past
     if past.get("boot_id") != ctx.host.boot_id or not isinstance(past.get("cursor"), str):
-        return "", []
+        return "", [], {}
     try:
-        return past["cursor"], [from_data(Group, g) for g in past.get("standing", [])]
+        standing = [from_data(Group, g) for g in past.get("standing", [])]
+        return past["cursor"], standing, {str(k): str(v) for k, v in dict(past.get("uuids", {})).items()}
     except (KeyError, TypeError, ValueError):
-        return "", []
+        return "", [], {}
 
 
 @check(
@@ -318,6 +444,7 @@ def _remembered(ctx: Context) -> tuple[str, list[Group]]:
         **finding_codes(),
         "SxidFatal": "an NVSwitch reported an error that stops its fabric",
         "SxidNonFatal": "an NVSwitch reported an error that it survived",
+        "NvlinkDiscoveryFailed": NOT_FOUND,
         "KernelLogGap": "kernel messages were lost before they could be read; an Xid may be among them",
     },
 )
@@ -326,16 +453,17 @@ def gpu_xid(ctx: Context) -> Iterator[Finding | Reading]:
 
     An event stands until its time is over, the driver is loaded anew, an Xid 154 says that nothing is needed
     any more, or (where only that helps) the node reboots. A storm is one finding with a count. What follows
-    from another Xid on the same GPU is evidence of that one. The remedy of an Xid 154 is obeyed.
+    from another Xid on the same GPU is evidence of that one. The remedy of an Xid 154 is obeyed. Where the
+    rules of NVLink 5 say that the other end of a link is the source, the finding says so and drains nothing.
     """
-    cursor, standing = _remembered(ctx)
+    cursor, standing, uuids = _remembered(ctx)
     try:
         log = read_kernel_log(ctx.host, cursor)
     except Unobservable:
         if not nvidia_devices(ctx.host):
             raise ctx.skip("no NVIDIA device on the PCI bus") from None
         raise
-    events = Events(ctx.limits, standing)
+    events = Events(ctx.limits, standing, uuids, ctx.host)
     odd = ""
     for line in log.lines:
         events.line(line)
@@ -344,6 +472,7 @@ def gpu_xid(ctx: Context) -> Iterator[Finding | Reading]:
         raise ctx.skip("no NVIDIA device on the PCI bus")
     kept = events.standing(ctx.host.now())
     ctx.remember.update(cursor=log.cursor, boot_id=ctx.host.boot_id, standing=[to_data(g) for g in kept])
+    ctx.remember["uuids"] = events.uuids
     yield ctx.reading("xid_events", events.seen)
     if log.gap:
         yield ctx.warning(
@@ -358,4 +487,4 @@ def gpu_xid(ctx: Context) -> Iterator[Finding | Reading]:
         if group.status is Status.OK:
             ctx.note(f"ignored by policy: {group.meaning} on {group.part or 'the node'}, {group.count} times")
         else:
-            yield _finding(ctx, group)
+            yield _finding(ctx, group, kept)

@@ -197,10 +197,8 @@ def _device_files(ctx: Context, found: list[Device]) -> Iterator[Finding]:
         ctx.note("/dev is a container's: its RDMA device files are not judged")
         return
     present = {path.rsplit("/", 1)[1] for path in ctx.host.glob("/dev/infiniband/*")}
-    for kind, folder, module in (
-        ("uverbs", "infiniband_verbs", "ib_uverbs"),
-        ("umad", "infiniband_mad", "ib_umad"),
-    ):
+    lacking: dict[str, list[str]] = {device.name: [] for device in found}
+    for kind, folder in (("uverbs", "infiniband_verbs"), ("umad", "infiniband_mad")):
         files: dict[str, list[str]] = {}
         for path in ctx.host.glob(f"/sys/class/{folder}/{kind}*/ibdev"):
             files.setdefault(optional(ctx.host, path), []).append(path.split("/")[-2])
@@ -208,17 +206,15 @@ def _device_files(ctx: Context, found: list[Device]) -> Iterator[Finding]:
             if kind == "umad" and not any(p.link_layer == "InfiniBand" for p in device.ports):
                 continue
             names = files.get(device.name, [])
-            missing = [name for name in names if name not in present]
-            if missing or not names:
-                what = (
-                    f"/dev/infiniband/{missing[0]} is not there"
-                    if names
-                    else f"is the module {module} loaded?"
-                )
-                yield ctx.warning(
-                    "IbDeviceFileMissing", device.name, f"{device.name} has no {kind} device: {what}",
-                    evidence=(device.place,), remedy=Remedy.INSPECT,
-                )  # fmt: skip
+            lacking[device.name] += [f"/dev/infiniband/{name}" for name in names if name not in present]
+            if not names:
+                lacking[device.name].append(f"a {kind} device (is the module ib_{kind} loaded?)")
+    for device in found:
+        if lacking[device.name]:
+            yield ctx.warning(
+                "IbDeviceFileMissing", device.name, f"{device.name} lacks {', '.join(lacking[device.name])}",
+                evidence=(device.place,), remedy=Remedy.INSPECT,
+            )  # fmt: skip
 
 
 def _drivers(ctx: Context, found: list[Device]) -> Iterator[Finding]:

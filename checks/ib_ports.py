@@ -44,12 +44,16 @@ def ib_ports(ctx: Context) -> Iterator[Finding | Reading]:
 
     `expect["ib_ports"]` ports must be active at `expect["ib_rate_bits_per_second"]` or more, of the link
     layer `expect["ib_link_layer"]`; others may be free or slow. Without it a port that is down is only held
-    against others of its card type, the second port of a card apart. Not judged are soft-RoCE, EFA, virtual
-    functions that wait for their machine, and Ethernet ports whose interface somebody has switched off.
+    against others of its card type, the second port of a card apart, and `expect["ib_ports_built_in"]`
+    ports must be there, cabled or not: that much the hardware catalogue knows. Not judged are soft-RoCE,
+    EFA, virtual functions that wait for their machine, and Ethernet ports whose interface somebody has
+    switched off.
     """
-    wanted = ctx.expect.get("ib_ports")
+    wanted, built_in = ctx.expect.get("ib_ports"), ctx.expect.get("ib_ports_built_in", 0)
+    if wanted is not None:
+        built_in = 0  # the site says what it needs; it may have taken cards out
     found = list(ports(fabric_devices(ctx.host, ctx.unseen)))
-    if not found and not wanted:
+    if not found and not wanted and not built_in:
         if ctx.blind:
             return
         raise ctx.skip("no InfiniBand or RoCE adapter")
@@ -58,6 +62,12 @@ def ib_ports(ctx: Context) -> Iterator[Finding | Reading]:
         yield ctx.reading("ib_port_rate_bits_per_second", port.rate_bits_per_second, port.part)
     if wanted:
         yield from _expected(ctx, found, int(wanted))
+    elif len(found) + len(ctx.blind) < int(built_in) and not in_container(ctx.host):
+        yield ctx.critical(
+            "IbPortMissing", "rdma", f"{len(found)} RDMA ports, {built_in} are built into this machine",
+            evidence=tuple(f"{port.part} of {device.place}" for device, port in found),
+            remedy=Remedy.INSPECT,
+        )  # fmt: skip
     yield from _compared(ctx, found, bool(wanted))
 
 
@@ -87,14 +97,14 @@ def _expected(ctx: Context, found: list[Pair], wanted: int) -> Iterator[Finding]
 
 
 def _suspects(found: list[Pair], good: list[Pair], missing: int) -> list[Pair]:
-    """The ports to blame, when they are as many as are missing; none when nobody can tell which.
+    """The ports to blame, when they are no more than are missing; none when nobody can tell which.
 
-    First those like the good ones; a node's storage or management ports are of another kind.
+    Where some are good it is those like them: a node's storage or management ports are of another kind.
     """
     bad = [pair for pair in found if pair not in good]
     kinds = {(device.kind, port.number) for device, port in good}
-    alike = [(d, p) for d, p in bad if (d.kind, p.number) in kinds]
-    return next((group for group in (alike, bad) if 0 < len(group) <= missing), [])
+    alike = [(d, p) for d, p in bad if not kinds or (d.kind, p.number) in kinds]
+    return alike if len(alike) <= missing else []
 
 
 def _at_rate(ctx: Context) -> str:

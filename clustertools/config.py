@@ -162,6 +162,15 @@ class CircuitBreakerConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class EarnedConfig:
+    """What a code must have shown before anything is done to a node for it; people judge its alarms with
+    `clustertools resolve --true` and `--false-alarm`."""
+
+    cases: int = option(0, "alarms of it that people have judged; 0: none are needed", at_least=0)
+    precision: float = option(0.9, "the share of these that were true", at_least=0, at_most=1)
+
+
+@dataclass(frozen=True, slots=True)
 class PolicyConfig:
     """What may be done. Nothing, until somebody says so."""
 
@@ -169,11 +178,28 @@ class PolicyConfig:
     per_playbook: Mapping[str, Mode] = option(dict, "the mode of single playbooks")
     budgets: BudgetConfig = option(BudgetConfig)
     circuit_breaker: CircuitBreakerConfig = option(CircuitBreakerConfig)
+    earned: EarnedConfig = option(EarnedConfig)
     flap_window_seconds: float = option(
         1800.0, "an incident that returns within this is the same", at_least=0
     )
     pause_file: str = option("", "while this file exists nothing is done")
     commands: Mapping[str, tuple[str, ...]] = option(dict, "commands that the step `run` may name")
+
+
+@dataclass(frozen=True, slots=True)
+class NodeHealthConfig:
+    """What slurmd's health check and prolog do on each node (`clustertools node-health`), in mode act."""
+
+    # long enough to outlive a link that flaps, short beside a repair
+    hold_seconds: float = option(
+        600.0, "all well for so long before a node that it drained is resumed", at_least=0
+    )
+    max_nodes: int = option(8, "drain no more when so many nodes carry our reason", at_least=1)
+    max_fraction: float = option(
+        0.1, "nor when they are this share of the node's class", at_least=0, at_most=1
+    )
+    slurm_conf: str = option("", "slurm.conf, where it is not /etc/slurm/slurm.conf")
+    textfile: str = option("", "where node_exporter collects *.prom files: what was seen, after each look")
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +212,7 @@ class Config:
     jobs: Mapping[str, JobConfig] = option(dict, "runs to watch")
     sinks: Mapping[str, SinkConfig] = option(dict, "where news go")
     policy: PolicyConfig = option(PolicyConfig)
+    node_health: NodeHealthConfig = option(NodeHealthConfig)
     state_dir: str = option("", "where the state is kept, on a local disk")
     site_checks: tuple[str, ...] = option(("/etc/clustertools/checks.d",), "folders of the site's own checks")
 

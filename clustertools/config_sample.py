@@ -97,8 +97,19 @@ policy:
     nodes: 4
     fraction: 0.1
     window: 30m
+  earned:                           # before anything is done to a node for a code
+    cases: 0                        # alarms of it that people have judged; 0: none are needed
+    precision: 0.9                  # the share of true ones among them
   flap_window: 30m                  # an incident that returns within this is the same one
   pause_file: /etc/clustertools/pause
   commands:                         # all that the step `run` of a playbook may name
     notify-vendor: [/usr/local/sbin/open-vendor-ticket, --quiet]
+
+# What Slurm's health check and prolog do on each node (bin/ct-healthcheck, bin/ct-prolog), in mode act.
+node_health:
+  hold: 10m                         # all well for so long before a node that it drained is resumed
+  max_nodes: 8                      # drain no more when so many nodes carry our reason,
+  max_fraction: 0.1                 # or when they are this share of the node's class
+  slurm_conf: ""                    # where it is not /etc/slurm/slurm.conf
+  textfile: /var/lib/node_exporter/clustertools-node.prom
 """

@@ -24,7 +24,8 @@ class Rules:
     """What `fold` needs to know of the site.
 
     `confirm` maps a check to the number of passes in a row that must report a state before it is believed;
-    `explains` maps a root code to the codes that it makes a mere symptom on the same node.
+    `explains` maps a root code to the codes that it makes a mere symptom on the same node; incidents of the
+    checks in `observe_only` are marked as observed.
     """
 
     confirm: Mapping[str, int] = field(default_factory=dict)
@@ -32,6 +33,7 @@ class Rules:
     flap_window_seconds: float = 1800.0
     keep_resolved_seconds: float = 7 * 86400.0
     explains: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    observe_only: frozenset[str] = frozenset()
 
 
 def fold(
@@ -51,6 +53,8 @@ def fold(
     for key, incident in list(after.items()):
         if incident.state == "resolved" and now - incident.resolved_at > rules.keep_resolved_seconds:
             del after[key]
+        elif incident.observed != (incident.finding.check in rules.observe_only):
+            after[key] = dataclasses.replace(incident, observed=not incident.observed)
     return after, _explained(after, transitions, now, rules)
 
 

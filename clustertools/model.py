@@ -143,7 +143,10 @@ State = Literal["none", "pending", "open", "resolved"]
 
 @dataclass(frozen=True, slots=True)
 class Incident:
-    """A finding with a life. Acknowledged and silenced are marks on it, not states."""
+    """A finding with a life. Acknowledged and silenced are marks on it, not states.
+
+    `observed`: its check only observes here, so people hear of it and nothing is done.
+    """
 
     finding: Finding
     state: State
@@ -157,6 +160,7 @@ class Incident:
     acknowledged_until: float = 0.0
     silenced_until: float = 0.0
     explained_by: str = ""
+    observed: bool = False
 
     @property
     def key(self) -> str:

@@ -75,7 +75,8 @@ class World:
 
     `drained` maps a drained node to its reason. `owned_runs` are the runs that config or the command line
     names. `fresh` holds the keys that this very pass reported. `supported` are the steps that the scheduler
-    can carry out here. `class_size` is the number of nodes that the circuit breaker's share is taken of.
+    can carry out here. `judged` maps a code to how many of its firings people judged, and the share of true
+    ones. `class_size` is the number of nodes that the circuit breaker's share is taken of.
     """
 
     mode: str = "observe"
@@ -88,6 +89,7 @@ class World:
     supported: frozenset[str] = STEPS
     class_size: int = 1
     approved: frozenset[str] = frozenset()
+    judged: Mapping[str, tuple[int, float]] = field(default_factory=dict)
     preview: Callable[[str, Subject, Mapping[str, Any]], str] = lambda kind, target, options: (
         f"{kind} {target}"
     )
@@ -99,6 +101,8 @@ class Budgets:
 
     The circuit breaker opens when more than `breaker_nodes` nodes and more than `breaker_share` of them
     ask for the same step inside `breaker_window_seconds`: such a fault is ours or the fabric's.
+    With `earn_cases` nothing is done to a node for a code of which people have not judged so many firings,
+    `earn_precision` of them as true.
     """
 
     per_node_per_day: int = 2
@@ -107,6 +111,8 @@ class Budgets:
     breaker_nodes: int = 4
     breaker_share: float = 0.1
     breaker_window_seconds: float = 1800.0
+    earn_cases: int = 0
+    earn_precision: float = 0.0
 
 
 def plan(
@@ -207,6 +213,7 @@ def _guards(
     return (
         _mode(action, book, world)
         or _ownership(action, world)
+        or _not_earned(action, incident, world, budgets)
         or _budget(action, book, ledger, planned, now, budgets)
         or _circuit_breaker(action, ledger, planned, world, now, budgets)
         or _stale(incident, world)
@@ -235,6 +242,21 @@ def _ownership(action: Action, world: World) -> str:
         return f"{target.node} is drained already: {reason}"
     if action.kind == "resume" and target.node not in world.drained:
         return f"{target.node} is not drained"
+    return ""
+
+
+def _not_earned(action: Action, incident: Incident, world: World, budgets: Budgets) -> str:
+    if not (budgets.earn_cases and action.target.node) or action.id in world.approved:
+        return ""
+    code = incident.finding.code
+    cases, share = world.judged.get(code, (0, 0.0))
+    if cases < budgets.earn_cases:
+        return f"not earned yet: {cases} alarms of {code} were judged (needs {budgets.earn_cases})"
+    if share < budgets.earn_precision:
+        return (
+            f"not earned: {share:.0%} of {cases} judged alarms of {code} were true "
+            f"(needs {budgets.earn_precision:.0%})"
+        )
     return ""
 
 

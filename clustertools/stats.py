@@ -19,6 +19,20 @@ def median_and_spread(values: Sequence[float]) -> tuple[float, float]:
     return middle, MAD_TO_SIGMA * statistics.median(abs(v - middle) for v in values)
 
 
+def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
+    """The interval of a share, by Wilson's score: honest for few trials, where the usual one is not.
+
+    E. B. Wilson, "Probable inference, the law of succession, and statistical inference", 1927; z is 1.96 for
+    95 %. Without trials nothing is known: (0, 1).
+    """
+    if trials <= 0:
+        return 0.0, 1.0
+    share, weight = successes / trials, z * z / trials
+    middle = (share + weight / 2) / (1 + weight)
+    half = z / (1 + weight) * (share * (1 - share) / trials + weight / (4 * trials)) ** 0.5
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
 @dataclass(frozen=True, slots=True)
 class Rate:
     """Growth of a counter between two looks. `reset`: it went down, so what it counted before is lost."""

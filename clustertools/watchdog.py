@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from clustertools import actions, incidents, notices, policy, systemd
+from clustertools import actions, incidents, notices, policy, precision, systemd
 from clustertools import check as checking
 from clustertools.actions.restart import attempt_token, how_it_ended
 from clustertools.check import Check
@@ -136,11 +136,16 @@ class Watchdog:
         )  # fmt: skip
 
     def _rules(self) -> incidents.Rules:
+        explains, observed = policy.explains(self.playbooks), self.settings.observe_only
+        # what only observed checks find explains nothing away: nobody relies on it yet
+        shadow = {code for c in self.checks if c.name in observed for code in c.codes}
+        shadow -= {code for c in self.checks if c.name not in observed for code in c.codes}
         return incidents.Rules(
             confirm={c.name: self.settings.confirm.get(c.name, c.confirm) for c in self.checks},
             blind_confirm=self.settings.blind_confirm,
             flap_window_seconds=self.settings.flap_window_seconds,
-            explains=policy.explains(self.playbooks),
+            explains={code: known for code, known in explains.items() if code not in shadow},
+            observe_only=observed,
         )
 
     # observe
@@ -238,9 +243,20 @@ class Watchdog:
             class_size=self.settings.class_size,
             approved=frozenset(r.action.id for r in rows if r.approved_by),
             preview=self.scheduler.preview,
+            judged=self._judged(after),
         )
-        shown = {k: i for k, i in after.items() if i.finding.check not in self.settings.observe_only}
+        shown = {k: i for k, i in after.items() if not i.observed}
         return policy.plan(shown, self.playbooks, Ledger(past, attempts), world, now, self.settings.budgets)
+
+    def _judged(self, after: Mapping[str, Incident]) -> dict[str, tuple[int, float]]:
+        """Code -> (firings that people judged, share of true ones): what it has earned.
+
+        The whole history is read for it, so only where it is asked for and something is open.
+        """
+        if not self.settings.budgets.earn_cases or not any(i.state == "open" for i in after.values()):
+            return {}
+        deeds = [(row.action, row.outcome, row.time) for row in self.store.actions()]
+        return precision.earned(precision.scores(precision.firings(self.store.transitions(), deeds)))
 
     def paused(self, now: float) -> str:
         """Why nothing new may be done now; empty when it may."""

@@ -8,15 +8,16 @@ from pathlib import Path
 import pytest
 
 BIN = Path(__file__).parent.parent / "bin"
-NAMES = ("ct-preflight", "ct-watchdog", "ct-oncall", "ct-prolog", "ct-healthcheck")
+NAMES = ("ct-preflight", "ct-watchdog", "ct-oncall", "ct-prolog", "ct-epilog", "ct-healthcheck")
 
 #: What each passes on.
 WORDS = {
     "ct-preflight": "check --stage preflight",
     "ct-watchdog": "watch",
     "ct-oncall": "status",
-    "ct-prolog": "check --stage prolog --timeout 20 --no-color",
-    "ct-healthcheck": "check --stage watch --timeout 45 --remember --no-color",
+    "ct-prolog": "node-health --stage prolog --act --no-color",
+    "ct-epilog": "node-health --stage epilog --act --no-color",
+    "ct-healthcheck": "node-health --stage watch --act --no-color",
 }
 
 
@@ -64,10 +65,13 @@ def test_exit_codes(installed, code, prolog):
     # a non-zero prolog drains the node: only CRITICAL may; the health check's code means nothing to Slurm
     assert run(installed("ct-prolog", code)).returncode == prolog
     assert run(installed("ct-healthcheck", code)).returncode == 0
+    assert run(installed("ct-epilog", code)).returncode == 0
     assert run(installed("ct-preflight", code)).returncode == code
 
 
-@pytest.mark.parametrize(("name", "code"), [("ct-prolog", 0), ("ct-healthcheck", 0), ("ct-preflight", 3)])
+@pytest.mark.parametrize(
+    ("name", "code"), [("ct-prolog", 0), ("ct-epilog", 0), ("ct-healthcheck", 0), ("ct-preflight", 3)]
+)
 def test_without_an_installation(tmp_path, name, code):
     script = tmp_path / name
     script.write_text((BIN / name).read_text().replace("/opt/clustertools", str(tmp_path / "opt")))

@@ -184,7 +184,7 @@ def test_wrong_overrides(problems: Any, override: str, said: str) -> None:
     [
         ("cluster: a\npolcy: {}\n", "c.yaml:2: polcy: unknown key; did you mean policy?"),
         ("policy:\n  zzz: 1\n", "c.yaml:2: policy.zzz: unknown key; known are mode, per_playbook, budgets, "
-         "circuit_breaker, flap_window, pause_file, commands"),
+         "circuit_breaker, earned, flap_window, pause_file, commands"),
         ("checks:\n  gpu_ecc:\n    interval_seconds: 5m\n", "c.yaml:3: checks.gpu_ecc.interval_seconds: "
          "unknown key; write interval, with the unit in its value (a duration, such as 90s, 5m or 1h30m)"),
         ("policy:\n\n  flap_window: 300\n",

@@ -13,7 +13,7 @@ import pytest
 REPOSITORY = Path(__file__).parent.parent
 
 _NODE = {"model", "stats", "host", "shared_host", "sources", "catalog", "check"}
-_PURE = {"incidents", "policy", "notices"}
+_PURE = {"incidents", "policy", "notices", "precision"}
 _HEAD = {
     "store",
     "config",
@@ -34,9 +34,11 @@ _GROUND = {"errors", "text"}
 MAY_IMPORT: dict[str, set[str]] = {
     **{room: set() for room in (*_GROUND, "systemd")},
     "model": set(),
+    "drift": set(),
     "stats": set(),
     "host": {"model"},
     "shared_host": {"model", "host"},
+    "bounded": {"model", "host", "shared_host", "check"},
     "recorder": {"model", "host"},
     "catalog": {"model", "host"},
     "sources": {"model", "host", "catalog"},
@@ -50,7 +52,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "redact": {"host"},
     **{room: {"model", "host", "sources"} for room in ("schedulers", "fleet")},
     "actions": {"model", "host", "sources", "schedulers"},
-    **{room: _NODE | _PURE | _HEAD | {"checks"} for room in ("preflight", "watchdog", "simulate")},
+    **{
+        room: _NODE | _PURE | _HEAD | {"checks"}
+        for room in ("preflight", "watchdog", "simulate", "node_health")
+    },
     "replay": _NODE | _PURE | _HEAD | {"checks", "watchdog"},
 }
 #: Rooms that may import anything.

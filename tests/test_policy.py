@@ -299,9 +299,10 @@ def test_a_shipped_playbook_is_whole(book, tmp_path):
 
 #: What a runbook may tell a person to type: tools that an operator has, and ours.
 TOOLS = set(
-    "cat chronyc clustertools compute-sanitizer dcgmi df dkms dmesg dmidecode du free fuser grep hwclock "
-    "ipmitool journalctl lfs lsmod lsof lspci modprobe mount nvidia-bug-report.sh nvidia-smi ps quota "
-    "ras-mc-ctl scontrol smartctl systemctl timedatectl umount".split()
+    "cat chronyc clustertools compute-sanitizer dcgmi df dkms dmesg dmidecode du ethtool free fuser "
+    "grep hwclock iblinkinfo ibportstate ibqueryerrors ipmitool journalctl lfs lsmod lsof lspci "
+    "mlxlink modprobe mount nvidia-bug-report.sh nvidia-smi perfquery ps quota ras-mc-ctl saquery "
+    "scontrol smartctl sminfo systemctl timedatectl umount".split()
 )
 
 

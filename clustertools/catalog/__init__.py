@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -194,10 +194,68 @@ def _nvlink5_rules() -> Mapping[tuple[int, str, str, int], Nvlink5Rule]:
     return rules
 
 
-def nvlink5_rule(code: int, unit: str, error_status: int, sub_code: int) -> Nvlink5Rule | None:
-    """The rule for one Xid 144 to 150, by its unit and its error status or sub-code; None when none fits."""
+def nvlink5_rule(
+    code: int, unit: str, error_status: int, sub_code: int, intrinfo: int | None = None
+) -> Nvlink5Rule | None:
+    """The rule for one Xid 144 to 150, by its unit and its error status or sub-code; None when none fits.
+
+    A unit of a name that is not known is looked up by the low bits of `intrinfo`, the line's first word.
+    """
     rules = _nvlink5_rules()
-    return rules.get((code, unit, "status", error_status)) or rules.get((code, unit, "sub_code", sub_code))
+    units = [unit] if any(known[:2] == (code, unit) for known in rules) or intrinfo is None else []
+    for name in units or _units_by_bits(code, intrinfo or 0):
+        found = rules.get((code, name, "status", error_status)) or rules.get(
+            (code, name, "sub_code", sub_code)
+        )
+        if found:
+            return found
+    return None
+
+
+def _units_by_bits(code: int, intrinfo: int) -> list[str]:
+    """The units that the first word may name, by the layout with more bits first."""
+    layouts = [row for row in _document(_FOLDER / "nvlink5.yaml")["layouts"] if row["xid"] == code]
+    old = [str(row["unit"]) for row in layouts if row["bits"][0] == intrinfo & 0x3FF]
+    return old + [str(row["unit"]) for row in layouts if row["bits"][1] == intrinfo & 0x7F]
+
+
+@dataclass(frozen=True, slots=True)
+class NvlinkBits:
+    """Bits of one register of an Xid 74 that are set and mean one thing; `verdict` as in nvlink74.yaml."""
+
+    register: int
+    bits: tuple[int, ...]
+    verdict: str
+    says: str
+    repeated: str = ""
+
+    def __str__(self) -> str:
+        bits = ", ".join(map(str, self.bits))
+        when = f" (report it when repeated {self.repeated})" if self.repeated else ""
+        return f"REG{self.register} bit {bits}: {self.says}{when}"
+
+
+def nvlink74(registers: Sequence[int]) -> tuple[NvlinkBits, ...]:
+    """What the bits set in the registers of an Xid 74 mean; bits that no row names are `unexpected`."""
+    found = []
+    rows = _document(_FOLDER / "nvlink74.yaml")["bits"]
+    for register in sorted({int(row["register"]) for row in rows}):
+        word = registers[register] if register < len(registers) else 0
+        left = {bit for bit in range(32) if word >> bit & 1}
+        for row in rows:
+            hit = left & set(row["bits"]) if row["register"] == register else set()
+            if hit:
+                left -= hit
+                found.append(
+                    NvlinkBits(
+                        register, tuple(sorted(hit)), row["verdict"], row["says"], row.get("repeated", "")
+                    )
+                )
+        if left:
+            found.append(
+                NvlinkBits(register, tuple(sorted(left)), "unexpected", "a bit that no source names")
+            )
+    return tuple(found)
 
 
 @functools.cache

@@ -213,6 +213,8 @@ def settings(loaded: Loaded, host: Host) -> Settings:
             breaker_nodes=said.circuit_breaker.nodes,
             breaker_share=said.circuit_breaker.fraction,
             breaker_window_seconds=said.circuit_breaker.window_seconds,
+            earn_cases=said.earned.cases,
+            earn_precision=said.earned.precision,
         ),
         flap_window_seconds=said.flap_window_seconds,
         intervals={n: c.interval_seconds for n, c in checks.items() if c.interval_seconds is not None},

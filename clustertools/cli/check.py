@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import Any
 
 import click
 
+from clustertools import bounded
 from clustertools import check as checking
 from clustertools.check import Check
 from clustertools.cli import node_memory
@@ -18,10 +17,10 @@ from clustertools.cli.frame import Output, common, examples
 from clustertools.cli.site import adjusted, is_configured
 from clustertools.errors import ConfigError, Unobservable
 from clustertools.host import Host, LocalHost, RecordedHost
-from clustertools.model import Status, Subject, Verdict
+from clustertools.model import Verdict
 from clustertools.render import formats
 from clustertools.render.json_lines import json_line
-from clustertools.shared_host import SharedHost
+from clustertools.render.prometheus import write_textfile
 from clustertools.sources import hardware
 
 
@@ -42,6 +41,7 @@ class Orders:
         "clustertools check --stage preflight            all that should hold before a launch",
         "clustertools check gpu_ecc --format nagios      one check, as a monitoring plugin",
         "clustertools check --host tests/hosts/NAME      the same on a recorded machine",
+        "clustertools check --textfile /var/lib/node_exporter/ct.prom --format prometheus",
         "clustertools check --remember --timeout 45      with memory for rates and the kernel log",
     )
 )
@@ -62,6 +62,12 @@ class Orders:
 )
 @click.option("--format", "format_name", type=click.Choice(list(formats.FORMATS)), default="text")
 @click.option(
+    "--textfile",
+    type=click.Path(path_type=Path),
+    metavar="FILE.prom",
+    help="Also write Prometheus' format there, at once and whole, for node_exporter.",
+)
+@click.option(
     "--timeout", "seconds", type=float, metavar="SECONDS", help="All together; what did not start is UNKNOWN."
 )
 @click.option(
@@ -79,6 +85,7 @@ def check(
     stage: str,
     recording: Path | None,
     format_name: str,
+    textfile: Path | None,
     seconds: float | None,
     config_path: Path | None,
     remember: bool,
@@ -88,7 +95,8 @@ def check(
     """Look at this machine once.
 
     Changes nothing. Exits 0 when all is well, 1 on a warning, 2 when something is critical, 3 when
-    something could not be looked at. `--format npd` follows node-problem-detector instead: 1 is a problem.
+    something could not be looked at. `--format npd` and `nhc` follow node-problem-detector and NHC: 1 is a
+    problem.
     """
     format_name = "json" if out.json else format_name
     host: Host = RecordedHost(recording) if recording else LocalHost()
@@ -104,6 +112,8 @@ def check(
             out.line(each.name)
         return 0
     memory, path = _recall(out) if remember else ({}, None)
+    if isinstance(host, RecordedHost):
+        memory = {**host.about.get("past", {}), **memory}
     verdicts: list[Verdict] = []
     for verdict in look(chosen, host, orders, memory, seconds):
         verdicts.append(verdict)
@@ -112,10 +122,12 @@ def check(
             print(json_line("verdict", verdict), flush=True)
     if path:
         _keep(path, memory, verdicts, out)
+    if textfile:
+        write_textfile(textfile, verdicts)
     if format_name == "text":
         out.line(formats.text(verdicts, color=out.color, quiet=out.quiet, verbose=out.verbose))
-    elif format_name != "json":
-        out.line(formats.FORMATS[format_name](verdicts))
+    elif format_name != "json" and (said := formats.FORMATS[format_name](verdicts)):
+        out.line(said)
     return formats.exit_code(format_name, verdicts)
 
 
@@ -127,26 +139,14 @@ def look(
     seconds: float | None = None,
 ) -> Iterator[Verdict]:
     """Run the checks one after the other, all on one answer per question, within `seconds` together."""
-    host = SharedHost(host)
-    end = time.monotonic() + seconds if seconds is not None else None
-    for each in chosen:
-        left = each.timeout_seconds if end is None else end - time.monotonic()
-        if left <= 0:
-            yield _not_started(each, host, orders.cluster, f"not started: the {seconds:g} s were over")
-            continue
-        yield checking.run(
-            dataclasses.replace(each, timeout_seconds=min(each.timeout_seconds, left)),
-            host,
-            limits=orders.limits.get(each.name),
-            expect=orders.expect,
-            past=memory.get(each.name),
-            cluster=orders.cluster,
-        )
 
+    def ask(each: Check, shared: Host) -> Verdict:
+        return checking.run(
+            each, shared, limits=orders.limits.get(each.name), expect=orders.expect,
+            past=memory.get(each.name), cluster=orders.cluster,
+        )  # fmt: skip
 
-def _not_started(each: Check, host: Host, cluster: str, reason: str) -> Verdict:
-    subject = Subject(cluster=cluster, node=host.name)
-    return Verdict(each.name, subject, Status.UNKNOWN, blind=reason, time=host.now())
+    return bounded.look(chosen, ask, host, seconds=seconds, cluster=orders.cluster)
 
 
 def orders_for(host: Host, config_path: Path | None, *, job_checks: bool = True) -> Orders:

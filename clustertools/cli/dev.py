@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import statistics
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import click
 
@@ -13,47 +15,97 @@ from clustertools import policy
 from clustertools.check import Check
 from clustertools.cli.frame import Output, common, examples
 from clustertools.errors import ConfigError
-from clustertools.host import Host, LocalHost
+from clustertools.host import Host, LocalHost, RecordedHost
 from clustertools.model import Playbook
 from clustertools.shared_host import SharedHost
 
+#: How often `--cost` runs each check.
+COST_RUNS = 3
 #: The one code that no check declares: the watchdog makes it for any of them.
 BLIND = "a check could not look, several times in a row; nobody knows whether all is well"
 
 
-@click.group()
+class _Checks(click.Group):
+    """`precision` reads stores: imported only when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [*super().list_commands(ctx), "precision"]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name != "precision":
+            return super().get_command(ctx, cmd_name)
+        from clustertools.cli.judge import show_precision
+
+        return show_precision
+
+
+@click.group(cls=_Checks)
 def checks() -> None:
     """The checks there are."""
 
 
-@checks.command("list", epilog=examples("clustertools checks list", "clustertools checks list --cost"))
+@checks.command(
+    "list",
+    epilog=examples(
+        "clustertools checks list",
+        "clustertools checks list --stage prolog --cost",
+        "clustertools checks list --cost --host tests/hosts/h100-healthy",
+    ),
+)
 @click.option("--stage", type=click.Choice(sorted(checking.STAGES)), help="Only those of one stage.")
-@click.option("--cost", is_flag=True, help="Run each once on this machine and say how long it took.")
+@click.option(
+    "--cost", is_flag=True, help="Run each a few times, and say what it takes and what it may take."
+)
+@click.option("--host", "recording", type=click.Path(path_type=Path), metavar="DIR",
+              help="Measure on a recorded host, not on this one.")  # fmt: skip
 @common
-def list_checks(stage: str | None, cost: bool, out: Output) -> None:
+def list_checks(stage: str | None, cost: bool, recording: Path | None, out: Output) -> None:
     """Every check: its name, stages, codes and what it looks at."""
     found = [c for c in checking.discover().values() if stage is None or stage in c.stages]
-    host = LocalHost()
+    total = 0.0
     for check in found:
-        spent = _cost_seconds(check, host) if cost else None
+        # a check of runs has no run to look at here
+        spent = _cost_seconds(check, recording) if cost and check.stages != {"job"} else None
+        total += spent or 0.0
         if out.json:
             row = {
                 "name": check.name, "stages": sorted(check.stages), "codes": dict(check.codes),
                 "summary": check.summary, "confirm": check.confirm, "source": check.source,
                 "interval_seconds": check.interval_seconds, "timeout_seconds": check.timeout_seconds,
+                "declared_cost_seconds": check.cost_seconds, "needs": sorted(check.needs),
             }  # fmt: skip
             out.record("check", row if spent is None else {**row, "cost_seconds": spent})
             continue
-        took = "" if spent is None else f"{spent * 1000:8.1f} ms  "
-        out.line(f"{took}{check.name}  [{', '.join(sorted(check.stages))}]  {check.summary}")
+        took = f"{_against(spent, check.cost_seconds)}  " if cost else ""
+        needs = f"  needs {' and '.join(sorted(check.needs))}" if check.needs else ""
+        out.line(f"{took}{check.name}  [{', '.join(sorted(check.stages))}]{needs}  {check.summary}")
         out.line(f"{' ' * len(took)}    {', '.join(check.codes)}")
+    if cost and not out.json:
+        out.line(f"{_against(total, sum(c.cost_seconds for c in found if c.stages != {'job'}))}  together")
 
 
-def _cost_seconds(check: Check, host: Host) -> float:
-    # its own memo each time: the price of a check alone, not of what others asked before it
-    began = time.perf_counter()
-    checking.run(check, SharedHost(host))
-    return time.perf_counter() - began
+def _against(spent: float | None, declared: float) -> str:
+    """Measured against declared; "!" where it takes longer than it may."""
+    if spent is None:
+        return f"{'':>10}   {declared * 1000:6.0f} ms"
+    return f"{spent * 1000:7.1f} ms{'!' if spent > declared else ' '}of {declared * 1000:6.0f} ms"
+
+
+def _cost_seconds(check: Check, recording: Path | None) -> float:
+    """The median of a few runs, each with an empty memo: the price of a check alone."""
+    from clustertools.cli.check import orders_for
+
+    spent = []
+    for _ in range(COST_RUNS):
+        host: Host = RecordedHost(recording) if recording else LocalHost()
+        orders = orders_for(host, None)
+        began = time.perf_counter()
+        checking.run(
+            check, SharedHost(host), limits=orders.limits.get(check.name), expect=orders.expect,
+            cluster=orders.cluster,
+        )  # fmt: skip
+        spent.append(time.perf_counter() - began)
+    return statistics.median(spent)
 
 
 @click.command(

@@ -52,7 +52,12 @@ def load(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def save(path: Path, memory: Mapping[str, Mapping[str, Any]]) -> None:
-    """Replace the file in one step: a reader sees the old one or the new one. Raises Unobservable."""
+    """Keep each check's memory. Raises Unobservable."""
+    replace(path, {"version": _VERSION, "checks": memory})
+
+
+def replace(path: Path, data: Mapping[str, Any], mode: int = 0o600) -> None:
+    """Write JSON in one step: a reader sees the old file or the new one. Raises Unobservable."""
     import tempfile  # only a node that remembers pays for it
 
     try:
@@ -61,8 +66,9 @@ def save(path: Path, memory: Mapping[str, Mapping[str, Any]]) -> None:
             "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
         ) as file:
             try:
-                json.dump({"version": _VERSION, "checks": memory}, file)
+                json.dump(data, file)
                 file.flush()
+                os.fchmod(file.fileno(), mode)
                 os.replace(file.name, path)
             except BaseException:  # whatever it was, it is raised again
                 os.unlink(file.name)

@@ -65,7 +65,7 @@ def _folders(state: Path | None) -> list[Path]:
     return list(dict.fromkeys((state_folder(None, loaded.config if loaded else None), SYSTEM_STATE)))
 
 
-def _look(state: Path | None, out: Output) -> tuple[list[Found], list[str]]:
+def look(state: Path | None, out: Output) -> tuple[list[Found], list[str]]:
     """Every store there is, and in words those that cannot be read. Raises ConfigError when there is none."""
     found, unread, folders = [], [], _folders(state)
     for folder in folders:
@@ -89,9 +89,9 @@ def _look(state: Path | None, out: Output) -> tuple[list[Found], list[str]]:
     return found, unread
 
 
-def _find(key: str, state: Path | None, out: Output) -> tuple[Found, Incident]:
+def find(key: str, state: Path | None, out: Output) -> tuple[Found, Incident]:
     """The incident with this key, or the only one that begins with it. Raises ConfigError."""
-    every = [(where, i) for where in _look(state, out)[0] for i in where.store.incidents().values()]
+    every = [(where, i) for where in look(state, out)[0] for i in where.store.incidents().values()]
     exact = [x for x in every if x[1].key == key]
     some = exact or [x for x in every if x[1].key.startswith(key)]
     if len(some) > 1:  # an old one that is over is rarely meant
@@ -111,7 +111,7 @@ def _width() -> int | None:
     return shutil.get_terminal_size().columns
 
 
-def _say(out: Output, kind: str, text: str, **data: Any) -> None:
+def say(out: Output, kind: str, text: str, **data: Any) -> None:
     if out.json:
         out.record(kind, {"said": text, **data})
     else:
@@ -132,7 +132,7 @@ def status(out: Output, everything: bool, state: Path | None) -> Status:
     for a long time, is UNKNOWN (3).
     """
     now = time.time()
-    found, unread = _look(state, out)
+    found, unread = look(state, out)
     answers = [Status.UNKNOWN] if unread else []
     for where in found:
         seen = _watched(where, everything, now)
@@ -190,7 +190,7 @@ def show(out: Output, key: str, state: Path | None) -> Status:
     KEY may be the beginning of a key, as long as only one incident begins so.
     """
     now = time.time()
-    where, incident = _find(key, state, out)
+    where, incident = find(key, state, out)
     store = where.store
     rows = [r for r in store.actions() if r.action.because == incident.key]
     book = policy.playbook_for(incident.finding.code, policy.load_playbooks())
@@ -217,7 +217,7 @@ def timeline(out: Output, subject: str, since: float, state: Path | None) -> Non
     subject = subject.removeprefix("run:")
     known: set[str] = set()
     events: list[story.Event] = []
-    for where in _look(state, out)[0]:
+    for where in look(state, out)[0]:
         store = where.store
         mine = story.events(store.transitions(), store.actions(), _attempts(store), 0.0)
         known |= {where.name, *(v.subject.node for v in store.verdicts())}
@@ -255,7 +255,7 @@ def _me() -> str:
         return f"user {os.getuid()}"
 
 
-def _note_deed(store: Store, kind: str, target: Subject, because: str, said: str, now: float) -> None:
+def note_deed(store: Store, kind: str, target: Subject, because: str, said: str, now: float) -> None:
     """The row of the audit trail for what a person did. Part of the caller's transaction."""
     id_ = f"person@{now:.6f}/{kind}:{because or target}"
     action = Action(id_, kind, target, because, "", said, planned_at=now)
@@ -264,13 +264,13 @@ def _note_deed(store: Store, kind: str, target: Subject, because: str, said: str
     store.finish_action(Outcome(action.id, True, said, 0.0, now), now)
 
 
-def _tell_others(store: Store, key: str, text: str) -> None:
+def tell_others(store: Store, key: str, text: str) -> None:
     """Have the watchdog say it where the incident was told. Part of the caller's transaction."""
     notes = store.cursor("said").get("notes", [])
     store.put_cursor("said", "", {"notes": [*notes, [key, text]][-200:]})
 
 
-def _mark(
+def mark(
     key: str,
     state: Path | None,
     out: Output,
@@ -279,7 +279,7 @@ def _mark(
     change: Callable[[Store, Incident], Incident],
 ) -> Incident:
     """Put a person's mark on one open incident. Raises ConfigError and StoreError."""
-    where, incident = _find(key, state, out)
+    where, incident = find(key, state, out)
     store = where.writable()
     with store.transaction():
         before = store.incidents()
@@ -288,8 +288,8 @@ def _mark(
             raise ConfigError(f"{plain(incident.key)} is {known.state if known else 'gone'}, not open")
         changed = change(store, known)
         store.save_incidents(before, {**before, changed.key: changed})
-        _note_deed(store, kind, incident.finding.subject, incident.key, said, time.time())
-        _tell_others(store, incident.key, said)
+        note_deed(store, kind, incident.finding.subject, incident.key, said, time.time())
+        tell_others(store, incident.key, said)
     return changed
 
 
@@ -314,30 +314,11 @@ def ack(out: Output, keys: tuple[str, ...], seconds: float, by: str, state: Path
         else f"{plain(by, 100)} gives it back"
     )
     for key in keys:
-        incident = _mark(
+        incident = mark(
             key, state, out, "ack", said,
             lambda _, i: dataclasses.replace(i, acknowledged_by=plain(by, 100), acknowledged_until=until),
         )  # fmt: skip
-        _say(out, "ack", f"{incident.key}: {said}", key=incident.key, by=by, until=until)
-
-
-@click.command(epilog=examples("clustertools resolve NodeNeedsHands:gpu-017 --why 'fan replaced'"))
-@click.argument("key")
-@click.option("--why", required=True, help="What was done, for those who read on.")
-@by_option
-@state_option
-@common
-def resolve(out: Output, key: str, why: str, by: str, state: Path | None) -> None:
-    """Say that an incident is over. One that its check still reports stays open."""
-    said = f"{plain(by, 100)} says that it is over: {plain(why, 300)}"
-
-    def ask(store: Store, incident: Incident) -> Incident:
-        store.put_cursor("resolve", "", {**store.cursor("resolve"), incident.key: said})
-        return incident
-
-    incident = _mark(key, state, out, "resolve", said, ask)
-    text = f"{incident.key}: ends on the watchdog's next pass, unless its check still reports it"
-    _say(out, "resolve", text, key=incident.key, by=by, why=why)
+        say(out, "ack", f"{incident.key}: {said}", key=incident.key, by=by, until=until)
 
 
 @click.command(epilog=examples("clustertools silence 'Ib*:gpu-017*' --for 4h --why 'cable on order'"))
@@ -367,19 +348,19 @@ def silence(
                 said = f"{plain(by, 100)} ended the silence about {plain(pattern)}"
             else:
                 store.add_silence(pattern, until, by, why)
-            _note_deed(store, "silence", Subject(run=where.name), "", said, now)
+            note_deed(store, "silence", Subject(run=where.name), "", said, now)
             open_now = [i for i in store.incidents().values() if i.state == "open"]
             hit += sum(notices.is_silenced(i.key, [pattern]) for i in open_now)
     if end and not ended:
         raise ConfigError(f"nothing is silent about {pattern!r}; `clustertools status` shows the silences")
     text = f"{said} ({hit} open now)"
-    _say(out, "silence", text, pattern=pattern, until=now if end else until, by=by, why=why, open=hit)
+    say(out, "silence", text, pattern=pattern, until=now if end else until, by=by, why=why, open=hit)
 
 
 def _each_writable(state: Path | None, out: Output) -> Iterator[tuple[Found, Store]]:
     """Every store, to be written. Those that cannot be are an error after the others, naming each."""
     failed = []
-    for where in _look(state, out)[0]:
+    for where in look(state, out)[0]:
         try:
             store = where.writable()
         except StoreError as exc:
@@ -408,8 +389,8 @@ def pause(out: Output, seconds: float, why: str, by: str, state: Path | None) ->
     for where, store in _each_writable(state, out):
         with store.transaction():
             store.put_cursor("pause", "", {"until": until, "why": f"{plain(why, 300)} ({plain(by, 100)})"})
-            _note_deed(store, "pause", Subject(run=where.name), "", said, now)
-    _say(out, "pause", said, until=until, by=by, why=why)
+            note_deed(store, "pause", Subject(run=where.name), "", said, now)
+    say(out, "pause", said, until=until, by=by, why=why)
 
 
 @click.command()
@@ -426,10 +407,10 @@ def resume(out: Output, by: str, state: Path | None) -> None:
             mine = float(store.cursor("pause").get("until", 0.0)) > now
             store.put_cursor("pause", "", {})
             if mine:
-                _note_deed(store, "unpause", Subject(run=where.name), "", said, now)
+                note_deed(store, "unpause", Subject(run=where.name), "", said, now)
         if held and not mine:
             out.note(f"{where.name or 'this machine'} was paused on its last pass: {plain(held)}")
-    _say(out, "resume", "acting again, as far as the policy allows", by=by)
+    say(out, "resume", "acting again, as far as the policy allows", by=by)
 
 
 @click.command(epilog=examples("clustertools approve JobHung:run:demo"))
@@ -442,7 +423,7 @@ def approve(out: Output, action: str, by: str, state: Path | None) -> None:
 
     Named by its id, as the message about it says, by the beginning of that, or by its incident's key.
     """
-    rows = [(where, row) for where in _look(state, out)[0] for row in where.store.actions()]
+    rows = [(where, row) for where in look(state, out)[0] for row in where.store.actions()]
     blocked = [x for x in rows if x[1].state == "blocked" and not x[1].approved_by]
     where, row = _one_action(action, blocked)
     if not row.action.blocked.startswith(WAITS):
@@ -455,9 +436,9 @@ def approve(out: Output, action: str, by: str, state: Path | None) -> None:
     with store.transaction():
         if not store.approve(row.action.id, by):
             raise ConfigError(f"{plain(row.action.id)} no longer waits for approval")
-        _note_deed(store, "approve", row.action.target, row.action.because, said, now)
-        _tell_others(store, row.action.because, said)
-    _say(out, "approve", f"{said}, on the next pass", action=row.action.id, by=by)
+        note_deed(store, "approve", row.action.target, row.action.because, said, now)
+        tell_others(store, row.action.because, said)
+    say(out, "approve", f"{said}, on the next pass", action=row.action.id, by=by)
 
 
 def _one_action(word: str, rows: Iterable[tuple[Found, ActionRow]]) -> tuple[Found, ActionRow]:
@@ -483,7 +464,7 @@ def _one_action(word: str, rows: Iterable[tuple[Found, ActionRow]]) -> tuple[Fou
 def restart(out: Output, run_name: str, by: str, state: Path | None) -> None:
     """Restart a run from its last verified checkpoint: done on its watchdog's next pass, paused or not."""
     now = time.time()
-    found = _look(state, out)[0]
+    found = look(state, out)[0]
     here = [x for x in found if run_name == x.name] or [x for x in found if run_name in x.store.runs()]
     if not here:
         names = sorted({x.name for x in found if x.name} | {r for x in found for r in x.store.runs()})
@@ -503,7 +484,7 @@ def restart(out: Output, run_name: str, by: str, state: Path | None) -> None:
         )
     if not seen.due or seen.stale(now):
         out.note(f"nobody watches {run_name} now; `clustertools run --name {run_name} -- ...` takes it up")
-    _say(out, "restart", f"{run_name} will be restarted on its watchdog's next pass", run=run_name, by=by)
+    say(out, "restart", f"{run_name} will be restarted on its watchdog's next pass", run=run_name, by=by)
 
 
 # looking at files and processes

@@ -1,4 +1,6 @@
-"""Verdicts as text: for a person, for JSON readers, Nagios, node-problem-detector and JUnit readers.
+"""Verdicts as text: for a person, for JSON readers, Nagios, NHC, node-problem-detector and JUnit readers.
+
+Prometheus' is in `render/prometheus.py`.
 
 Pure functions. What a check quotes from a log may hold terminal escapes: they are shown, not sent.
 """
@@ -13,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from clustertools.model import Finding, Reading, Remedy, Status, Verdict, worst
 from clustertools.render.json_lines import json_line
+from clustertools.render.prometheus import prometheus
 
 #: node-problem-detector keeps this much of a plugin's output by default (its `max_output_length`).
 NPD_MESSAGE_BYTES = 80
@@ -61,17 +64,34 @@ def _about(finding: Finding) -> str:
     return plain(f"{place}: {finding.summary}" if place else finding.summary)
 
 
-def text(verdicts: Sequence[Verdict], *, color: bool = False, quiet: bool = False, verbose: int = 0) -> str:
-    """For a person: one line a check, findings below it, skipped checks folded, the worst status last.
+#: More checks than this that are OK without a word stand in one line.
+_FOLD = 4
 
-    `quiet` leaves out the checks that are OK; `verbose` shows notes, readings and how long each took.
+
+def text(verdicts: Sequence[Verdict], *, color: bool = False, quiet: bool = False, verbose: int = 0) -> str:
+    """For a person: a line for each check with something to say, findings below it, the worst status last.
+
+    Checks that are OK without a word, that are blind for one reason, or that do not apply are folded.
+    `quiet` leaves out the checks that are OK; `verbose` unfolds, and shows notes, readings and times.
     """
     width = max((len(v.check) for v in verdicts), default=0)
     lines: list[str] = []
+    fine = [v for v in verdicts if v.status is Status.OK and not summary(v)]
+    fine = fine if len(fine) > _FOLD and not verbose else []
+    alike = {} if verbose else _blind_alike(verdicts)
     for verdict in verdicts:
-        if verdict.status is Status.SKIPPED or (quiet and verdict.status is Status.OK):
+        if verdict.status is Status.SKIPPED or verdict in fine or (quiet and verdict.status is Status.OK):
             continue
-        lines += _text_of(verdict, width, color, verbose)
+        others = alike.get(verdict.blind, [verdict])
+        if verdict is others[0]:
+            lines += _text_of(verdict, width, color, verbose)
+            if len(others) > 1:
+                lines[-1] += f" (also {', '.join(other.check for other in others[1:])})"
+        elif verdict not in others:
+            lines += _text_of(verdict, width, color, verbose)
+    if fine and not quiet:
+        word = paint(f"{Status.OK.name:<8}", Status.OK, color)
+        lines.append(f"{word}  {len(fine)} checks: {', '.join(v.check for v in fine)}")
     skipped = [v for v in verdicts if v.status is Status.SKIPPED]
     if skipped and not quiet:
         lines.append(f"skipped {len(skipped)}: {_folded(skipped)}")
@@ -82,6 +102,15 @@ def text(verdicts: Sequence[Verdict], *, color: bool = False, quiet: bool = Fals
     tally = ", ".join(f"{counts[s]} {s.name.lower()}" for s in sorted(counts, reverse=True))
     lines.append(f"{paint(status.name, status, color)}: {where}: {tally or 'nothing was looked at'}")
     return "\n".join(lines)
+
+
+def _blind_alike(verdicts: Iterable[Verdict]) -> dict[str, list[Verdict]]:
+    """Checks that found nothing and could not look, by why: a missing privilege blinds many."""
+    alike: dict[str, list[Verdict]] = {}
+    for verdict in verdicts:
+        if verdict.status is Status.UNKNOWN and verdict.blind and not verdict.findings:
+            alike.setdefault(verdict.blind, []).append(verdict)
+    return alike
 
 
 def _overall(verdicts: Iterable[Verdict]) -> Status:
@@ -189,6 +218,23 @@ def npd(verdicts: Sequence[Verdict]) -> str:
     return cut(said, NPD_MESSAGE_BYTES - len(more)) + more
 
 
+def nhc(verdicts: Sequence[Verdict]) -> str:
+    """The line that LBNL Node Health Check prints for its first failure, and nothing when there is none.
+
+    `die()` in its driver writes `ERROR:  nhc:  Health check failed:  CHECK:  TEXT`. It knows no warnings, and
+    a failure takes the node out of service: so only CRITICAL is one, and what could not be looked at is said
+    in a line that begins with another word.
+    """
+    status = worst(v.status for v in verdicts)
+    first = next((v for v in verdicts if v.status is status), None)
+    if first is None or status <= Status.WARNING:
+        return ""
+    if status is Status.UNKNOWN:
+        return f"WARNING:  nhc:  {first.check}:  {summary(first)}"
+    code = next((f.code for f in first.findings if f.status is status), "")
+    return f"ERROR:  nhc:  Health check failed:  {first.check}:  {code} {summary(first)}"
+
+
 def junit(verdicts: Sequence[Verdict]) -> str:
     """JUnit XML: a suite for each node, a case for each check.
 
@@ -244,9 +290,11 @@ def exit_code(format_name: str, verdicts: Iterable[Verdict]) -> int:
     """The process's exit code: by the worst status, except for `npd`, which reads codes in its own way.
 
     node-problem-detector takes 0 for no problem, 1 for a problem and all else for "unknown": there a
-    Nagios-like 2 for CRITICAL would be lost.
+    Nagios-like 2 for CRITICAL would be lost. NHC and its callers take every code but 0 for a bad node.
     """
     status = worst(v.status for v in verdicts)
+    if format_name == "nhc":
+        return int(status is Status.CRITICAL)
     if format_name != "npd":
         return status.exit_code
     return {Status.OK: 0, Status.SKIPPED: 0, Status.UNKNOWN: 3}.get(status, 1)
@@ -257,6 +305,8 @@ FORMATS: Mapping[str, Callable[[Sequence[Verdict]], str]] = {
     "text": text,
     "json": json_lines,
     "nagios": nagios,
+    "nhc": nhc,
     "npd": npd,
     "junit": junit,
+    "prometheus": prometheus,
 }

@@ -160,6 +160,8 @@ def _incident(
         )
     if incident.explained_by:
         marks.append(f"because of {plain(incident.explained_by)}")
+    if incident.observed:
+        marks.append("only observed")
     if incident.key in seen.silenced:
         marks.append("silenced")
     if len(group) > 1:
@@ -180,7 +182,7 @@ def _nodes(group: Sequence[Incident]) -> str:
 
 
 #: Rows of the audit trail that are no actions: marks that people made.
-MARKS = frozenset({"ack", "approve", "pause", "resolve", "silence", "unpause"})
+MARKS = frozenset({"ack", "approve", "false-alarm", "pause", "resolve", "silence", "true-alarm", "unpause"})
 
 
 def incident_lines(
@@ -200,6 +202,8 @@ def incident_lines(
     seen = f"first seen {clock(incident.first_seen, now)}, last {clock(incident.last_seen, now)}"
     yield from wrapped(f"{incident.state}; {seen}, reported {often}", "  ", width)
     yield from wrapped(f"ends by {_ending(finding.clears)}; advice: {finding.remedy.value}", "  ", width)
+    if incident.observed:
+        yield f"  only observed: nothing is done for it (checks.{plain(finding.check)}.observe)"
     if incident.explained_by:
         yield f"  because of {plain(incident.explained_by)}"
     if incident.acknowledged_until > now:

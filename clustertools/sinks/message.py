@@ -115,6 +115,8 @@ def from_transition(
         lasted = in_words(transition.time - (incident.opened_at or incident.first_seen))
         lines.append(f"resolved, it lasted {lasted}")
     lines += _affected(finding.nodes, explains, incident.explained_by)
+    if incident.observed and not ended:
+        lines.append(f"only observed: nothing is done for it (checks.{plain(finding.check)}.observe)")
     if not ended:
         lines += [line for action in planned for line in _intent(action)]
         if finding.remedy in ADVICE:

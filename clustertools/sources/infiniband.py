@@ -77,6 +77,7 @@ class Device:
     """An RDMA device. `pci` is empty for one without hardware of its own; `driver` is the PCI driver's name.
 
     `model` is what tells card types apart: the board id, else the HCA type, else the driver.
+    `is_software`: soft-RoCE and soft-iWARP, which live upon a network interface that others look at.
     `is_spare_function`: a virtual function whose physical function is a device here too, so it is there to
     be given to a virtual machine. In that machine itself a virtual function is a device like any other.
     """
@@ -89,12 +90,8 @@ class Device:
     firmware: str = ""
     numa_node: int = -1
     netdevs: tuple[str, ...] = ()
+    is_software: bool = False
     is_spare_function: bool = False
-
-    @property
-    def is_software(self) -> bool:
-        """Soft-RoCE and soft-iWARP (rxe, siw): they live upon a network interface that others look at."""
-        return not self.pci or self.name.startswith(("rxe", "siw"))
 
     @property
     def is_efa(self) -> bool:
@@ -124,6 +121,7 @@ def devices(host: Host, unseen: Callable[[str], None]) -> list[Device]:
     numbers = _below(host, f"{CLASS}/*/ports/*")
     netdevs = _below(host, f"{CLASS}/*/device/net/*")
     physical = _below(host, f"{CLASS}/*/device/physfn/uevent")
+    soft = _below(host, f"{CLASS}/*/parent")  # an attribute of rxe: the interface below it
     found = []
     for name in sorted(names, key=_natural):
         try:
@@ -133,7 +131,9 @@ def devices(host: Host, unseen: Callable[[str], None]) -> list[Device]:
         except Unobservable as exc:
             unseen(f"{name}: {exc}")
             continue
-        found.append(replace(device, netdevs=tuple(netdevs.get(name, ()))))
+        # siw has no device at all; in older kernels rxe had that of the interface, but no attribute
+        is_software = name in soft or not device.driver or name.startswith(("rxe", "siw"))
+        found.append(replace(device, netdevs=tuple(netdevs.get(name, ())), is_software=is_software))
     present = {device.pci for device in found}
     return [
         replace(d, is_spare_function=_physical_function(host, d.name) in present) if d.name in physical else d

@@ -16,11 +16,12 @@ holds about 1000), and give None for everything else: in a log the unknown is no
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from clustertools.errors import Unobservable, Unparsable
 from clustertools.host import Host
@@ -119,7 +120,7 @@ def _boot_time(host: Host) -> float:
 
 
 def _from_ring(host: Host, text: str, past: _Place | None, boot_time: float) -> KernelLog:
-    records = sorted(_ring_records(text, boot_time), key=lambda r: r.line.sequence)
+    records = _ring_records(text, boot_time)
     if not records:
         return KernelLog((), str(past) if past else "", 0, "kmsg")
     last = records[-1]
@@ -145,14 +146,18 @@ def _from_ring(host: Host, text: str, past: _Place | None, boot_time: float) -> 
                 for r in _journal_records(_journal(host, "-n", str(FIRST_LOOK_ENTRIES)), boot_time)
                 if (past.microseconds if past else -1) < r.microseconds < new[0].microseconds
             ]
-        new = filled + new
+        new = [*filled, *new]
         gap, older = max(0, gap - len(filled)), max(0, older - len(filled))
     place = _Place("kmsg", host.boot_id, last.microseconds, str(last.line.sequence))
     return KernelLog(tuple(r.line for r in new), str(place), gap, "kmsg", older)
 
 
-def _ring_records(text: str, boot_time: float) -> Iterator[_Record]:
-    """Parse `priority,sequence,microseconds,flags[,more];text` (kernel documentation, ABI dev-kmsg)."""
+@functools.lru_cache(maxsize=1)  # several checks read the same ring in one pass
+def _ring_records(text: str, boot_time: float) -> tuple[_Record, ...]:
+    """The records of the ring, by number. `priority,sequence,microseconds,flags[,more];text` (kernel
+    documentation, ABI dev-kmsg); raises Unparsable for another form."""
+    records: dict[int, _Record] = {}
+    last = -1
     for raw in text.split("\n"):
         if not raw or raw.startswith(" "):  # " SUBSYSTEM=pci": the device dictionary of the record above
             continue
@@ -164,8 +169,14 @@ def _ring_records(text: str, boot_time: float) -> Iterator[_Record]:
         if any(len(f) > 18 for f in fields[:3]):
             raise Unparsable("/dev/kmsg: a number that no kernel writes", raw)
         priority, sequence, microseconds = (int(f) for f in fields[:3])
+        if fields[3:4] == ["+"] and last in records:  # the rest of a line, as kernels before 4.9 gave it
+            first = records[last].line
+            message, priority = (first.text + message)[:_LOOKED_AT], first.facility << 3 | first.level
+            records[last] = replace(records[last], line=replace(first, text=""))  # its number was not lost
         line = KernelLine(boot_time + microseconds / 1e6, sequence, priority >> 3, priority & 7, message)
-        yield _Record(microseconds, str(sequence), line)
+        records[sequence] = _Record(microseconds, str(sequence), line)
+        last = sequence
+    return tuple(records[number] for number in sorted(records))
 
 
 def _journal_is_kept(host: Host) -> bool:
@@ -254,7 +265,8 @@ _XID = (
 _PROCESS = r"(?a)pid='?(?:(?P<pid>\d{1,10})|<unknown>)'?,\s*(?:name=(?P<name>[^,]*),\s*)?"
 # NVRM: GPU 0000:3b:00.0: GPU has fallen off the bus.
 # NVRM: The NVIDIA GPU 0000:3b:00.0 (PCI ID: 10de:2330) installed in this system has fallen off the bus
-_FALLEN = rf"NVRM: [^\n]{{0,200}}?(?P<pci>{_ADDRESS})"
+# NVRM: GPU 18:00.0: GPU has fallen off the bus.
+_FALLEN = rf"(?s)NVRM: .{{0,200}}?\b(?P<pci>{_ADDRESS}|[0-9a-fA-F]{{2}}:[0-9a-fA-F]{{2}}\.[0-7])"
 # NVRM: GPU at PCI:0000:3b:00: GPU-8f6a9ea1-4b4f-2e34-9a1e-0a4bd5a3a1f4
 _UUID = rf"NVRM: GPU at PCI:(?P<pci>{_ADDRESS}): (?P<uuid>GPU-[0-9a-fA-F-]{{36}})"
 # GPU recovery action changed from 0x0 (None) to 0x1 (GPU Reset Required)
@@ -267,6 +279,19 @@ _NVLINK5 = (
     r"(?i)(?P<unit>[A-Z][A-Z0-9_]{2,40})\s+(?P<severity>Fatal|Link[ -]?Fatal|Non-?fatal)\s+"
     r"(?:XC\d\s+)?(?:i\d\s+)?Link\s+(?P<link>-?\d{1,4})\s+"
     r"\((?P<words>0x[0-9a-fA-F]{1,8}(?:[ ,]+0x[0-9a-fA-F]{1,8})*)"
+)
+# NVLink: fatal error detected on link 14(0x0, 0x0, 0x10000, 0x0, 0x0, 0x0, 0x0)
+_NVLINK74 = (
+    r"detected on link (?P<link>\d{1,4})\s?"
+    r"\((?P<words>0x[0-9a-fA-F]{1,8}(?:,\s?0x[0-9a-fA-F]{1,8}){6})\)"
+)
+# Graphics SM Warp Exception on (GPC 3, TPC 5, SM 1): Illegal Instruction Parameter
+_SHADER = r"\(GPC (?P<gpc>\d{1,3}), TPC (?P<tpc>\d{1,3})\b"
+# NVRM: knvlinkUpdatePostRxDetectLinkMask_IMPL: Failed to update Rx Detect Link mask!
+# NVRM: knvlinkDiscoverPostRxDetLinks_GH100: Getting peer1's postRxDetLinkMask failed!
+_POST_RX = (
+    r"NVRM: knvlink(?:UpdatePostRxDetectLinkMask_\w{1,20}: Failed to update"
+    r"|DiscoverPostRxDetLinks_\w{1,20}: .{0,60}failed)"
 )
 # NVRM: loading NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5 22:23:56 UTC 2024
 _DRIVER_LOAD = r"NVRM: loading NVIDIA UNIX .{0,60}Kernel Module\b"
@@ -302,13 +327,22 @@ class RecoveryAction:
 
 @dataclass(frozen=True, slots=True)
 class Nvlink5Error:
-    """The extended form of Xid 144 to 150. `sub_code` is bits 20 to 25 of the first word."""
+    """The extended form of Xid 144 to 150. `sub_code` is bits 20 to 25 of the first word, `intrinfo`."""
 
     unit: str
     fatal: bool
     link: int
     error_status: int
     sub_code: int
+    intrinfo: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class NvlinkRegisters:
+    """The link and the seven register words of an Xid 74."""
+
+    link: int
+    registers: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,7 +399,28 @@ def parse_nvlink5(text: str) -> Nvlink5Error | None:
     words = [int(w, 16) for w in re.findall(r"0x[0-9a-fA-F]{1,8}", match["words"])]
     fatal = not match["severity"].lower().startswith("non")
     status = words[1] if len(words) > 1 else 0
-    return Nvlink5Error(match["unit"].upper(), fatal, int(match["link"]), status, words[0] >> 20 & 0x3F)
+    return Nvlink5Error(
+        match["unit"].upper(), fatal, int(match["link"]), status, words[0] >> 20 & 0x3F, words[0]
+    )
+
+
+def parse_nvlink74(text: str) -> NvlinkRegisters | None:
+    """Link and register words in the text of an Xid 74; None where the driver printed none."""
+    match = re.search(_NVLINK74, text[:_LOOKED_AT])
+    if match is None:
+        return None
+    return NvlinkRegisters(int(match["link"]), tuple(int(w, 16) for w in match["words"].split(",")))
+
+
+def parse_shader(text: str) -> tuple[int, int] | None:
+    """The (GPC, TPC) in the text of an Xid 13: which part of the chip ran the instruction."""
+    match = re.search(_SHADER, text[:_LOOKED_AT])
+    return (int(match["gpc"]), int(match["tpc"])) if match else None
+
+
+def is_post_rx_failure(text: str) -> bool:
+    """Whether the driver says that it could not find out which NVLinks have a partner."""
+    return re.search(_POST_RX, text[:_LOOKED_AT]) is not None
 
 
 def parse_gpu_uuid(text: str) -> tuple[str, str] | None:

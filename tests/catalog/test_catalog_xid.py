@@ -9,6 +9,7 @@ import pytest
 from clustertools import catalog
 from clustertools.errors import ConfigError
 from clustertools.model import Remedy, Status
+from clustertools.sources.kernel import parse_nvlink5
 
 SOURCES = {"nvidia_catalogue", "gpud", "gcm", "azure", "imbue", "aws", "dcgm", "k8s_plugin", "nvsentinel"}
 #: Codes on which the sources read for the catalogue disagree.
@@ -189,7 +190,7 @@ def test_nvlink5_rules() -> None:
     assert rule(144, "SAW_MVB", 0x4, 0) == "ignore"
     assert rule(145, "RLW_REMAP", 0x4, 0) == "follow-154"
     assert rule(146, "TLW_RX_PIPE1", 0x4, 0) == "reset"
-    assert rule(149, "NETIR_LINK_EVT", 0, 33) == "drain"
+    assert rule(149, "NETIR_LINK_EVT", 0, 33) == "peer"
     assert rule(149, "NETIR_LINK_DOWN", 0, 4) == "inspect"
     assert rule(149, "NETIR_LINK_DOWN", 0, 63) == "none"
     assert rule(150, "MSE_WATCHDOG", 0, 0) == "reset"
@@ -201,3 +202,227 @@ def test_nvlink5_rules() -> None:
 def test_no_reason_ends_twice() -> None:
     # explain adds the full stop
     assert not [entry.code for entry in catalog.xids() if entry.why.endswith(".")]
+
+
+#: Every rule of the decode sheet: unit, its code in the low 10 and 7 bits of the first word (two layouts),
+#: and (sub-code, error status, what to do). From leptonai/gpud catalog_generated.go (2026-08), in our words.
+SHEET = [
+    (
+        144,
+        "SAW_MVB",
+        0x21,
+        0x1,
+        [
+            (0, 0x1, "ignore"),
+            (0, 0x2, "reset"),
+            (0, 0x4, "ignore"),
+            (0, 0x8, "ignore"),
+            (0, 0x10, "reset"),
+            (0, 0x20, "ignore"),
+        ],
+    ),
+    (145, "RLW_CTRL", 0x62, 0x3, [(0, 0x80000000, "ignore")]),
+    (
+        145,
+        "RLW_REMAP",
+        0x82,
+        0x4,
+        [
+            (0, 0x1, "follow-154"),
+            (0, 0x2, "follow-154"),
+            (0, 0x4, "follow-154"),
+            (0, 0x8, "follow-154"),
+            (0, 0x10, "follow-154"),
+            (0, 0x20, "follow-154"),
+            (0, 0x40, "reset"),
+            (0, 0x80, "reset"),
+            (0, 0x100, "ignore"),
+            (0, 0x200, "ignore"),
+            (0, 0x80000000, "ignore"),
+        ],
+    ),
+    (145, "RLW_RSPCOL", 0xA2, 0x5, [(0, 0x1, "ignore"), (0, 0x2, "reset"), (0, 0x80000000, "ignore")]),
+    (
+        145,
+        "RLW_RXPIPE",
+        0xC2,
+        0x6,
+        [
+            (0, 0x1, "ignore"),
+            (0, 0x2, "ignore"),
+            (0, 0x4, "ignore"),
+            (0, 0x8, "ignore"),
+            (0, 0x80000000, "ignore"),
+        ],
+    ),
+    (
+        145,
+        "RLW_SRC_TRACK",
+        0xE2,
+        0x7,
+        [
+            (0, 0x1, "reset"),
+            (0, 0x2, "ignore"),
+            (0, 0x4, "follow-154"),
+            (0, 0x8, "follow-154"),
+            (0, 0x10, "reset"),
+            (0, 0x20, "reset"),
+            (0, 0x80000000, "ignore"),
+        ],
+    ),
+    (
+        145,
+        "RLW_TAGSTATE",
+        0x102,
+        0x8,
+        [
+            (0, 0x1, "ignore"),
+            (0, 0x2, "reset"),
+            (0, 0x10000, "ignore"),
+            (0, 0x20000, "reset"),
+            (0, 0x100000, "reset"),
+            (0, 0x80000000, "ignore"),
+        ],
+    ),
+    (
+        146,
+        "TLW_CTRL",
+        0x123,
+        0x9,
+        [(0, 0x1, "ignore"), (0, 0x2, "ignore"), (0, 0x4, "reset"), (0, 0x80000000, "ignore")],
+    ),
+    (
+        146,
+        "TLW_RX/TLW_RX_PIPE0",
+        0x143,
+        0xA,
+        [(0, 0x1, "ignore"), (0, 0x2, "ignore"), (0, 0x4, "reset"), (0, 0x80000000, "ignore")],
+    ),
+    (
+        146,
+        "TLW_RX/TLW_RX_PIPE1",
+        0x143,
+        0xB,
+        [(0, 0x1, "ignore"), (0, 0x2, "ignore"), (0, 0x4, "reset"), (0, 0x80000000, "ignore")],
+    ),
+    (
+        146,
+        "TLW_TX/TLW_TX_PIPE0",
+        0x163,
+        0xC,
+        [(0, 0x1, "ignore"), (0, 0x2, "ignore"), (0, 0x4, "reset"), (0, 0x80000000, "ignore")],
+    ),
+    (
+        146,
+        "TLW_TX/TLW_TX_PIPE1",
+        0x163,
+        0xD,
+        [(0, 0x1, "ignore"), (0, 0x2, "ignore"), (0, 0x4, "reset"), (0, 0x80000000, "ignore")],
+    ),
+    (147, "TREX", 0x184, 0xE, [(0, 0x1, "ignore"), (0, 0x80000000, "ignore")]),
+    (148, "NVLPW_CTRL/NVLPW", 0x5, 0xF, [(0, 0x80000000, "ignore")]),
+    (149, "NETIR/NETIR_INT", 0x6, 0x18, [(0, 0x0, "drain")]),
+    (
+        149,
+        "NETIR_BER_EVENT",
+        0x226,
+        0x13,
+        [(0, 0x0, "ignore"), (0, 0x1, "ignore"), (0, 0x2, "ignore"), (0, 0x3, "ignore")],
+    ),
+    (
+        149,
+        "NETIR_LINK_EVT/NETIR_LINK_DOWN",
+        0x1C6,
+        0x11,
+        [
+            (0, 0x0, "drain"),
+            (1, 0x0, "drain"),
+            (2, 0x0, "drain"),
+            (4, 0x0, "inspect"),
+            (10, 0x0, "inspect"),
+            (15, 0x0, "drain"),
+            (16, 0x0, "drain"),
+            (17, 0x0, "drain"),
+            (18, 0x0, "drain"),
+            (21, 0x0, "peer"),
+            (22, 0x0, "drain"),
+            (32, 0x0, "peer"),
+            (33, 0x0, "peer"),
+            (34, 0x0, "peer"),
+            (35, 0x0, "peer"),
+            (36, 0x0, "peer"),
+            (37, 0x0, "peer"),
+            (38, 0x0, "ignore"),
+            (40, 0x0, "ignore"),
+            (42, 0x0, "drain"),
+            (43, 0x0, "drain"),
+        ],
+    ),
+    (
+        149,
+        "NETIR_MFDE_EVENT",
+        0x246,
+        0x14,
+        [(0, 0x1, "reset"), (0, 0x3, "ignore"), (0, 0x4, "reset"), (0, 0x5, "reset"), (0, 0x7, "reset")],
+    ),
+    (150, "MSE_WATCHDOG", 0x0, 0x0, [(0, 0x0, "reset")]),
+]
+RULES = [(code, unit, old, new, *rule) for code, unit, old, new, rules in SHEET for rule in rules]
+
+
+def test_the_sheet_has_ninety_four_rules() -> None:
+    assert len(RULES) == 94
+    by_name = sum(
+        len(row["units"]) * (len(row.get("status", {})) + len(row.get("sub_code", {})))
+        for row in catalog._document(Path(catalog.__file__).parent / "nvlink5.yaml")["rules"]
+    )
+    # TLW_RX, TLW_TX, NVLPW_CTRL, NETIR and NETIR_LINK_EVT are second names of units
+    assert by_name == 94 + 4 + 4 + 1 + 1 + 21
+
+
+@pytest.mark.parametrize("layout", [0, 1])
+@pytest.mark.parametrize(("code", "unit", "old", "new", "sub", "status", "now"), RULES)
+def test_a_line_of_each_rule(
+    code: int, unit: str, old: int, new: int, sub: int, status: int, now: str, layout: int
+) -> None:
+    """By the name in the line, and by the bits of either layout where the name is new."""
+    word = sub << 20 | (old, new)[layout]
+    for name in (unit, "XYZ_FROM_TOMORROW"):
+        line = f"{name} Nonfatal XC0 i0 Link 14 (0x{word:08x} 0x{status:08x} 0x00000000 0x00000000 0x0 0x0)"
+        said = parse_nvlink5(line)
+        assert said is not None
+        assert (said.sub_code, said.error_status, said.intrinfo) == (sub, status, word)
+        rule = catalog.nvlink5_rule(code, said.unit, said.error_status, said.sub_code, said.intrinfo)
+        assert rule is not None
+        assert rule.now == now
+
+
+def test_a_first_word_that_names_no_unit() -> None:
+    assert catalog.nvlink5_rule(149, "NEW", 0, 0, 0x3FF) is None
+    assert catalog.nvlink5_rule(149, "NEW", 0, 0) is None
+
+
+@pytest.mark.parametrize(
+    ("registers", "verdicts"),
+    [
+        ((0x0,) * 7, set()),
+        ((1 << 0 | 1 << 23 | 1 << 30, 0, 0, 0, 0, 0, 0), {"ignore"}),
+        ((1 << 1 | 1 << 20, 0, 0, 0, 0, 0, 0), {"secondary"}),
+        ((1 << 4, 0, 0, 0, 0, 0, 0), {"hardware"}),
+        ((1 << 8 | 1 << 28, 0, 0, 0, 0, 0, 0), {"connection"}),
+        ((1 << 22, 0, 1 << 13, 0, 0, 0, 0), {"connection", "unexpected"}),
+        ((0, 0, 1 << 6, 1 << 18, 0, 0, 0), {"hardware", "secondary"}),
+        ((0, 0, 0, 0, 1 << 29, 0, 0), {"watch"}),
+        ((0, 0xFFFFFFFF, 0, 0, 0, 0xFFFFFFFF, 0xFFFFFFFF), set()),  # words that nobody decodes
+        ((1 << 31, 0, 0, 0, 0, 0, 0), {"unexpected"}),
+        ((1 << 4,), {"hardware"}),
+    ],
+)
+def test_bits_of_xid_74(registers: tuple[int, ...], verdicts: set[str]) -> None:
+    assert {bits.verdict for bits in catalog.nvlink74(registers)} == verdicts
+
+
+def test_no_bit_is_in_two_rows() -> None:
+    rows = catalog._document(Path(catalog.__file__).parent / "nvlink74.yaml")["bits"]
+    bits = [(row["register"], bit) for row in rows for bit in row["bits"]]
+    assert len(bits) == len(set(bits))

@@ -22,7 +22,7 @@ H100 = "10de:2330"
 #: Keys that checks read and that no field of a node class is named after; they go through `expect:`.
 FURTHER = {
     "nvlinks_per_gpu", "nvlink_bytes_per_second", "nvswitches", "pcie_generation", "pcie_width",
-    "gpu_power_limit_watts", "efa_devices", "cpu_sockets", "cpu_cores",
+    "gpu_power_limit_watts", "efa_devices", "cpu_sockets", "cpu_cores", "ib_ports_built_in",
 }  # fmt: skip
 
 

@@ -301,9 +301,16 @@ def test_154_back_to_none_ends_what_stood_on_that_gpu(node: Node) -> None:
         (149, "NETIR_LINK_EVT  Fatal   XC0 i0 Link 08 (0x004505c6 0x0 0x0)", Status.CRITICAL, Remedy.INSPECT),
         (
             149,
-            "NETIR_LINK_EVT  Fatal   XC0 i0 Link 08 (0x020505c6 0x0 0x0)",
+            "NETIR_LINK_EVT  Fatal   XC0 i0 Link 08 (0x001505c6 0x0 0x0)",
             Status.CRITICAL,
             Remedy.DRAIN_AND_RESET,
+        ),
+        (149, "NETIR_LINK_EVT  Fatal   XC0 i0 Link 08 (0x020505c6 0x0 0x0)", Status.WARNING, Remedy.INSPECT),
+        (
+            149,
+            "NETIR_LINK_EVT/NETIR_LINK_DOWN Fatal XC0 i0 Link 00 (0x02500011 0x0 0x0)",
+            Status.WARNING,
+            Remedy.INSPECT,
         ),
         (149, "NETIR_NEW_UNIT Nonfatal XC0 i0 Link 08 (0x00000000 0x0 0x0)", Status.WARNING, Remedy.INSPECT),
     ],
@@ -319,6 +326,175 @@ def test_nvlink5_corrected_is_no_finding_and_a_peer_is_named(node: Node) -> None
     assert node.look(gpu_xid).findings == ()
     node.say("NVRM: Xid (PCI:0000:3b:00): 149, NETIR_LINK_EVT Fatal XC0 i0 Link 08 (0x020505c6 0x0 0x0)")
     assert "look at the peer device" in only(node.look(gpu_xid)).summary
+
+
+def test_the_peer_is_to_be_looked_at_and_the_reporter_is_not_drained(node: Node) -> None:
+    # leptonai/gpud, nvlink_logs_test.go and kmsg_test.go: sub-code 33
+    line = "149, NETIR_LINK_EVT  Fatal   XC0 i0 Link 14 (0x0215c5c6 0x00000000 0x0 0x0 0x0 0x0)"
+    finding = only(node.say(f"NVRM: Xid (PCI:0000:3b:00): {line}").look(gpu_xid))
+    assert (finding.status, finding.remedy) == (Status.WARNING, Remedy.INSPECT)
+    assert "link 14; look at the peer device: the other end of this link is the source" in finding.summary
+    node.xid(154, RESET)  # the driver's own word about this GPU stands above the rule
+    assert only(node.look(gpu_xid)).remedy is Remedy.RESET_GPU
+
+
+def test_several_links_are_all_told(node: Node) -> None:
+    for link in (1, 14):
+        node.say(
+            f"NVRM: Xid (PCI:0000:3b:00): 149, NETIR_LINK_EVT Fatal XC0 i0 Link {link:02} (0x021425c6 0x0)"
+        )
+    assert "link 1; look at the peer" in only(node.look(gpu_xid)).summary
+    assert "link 14; look at the peer" in only(node.look(gpu_xid)).summary
+
+
+def test_a_failed_search_for_partners(node: Node) -> None:
+    node.say("NVRM: knvlinkDiscoverPostRxDetLinks_GH100: Getting peer1's postRxDetLinkMask failed!")
+    finding = only(node.look(gpu_xid))
+    assert (finding.code, finding.status, finding.clears) == (
+        "NvlinkDiscoveryFailed",
+        Status.WARNING,
+        "reboot",
+    )
+
+
+LINK = "NVLink: fatal error detected on link 14({})"
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        ("0x10, 0x0, 0x0, 0x0, 0x0, 0x0, 0x0", Status.CRITICAL, "REG0 bit 4: ECC or parity"),
+        ("0x0, 0x0, 0x10000, 0x0, 0x0, 0x0, 0x0", Status.CRITICAL, "REG2 bit 16: run a field diagnostic"),
+        ("0x200000, 0x0, 0x0, 0x0, 0x0, 0x0, 0x0", Status.CRITICAL, "REG0 bit 21: marginal signal"),
+        ("0x0, 0x0, 0x0, 0x0, 0x100000, 0x0, 0x0", Status.WARNING, "REG4 bit 20: many corrected"),
+        ("0x40000001, 0x0, 0x0, 0x0, 0x0, 0x0, 0x0", Status.OK, ""),
+        (
+            "0x0, 0x0, 0x80000000, 0x0, 0x0, 0x0, 0x0",
+            Status.CRITICAL,
+            "REG2 bit 31: a bit that no source names",
+        ),
+    ],
+)
+def test_the_registers_of_xid_74(node: Node, words: str, status: Status, said: str) -> None:
+    verdict = node.xid(74, LINK.format(words)).look(gpu_xid)
+    assert verdict.status is status
+    assert not said or f"link 14: {said}" in only(verdict).summary
+
+
+def test_74_without_registers_is_as_its_policy(node: Node) -> None:
+    assert (
+        only(node.xid(74, "NVLink: fatal error detected on link 2").look(gpu_xid)).status is Status.CRITICAL
+    )
+
+
+@pytest.mark.parametrize("first", ["gpu", "switch"])
+def test_links_of_a_switch_that_failed_belong_to_it(node: Node, first: str) -> None:
+    switch = "nvidia-nvswitch3: SXid (PCI:0000:c1:00.0): 20034, Fatal, Link 32 LTSSM Fault Up"
+    link = LINK.format("0x10000, 0x0, 0x0, 0x0, 0x0, 0x0, 0x0")
+    if first == "switch":
+        node.say(switch)
+    node.xid(74, link).xid(74, link, gpu="0000:5d:00")
+    if first == "gpu":
+        node.say(switch)
+    finding = only(node.look(gpu_xid))
+    assert finding.subject.part == "nvswitch@0000:c1:00.0"
+    assert "with Xid 74" in finding.summary
+    node.xid(74, link, after=300)  # long after it is the link's own
+    assert node.look(gpu_xid).codes == {"SxidFatal", "XidNvlinkError"}
+
+
+def test_74_beside_a_switch_that_survived_names_it(node: Node) -> None:
+    node.say("nvidia-nvswitch0: SXid (PCI:0000:c1:00.0): 20009, Non-fatal, Link 28 RX Short Error Rate")
+    verdict = node.xid(74, LINK.format("0x10, 0x0, 0x0, 0x0, 0x0, 0x0, 0x0")).look(gpu_xid)
+    link = next(f for f in verdict.findings if f.code == "XidNvlinkError")
+    assert "nvswitch@0000:c1:00.0 reported an error at the same time: look at it first" in link.summary
+
+
+@pytest.mark.parametrize("code", [45, 63, 64, 94, 95, 171, 172])
+def test_what_follows_a_double_bit_error(node: Node, code: int) -> None:
+    finding = only(node.xid(48, "DBE").xid(code, "text").look(gpu_xid))
+    assert (finding.code, finding.status) == ("XidEccUncorrectable", Status.CRITICAL)
+    assert f"with Xid {code}" in finding.summary
+
+
+def test_a_serious_consequence_is_named(node: Node) -> None:
+    assert "could not be" in only(node.xid(48, "DBE").xid(64, "text").look(gpu_xid)).summary
+
+
+# ---- who it was -----------------------------------------------------------------------------------------
+
+
+class Busy(Node):
+    """A node where one process of a Slurm job lives."""
+
+    cgroup = "0::/system.slice/slurmstepd.scope/job_4812/step_0/user/task_0\n"
+    started = 50.0
+
+    def read(self, path: str, offset: int = 0, limit: int | None = None) -> str:
+        if path == "/proc/77/stat":
+            ticks = int(self.started * 100)
+            return f"77 (python) S 1 77 77 0 -1 0 {' '.join(['0'] * 12)} {ticks} {' '.join(['0'] * 30)}\n"
+        if path == "/proc/77/cgroup":
+            return self.cgroup
+        return super().read(path, offset, limit)
+
+
+def test_a_line_is_attributed_to_process_job_and_gpu() -> None:
+    node = Busy(GPU).say("NVRM: GPU at PCI:0000:3b:00: GPU-00000000-0000-4000-8000-000000000003")
+    summary = only(node.xid(31, "MMU Fault").look(gpu_xid)).summary
+    assert "pid 77 python of job 4812" in summary
+    assert "GPU-00000000-0000-4000-8000-000000000003" in summary
+    node.cgroup = ""  # it has ended: what was known of it stays, and it is not told twice
+    assert only(node.xid(31, "MMU Fault").look(gpu_xid)).summary.count("pid 77") == 1
+    assert "of job 4812" in only(node.look(gpu_xid)).summary
+    assert "GPU-0000" in only(node.look(gpu_xid)).summary
+
+
+def test_a_number_that_was_given_to_another_process_tells_no_job() -> None:
+    node = Busy(GPU)
+    node.started = 5000.0
+    assert "of job" not in only(node.xid(31).look(gpu_xid)).summary
+    other = Busy(GPU).say("NVRM: Xid (PCI:0000:3b:00): 31, pid=77, name=train, MMU Fault")
+    assert "of job" not in only(other.look(gpu_xid)).summary
+
+
+def test_a_process_of_no_job() -> None:
+    node = Busy(GPU)
+    node.cgroup = "0::/user.slice/user-1000.slice/session-3.scope\n"
+    assert only(node.xid(31).look(gpu_xid)).summary.endswith("pid 77 python")
+
+
+def test_the_same_fault_on_many_gpus_is_the_applications(node: Node) -> None:
+    node.xid(31).xid(31, gpu="0000:5d:00", after=5)
+    assert all("the application's own fault" in f.summary for f in node.look(gpu_xid).findings)
+    later = Node(GPU).xid(31).xid(31, gpu="0000:5d:00", after=900)
+    assert not any("application's own" in f.summary for f in later.look(gpu_xid).findings)
+    memory = Node(GPU).xid(48).xid(48, gpu="0000:5d:00")
+    assert not any("application's own" in f.summary for f in memory.look(gpu_xid).findings)
+
+
+def test_a_storm_tells_how_long_it_lasted(node: Node) -> None:
+    for _ in range(600):
+        node.xid(31, "MMU Fault", after=0.5)
+    finding = only(node.look(gpu_xid))
+    assert "600 times in 5 m" in finding.summary
+    assert len(finding.evidence) == Limits().evidence_lines
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("NVRM: GPU 3b:00.0: GPU has fallen off the bus.", "gpu@0000:3b:00.0"),
+        (
+            "NVRM: The NVIDIA GPU 0000:3b:00.0\\x0aNVRM: (PCI ID: 10de:2901) installed in this system has"
+            "\\x0aNVRM: fallen off the bus and is not responding to commands.",
+            "gpu@0000:3b:00.0",
+        ),
+    ],
+)
+def test_a_lost_gpu_in_other_words(node: Node, text: str, part: str) -> None:
+    finding = only(node.say(text).look(gpu_xid))
+    assert (finding.code, finding.subject.part) == ("XidGpuLost", part)
 
 
 def test_a_fatal_sxid(node: Node) -> None:

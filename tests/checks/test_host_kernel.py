@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from clustertools.checks.host_kernel import MOST_GROUPS, RULES, Limits, host_kernel
+from clustertools.checks.host_kernel import RULES, Limits, host_kernel
 
 from clustertools.model import Finding, Remedy, Status, Verdict
 from tests.checks.kernel_node import BOOT, Node
@@ -22,7 +22,7 @@ def test_memory_ran_out_and_a_task_hung(run: Run) -> None:
     verdict = run("host_kernel", host="host-oom")
     assert verdict.codes == {"HostOomKill", "HostHungTask"}  # the NFS server is back, a segfault is no event
     killed = next(f for f in verdict.findings if f.code == "HostOomKill")
-    assert "python3" in killed.summary
+    assert "python3 of job 4812" in killed.summary  # by the path of its cgroup
     assert "times" not in killed.summary  # two lines, one kill
     assert len(killed.evidence) == 2
 
@@ -37,18 +37,6 @@ def test_gpu_lines_are_not_the_hosts(run: Run, host: str) -> None:
     [
         ("watchdog: BUG: soft lockup - CPU#3 stuck for 22s! [python:1]", "HostLockup", Status.CRITICAL, ""),
         ("BUG: kernel NULL pointer dereference, address: 08", "HostKernelOops", Status.CRITICAL, ""),
-        ("[Hardware Error]: CPU 12: Machine Check: 5 Bank 4: be", "HostMachineCheck", Status.CRITICAL, ""),
-        ("EXT4-fs error (device sda1): x: inode #2", "HostFilesystemError", Status.CRITICAL, "fs@sda1"),
-        ("I/O error, dev nvme0n1, sector 8 op 0x0:(READ)", "HostIoError", Status.WARNING, "disk@nvme0n1"),
-        (
-            "pcieport 0000:3a:00.0: AER: Uncorrected (Fatal) error received: 0000:3b:00.0",
-            "PcieFatalError", Status.CRITICAL, "pci@0000:3b:00.0",
-        ),
-        (
-            "mlx5_core 0000:1a:00.0: x:1:(pid 0): Detected insufficient power on the PCIe slot (27W).",
-            "PcieSlotPower", Status.WARNING, "pci@0000:1a:00.0",
-        ),
-        ("nfs: server nas01 not responding, timed out", "NfsNotResponding", Status.WARNING, "nfs@nas01"),
     ],
 )  # fmt: skip
 def test_an_event(text: str, code: str, status: Status, part: str) -> None:
@@ -63,6 +51,8 @@ def test_an_event(text: str, code: str, status: Status, part: str) -> None:
         "mce: [Hardware Error]: Machine check events logged",
         "EDAC MC0: 2 CE memory read error on CPU_SrcID#0_MC#0_Chan#1_DIMM#0",
         "NVRM: GPU 0000:3b:00.0: GPU has fallen off the bus.",
+        "EXT4-fs error (device sda1): x: inode #2",
+        "mlx5_core 0000:5e:00.0: poll_health:739:(pid 0): device's health compromised - reached miss count",
     ],
 )
 def test_what_others_watch_is_left_to_them(text: str) -> None:
@@ -95,31 +85,6 @@ def test_many_kills_are_critical() -> None:
     assert finding.status is Status.CRITICAL
     assert "20 times" in finding.summary
     assert len(finding.evidence) <= Limits().evidence_lines
-
-
-def test_an_nfs_server_that_is_back_ends_it() -> None:
-    node = (
-        Node()
-        .say("nfs: server a not responding, still trying")
-        .say("nfs: server b not responding, still trying")
-    )
-    assert len(node.look(host_kernel).findings) == 2
-    assert only(node.say("nfs: server a OK").look(host_kernel)).subject.part == "nfs@b"
-
-
-def test_names_out_of_the_log_are_made_plain() -> None:
-    finding = only(
-        Node().say("nfs: server $(reboot);`x`/../é not responding, still trying").look(host_kernel)
-    )
-    assert finding.subject.part == "nfs@__reboot___x__..__"
-
-
-def test_memory_stays_bounded() -> None:
-    node = Node()
-    for number in range(400):
-        node.say(f"nfs: server host{number} not responding, still trying", 0.01)
-    node.look(host_kernel)
-    assert len(node.memory["standing"]) == MOST_GROUPS
 
 
 def test_lost_messages_are_told() -> None:

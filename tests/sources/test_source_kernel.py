@@ -470,9 +470,9 @@ def test_the_drivers_own_decision() -> None:
 
 def test_the_extended_form_of_nvlink5() -> None:
     said = parse_nvlink5("RLW_REMAP Nonfatal XC1 i0 Link 10 (0x00000082 0x00000040 0x00000000 0x00000000)")
-    assert said == kernel.Nvlink5Error("RLW_REMAP", False, 10, 0x40, 0)
+    assert said == kernel.Nvlink5Error("RLW_REMAP", False, 10, 0x40, 0, 0x82)
     said = parse_nvlink5("NETIR_LINK_EVT  Fatal   XC0 i0 Link 08 (0x004505c6 0x00000000 0x00000000)")
-    assert said == kernel.Nvlink5Error("NETIR_LINK_EVT", True, 8, 0, 4)
+    assert said == kernel.Nvlink5Error("NETIR_LINK_EVT", True, 8, 0, 4, 0x4505C6)
     assert parse_nvlink5("NVLink: fatal error detected on link 6(0x10000, 0x0)") is None
 
 

@@ -83,7 +83,7 @@ def _roce(hca: Hca, number: int) -> dict[str, str]:
     # in the form that the redaction of recordings gives them
     local = f"2001:db8::{number + 1:x}"
     address = f"2001:db8::{number + 0x100:x}"
-    files = {f"/sys/class/net/{hca.netdev}/carrier_down_count": "1\n"}
+    files = {}
     for index, gid in enumerate((local, local, address, address)):
         kind = "RoCE v2" if index % 2 else "IB/RoCE v1"
         files |= {f"{folder}/gids/{index}": f"{gid}\n", f"{folder}/gid_attrs/types/{index}": f"{kind}\n"}

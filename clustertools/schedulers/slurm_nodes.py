@@ -1,0 +1,75 @@
+"""What Slurm says of its nodes, and the two things that may be done to one: drain it, and take that back.
+
+Commands only, each with a short deadline: slurmctld may be away, or not know the node yet, when a health
+check runs. What could not be asked raises Unobservable.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from clustertools.errors import ActionFailed, Unobservable, Unparsable
+from clustertools.host import Host
+
+#: sinfo and scontrol answer within milliseconds or wait for MessageTimeout (10 s by default, slurm.conf(5)).
+COMMAND_SECONDS = 5.0
+
+# NodeName=n1 Arch=x86_64 ... State=MIXED+DRAIN ThreadsPerCore=1 ... Reason=bad fan [al@2026-11-21T13:47:45]
+_STATE = re.compile(r"(?:^|\s)State=(\S+)")
+_REASON = re.compile(r"(?:^|\s)Reason=(.*?) \[[^\s\[\]]+@[0-9T:-]+\](?:\s|$)")
+
+
+@dataclass(frozen=True, slots=True)
+class SlurmNode:
+    """One node as Slurm has it: whether nothing new starts there, and the note beside it ("" for none)."""
+
+    name: str
+    is_drained: bool
+    reason: str
+
+
+class SlurmNodes:
+    """Slurm's own list of nodes, through its commands on `host`."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+
+    def node(self, name: str) -> SlurmNode:
+        """Raises Unobservable when Slurm does not answer or knows no such node."""
+        done = self._host.run("scontrol", "-o", "show", "node", name, timeout_seconds=COMMAND_SECONDS)
+        text = done.check().stdout
+        state, reason = _STATE.search(text), _REASON.search(text)
+        if state is None:
+            raise Unparsable(f"scontrol show node {name} gave no state", text)
+        # a node that is down or failing carries a note as well
+        return SlurmNode(name, "DRAIN" in state[1].upper(), reason[1] if reason else "")
+
+    def reasons(self) -> dict[str, str]:
+        """Every node, with the reason of those that are drained, down or failing ("" for the others)."""
+        done = self._host.run("sinfo", "-h", "-a", "-N", "-o", "%N|%E", timeout_seconds=COMMAND_SECONDS)
+        found = {}
+        for line in done.check().stdout.splitlines():
+            # n1|clustertools: GpuMissing the node: 7 of 8 GPUs (node-health)
+            name, bar, reason = line.partition("|")
+            if not bar or not name.strip():
+                raise Unparsable("sinfo printed a line of an unknown form", line)
+            found[name.strip()] = "" if reason.strip() == "none" else reason.strip()
+        if not found:
+            raise Unobservable("sinfo lists no node")
+        return found
+
+    def drain(self, name: str, reason: str) -> None:
+        """Let nothing new start on the node. Raises ActionFailed, and Unobservable when nobody answered."""
+        self._update(name, "drain", f"reason={reason}")
+
+    def undrain(self, name: str) -> None:
+        """Take a drain back. One that is down for another cause stays down. Raises as `drain`."""
+        self._update(name, "undrain")
+
+    def _update(self, name: str, state: str, *more: str) -> None:
+        argv = ("scontrol", "update", f"nodename={name}", f"state={state}", *more)
+        done = self._host.run(*argv, timeout_seconds=COMMAND_SECONDS)
+        if done.returncode != 0:
+            said = (done.stderr.strip() or done.stdout.strip() or "it said nothing").splitlines()[-1]
+            raise ActionFailed(f"scontrol could not set {name} to {state}: {said[:200]}")
