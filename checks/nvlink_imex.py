@@ -9,6 +9,7 @@ from clustertools.errors import Absent
 from clustertools.model import Finding, Reading, Remedy
 from clustertools.sources.fabric_manager import unit
 from clustertools.sources.nvidia import gpus
+from clustertools.sources.pci import nvidia_devices
 
 UNIT = "nvidia-imex.service"
 ASK = ("nvidia-imex-ctl", "-q")
@@ -31,18 +32,19 @@ def nvlink_imex(ctx: Context) -> Iterator[Finding | Reading]:
     come and go with the jobs the daemon runs in their containers. So a daemon that is stopped is a finding
     only where `expect["imex"]` says that it always runs.
     """
-    spans = any(gpu.fabric_cluster for gpu in gpus(ctx.host))
     wanted = bool(ctx.expect.get("imex"))
-    if not spans and not wanted:
-        raise ctx.skip("the NVLink fabric does not span nodes")
+    if not wanted and not nvidia_devices(ctx.host):
+        raise ctx.skip("no NVIDIA device on the PCI bus")
     try:
         service = unit(ctx.host, UNIT)
     except Absent as exc:
         raise ctx.skip(str(exc)) from None
+    if not wanted and not service.active and not service.state.startswith("failed"):
+        raise ctx.skip("no IMEX domain is active on this node")
+    if not wanted and not any(gpu.fabric_cluster for gpu in gpus(ctx.host)):
+        raise ctx.skip("the NVLink fabric does not span nodes")
     say = ctx.critical if wanted else ctx.warning
     if not service.active:
-        if not wanted and not service.state.startswith("failed"):
-            raise ctx.skip("no IMEX domain is active on this node")
         state = service.state if service.known else "it is not installed"
         yield say(
             "ImexDown", "", f"the IMEX daemon does not run: {state}",

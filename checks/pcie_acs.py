@@ -13,7 +13,7 @@ from clustertools.sources.tools.lspci_acs import read
 #: These send a transfer from one device below a switch to another up to the root. NVIDIA's NCCL guide
 #: (troubleshooting, PCI Access Control Services) looks for SrcValid, which is set together with them.
 REDIRECT = {"ReqRedir", "CmpltRedir", "UpstreamFwd"}
-BRIDGES = ("lspci", "-D", "-vvv", "-d", "::0604")
+BRIDGES = ("lspci", "-D", "-vvv", "-d", "*:*:0604")
 
 
 @check(

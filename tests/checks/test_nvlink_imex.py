@@ -50,12 +50,18 @@ def test_each_state(run, unit, state, plain, expected):
     assert run("nvlink_imex", host=node(unit, state), expect={"imex": True}).status is expected
 
 
+def test_a_driver_that_hangs_does_not_matter_without_a_domain(run):
+    host = node(STOPPED)
+    host.commands[NVML] = refused("did not answer")
+    assert run("nvlink_imex", host=host).status is Status.SKIPPED
+
+
 @pytest.mark.parametrize("cluster", ["", None])
 def test_a_fabric_of_one_node(run, cluster):
     assert run("nvlink_imex", host=node(FAILED, cluster=cluster)).status is Status.SKIPPED
 
 
-def test_an_idle_tray_and_one_whose_daemon_failed(run):
-    assert run("nvlink_imex", host="gb200-healthy").status is Status.SKIPPED
+def test_a_tray_of_a_domain_and_one_whose_daemon_failed(run):
+    assert run("nvlink_imex", host="gb200-healthy").status is Status.OK
     verdict = run("nvlink_imex", host="gb200-imex-failed", expect={"imex": True})
     assert (verdict.codes, verdict.status) == ({"ImexDown"}, Status.CRITICAL)

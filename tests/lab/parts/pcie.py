@@ -83,7 +83,7 @@ def lspci(addresses: Sequence[str]) -> str:
 def commands(shape: Shape) -> dict[tuple[str, ...], Mapping[str, Any]]:
     """lspci of a machine with switches."""
     bridges = [address for address, _ in _bridges(shape)]
-    argv = ("lspci", "-D", "-vvv", "-d", "::0604")
+    argv = ("lspci", "-D", "-vvv", "-d", "*:*:0604")
     return {argv: {"seconds": 0.21, "stdout": lspci(bridges)}} if bridges else {}
 
 
