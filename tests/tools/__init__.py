@@ -1,4 +1,4 @@
-"""What tools really print, a folder for each kind of `clustertools read`; its README says where it is from."""
+"""What tools really print, a folder for each kind of `clustertools read`; each README says where from."""
 
 from __future__ import annotations
 
