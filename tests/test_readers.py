@@ -101,7 +101,7 @@ def test_every_reader_has_its_fields_and_samples(kind: str) -> None:
     assert reader.FIELDS
     assert all(reader.FIELDS.values())
     samples = [path for path in SAMPLES if path.parent.name == kind]
-    assert len(samples) >= 2
+    assert len(samples) >= 2, f"a reader comes with two real outputs or more in tests/tools/{kind}/"
     assert (TOOLS / kind / "README.md").read_text().strip(), "where they are from"
 
 
