@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from clustertools.check import Context, check
 from clustertools.errors import Absent, Unobservable
 from clustertools.model import Finding, Reading, Remedy
+from clustertools.sources.lspci import acs
 from clustertools.sources.pcie import Bus, bus
-from clustertools.sources.tools.lspci_acs import read
 
 #: These send a transfer from one device below a switch to another up to the root. NVIDIA's NCCL guide
 #: (troubleshooting, PCI Access Control Services) looks for SrcValid, which is set together with them.
@@ -36,10 +36,10 @@ def pcie_acs(ctx: Context) -> Iterator[Finding | Reading]:
         done = ctx.host.run(*BRIDGES, timeout_seconds=10.0).check()
     except Absent:
         raise ctx.skip("lspci is not installed") from None
-    told = read(done.stdout)
-    if hidden := [port for port in ports if port in told["denied"]]:
+    bridges, denied = acs(done.stdout)
+    if hidden := [port for port in ports if port in denied]:
         raise Unobservable(f"lspci tells the capabilities of {hidden[0]} to root only")
-    on = {port: REDIRECT & set(told["bridges"].get(port) or ()) for port in ports}
+    on = {port: REDIRECT & set(bridges.get(port) or ()) for port in ports}
     on = {port: controls for port, controls in on.items() if controls}
     yield ctx.reading("pcie_acs_redirecting_ports", len(on))
     if on:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,52 +12,11 @@ from hypothesis import strategies as st
 from clustertools.errors import Unparsable
 from clustertools.sources.tools.nvidia_smi_nvlink import read, recognise
 
-UUID = "GPU-00000000-0000-4000-8000-00000000000"
-# driver 535 on an H100 (public notes on GPU debugging, the links shortened); two links made inactive
-STATUS = f"""\
-GPU 0: NVIDIA H100 80GB HBM3 (UUID: {UUID}0)
-\t Link 0: 26.562 GB/s
-\t Link 1: <inactive>
-GPU 1: NVIDIA H100 80GB HBM3 (UUID: {UUID}1)
-\t Link 0: 26.562 GB/s
-\t Link 1: 26.562 GB/s
-"""
-# driver 470 on a V100, after the manual page of nvidia-smi: other rates, spaces instead of tabs
-V100 = f"""\
-GPU 0: Tesla V100-SXM2-16GB (UUID: {UUID}0)
-         Link 0: 25.781 GB/s
-         Link 1: 25.781 GB/s
-"""
-# stas00/ml-engineering, compute/accelerator/nvidia/debug.md: counters before Blackwell
-ERRORS = f"""\
-GPU 0: NVIDIA H100 80GB HBM3 (UUID: {UUID}0)
-         Link 0: Replay Errors: 0
-         Link 0: Recovery Errors: 2
-         Link 0: CRC Errors: 0
-
-         Link 1: Replay Errors: 7
-         Link 1: Recovery Errors: 0
-         Link 1: CRC Errors: 0
-"""
-# names of the counters of Blackwell as public scripts for GB200 list them (driver 570 and later)
-BLACKWELL = f"""\
-GPU 0: NVIDIA GB200 (UUID: {UUID}0)
-\t Link 0: Tx packets: 123456789
-\t Link 0: Rx Errors: 0
-\t Link 0: Malformed packet Errors: 0
-\t Link 0: Total link recovery events: 1
-\t Link 0: Effective Errors: 0
-\t Link 0: Effective BER: 15e-255
-\t Link 0: Symbol BER: 6e-12
-\t Link 0: FEC Errors - 0: 17941761
-\t Link 0: PLR Xmit Retry Blocks: N/A
-"""
-# an RTX A4000 and a Quadro without its bridge (public issue reports)
-WITHOUT = f"""\
-GPU 0: NVIDIA RTX A4000 (UUID: {UUID}0) Device does not have or support Nvlink
-GPU 1: Quadro RTX 5000 (UUID: {UUID}1)
-NVML: Unable to retrieve NVLink information as all links are inActive
-"""
+FOLDER = Path(__file__).parents[1] / "tools" / "nvidia-smi-nvlink"
+STATUS, V100, ERRORS, BLACKWELL, WITHOUT = (
+    (FOLDER / f"{name}.txt").read_text()
+    for name in ("status-h100", "status-v100", "errors-h100", "errors-gb200", "without")
+)
 SAMPLES = [STATUS, V100, ERRORS, BLACKWELL, WITHOUT]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,62 +12,11 @@ from hypothesis import strategies as st
 from clustertools.errors import Unparsable
 from clustertools.sources.tools.nvidia_smi_topo import read, recognise
 
-# ASUS ESC8000A-E12 with 4 x RTX 6000 Ada, driver 550 (luigifcruz/stelline, validated hardware); heading moved
-# together
-ADA = """\
-        GPU0    GPU1    GPU2    GPU3    NIC0    NIC1    NIC2    NIC3  CPU Affinity  NUMA Affinity  GPU NUMA ID
-GPU0     X      NODE    SYS     SYS     NODE    NODE    SYS     SYS     0-31    0               N/A
-GPU1    NODE     X      SYS     SYS     NODE    NODE    SYS     SYS     0-31    0               N/A
-GPU2    SYS     SYS      X      NODE    SYS     SYS     NODE    NODE    32-63   1               N/A
-GPU3    SYS     SYS     NODE     X      SYS     SYS     NODE    NODE    32-63   1               N/A
-NIC0    NODE    NODE    SYS     SYS      X      PIX     SYS     SYS
-NIC1    NODE    NODE    SYS     SYS     PIX      X      SYS     SYS
-NIC2    SYS     SYS     NODE    NODE    SYS     SYS      X      PIX
-NIC3    SYS     SYS     NODE    NODE    SYS     SYS     PIX      X
-
-Legend:
-
-  X    = Self
-  SYS  = Connection traversing PCIe as well as the SMP interconnect between NUMA nodes (e.g., QPI/UPI)
-  NV#  = Connection traversing a bonded set of # NVLinks
-
-NIC Legend:
-
-  NIC0: mlx5_0
-  NIC1: mlx5_1
-  NIC2: mlx5_2
-  NIC3: mlx5_3
-"""
-# two bridged A100, tabs and an underlined heading (test of a public tool, driver 535 and later)
-BRIDGED = (
-    "\t\x1b[4mGPU0\tGPU1\tCPU Affinity\tNUMA Affinity\tGPU NUMA ID\x1b[0m\n"
-    "GPU0\t X \tNV12\t0-31\t0\t\tN/A\nGPU1\tNV12\t X \t0-31\t0\t\tN/A\n"
+FOLDER = Path(__file__).parents[1] / "tools" / "nvidia-smi-topo"
+ADA, BRIDGED, OLDER, P2P, NO_P2P, ONE = (
+    (FOLDER / f"{name}.txt").read_text()
+    for name in ("rtx-6000-ada", "a100-bridged", "a100-older", "p2p-a100", "p2p-geforce", "one")
 )
-# driver 470: adapters by their own names, no GPU NUMA ID (after public logs of DGX machines)
-OLDER = (
-    "\t\x1b[4mGPU0\tGPU1\tmlx5_0\tCPU Affinity\tNUMA Affinity\x1b[0m\n"
-    "GPU0\t X \tNV12\tPXB\t48-63,176-191\t3\nGPU1\tNV12\t X \tSYS\t48-63,176-191\t3\nmlx5_0\tPXB\tSYS\t X \n"
-)
-# 4 of 8 x A100 (an issue of LLMServe/DistServe), and a pair of GeForce that may not (a report on 3090s)
-P2P = """\
- \tGPU0\tGPU1\tGPU2\tGPU3
- GPU0\tX\tOK\tOK\tOK
- GPU1\tOK\tX\tOK\tOK
- GPU2\tOK\tOK\tX\tOK
- GPU3\tOK\tOK\tOK\tX
-
-Legend:
-
-  X    = Self
-  OK   = Status Ok
-  CNS  = Chipset not supported
-  GNS  = GPU not supported
-  TNS  = Topology not supported
-  NS   = Not supported
-  U    = Unknown
-"""
-NO_P2P = "        GPU0    GPU1\nGPU0     X      CNS\nGPU1    CNS      X\n"
-ONE = "\tGPU0\tCPU Affinity\tNUMA Affinity\tGPU NUMA ID\nGPU0\t X \t0-7\t\tN/A\t\tN/A\n"
 SAMPLES = [ADA, BRIDGED, OLDER, P2P, NO_P2P, ONE]
 
 

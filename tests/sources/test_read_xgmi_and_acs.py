@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from clustertools.errors import Unparsable
-from clustertools.sources.tools import lspci_acs, rocm_smi_xgmi
+from clustertools.sources import lspci
+from clustertools.sources.tools import rocm_smi_xgmi
 
-# the lines of rocm_smi.py's showXgmiErr (ROCm 5 and 6)
-XGMI = """\
-
-============================ ROCm System Management Interface ============================
-=================================== XGMI Error status ====================================
-GPU[0]\t\t: XGMI Error count: 0 (No errors detected since last read)
-GPU[1]\t\t: XGMI Error count: 2 (Multiple errors detected since last read)
-==========================================================================================
-================================== End of ROCm SMI Log ===================================
-"""
-XGMI_JSON = '{"card0": {"XGMI Error count": "0"}, "card1": {"XGMI Error count": "1"}}'
+FOLDER = Path(__file__).parents[1] / "tools" / "rocm-smi-xgmi"
+XGMI, XGMI_JSON = ((FOLDER / name).read_text() for name in ("text.txt", "json.json"))
 # written from lspci 3.7's ls-caps-ext.c and ls-caps.c
 LSPCI = """\
 0000:16:00.0 PCI bridge: Broadcom / LSI PEX890xx PCIe Gen 5 Switch (rev b0) (prog-if 00 [Normal decode])
@@ -65,27 +58,26 @@ def test_xgmi_of_unknown_form(text):
 
 
 def test_acs():
-    assert lspci_acs.recognise(LSPCI)
-    told = lspci_acs.read(LSPCI)
-    assert told["bridges"] == {
+    controls, denied = lspci.acs(LSPCI)
+    assert controls == {
         "0000:16:00.0": None,
         "0000:17:00.0": ["SrcValid", "ReqRedir", "CmpltRedir", "UpstreamFwd"],
         "0000:17:01.0": [],
         "0000:18:00.0": None,
     }
-    assert told["denied"] == ["0000:18:00.0"]
+    assert denied == ["0000:18:00.0"]
 
 
 @pytest.mark.parametrize("text", ["", "hello", LSPCI.replace("ReqRedir+", "ReqRedir?")])
 def test_acs_of_unknown_form(text):
     with pytest.raises(Unparsable):
-        lspci_acs.read(text)
+        lspci.acs(text)
 
 
 @given(st.sampled_from([XGMI, XGMI_JSON, LSPCI]), st.integers(0, 900), st.text(max_size=40))
 def test_cut_and_spoiled(text, at, more):
-    for reader in (rocm_smi_xgmi, lspci_acs):
-        for spoiled in (text[:at], text[:at] + more + text[at:]):
-            reader.recognise(spoiled)
+    for spoiled in (text[:at], text[:at] + more + text[at:]):
+        rocm_smi_xgmi.recognise(spoiled)
+        for read in (rocm_smi_xgmi.read, lspci.acs):
             with contextlib.suppress(Unparsable):
-                reader.read(spoiled)
+                read(spoiled)

@@ -13,6 +13,17 @@ from clustertools.errors import Unparsable
 
 KIND = "nvidia-smi-nvlink"
 
+FIELDS = {
+    "gpus[].gpu": "number of the GPU",
+    "gpus[].name": "of the GPU",
+    "gpus[].uuid": "of the GPU",
+    "gpus[].state": "links, or why there are none: not supported, all inactive",
+    "gpus[].links[].link": "number of the link",
+    "gpus[].links[].active": "whether it is up (-s)",
+    "gpus[].links[].bytes_per_second": "one way (-s)",
+    "gpus[].links[].counters.*": "by name: replay_errors, symbol_ber ... (-e); null for N/A",
+}
+
 #: What stands behind or below a GPU that tells nothing of its links.
 WITHOUT = {
     "device does not have or support nvlink": "not supported",

@@ -13,6 +13,15 @@ from clustertools.errors import Unparsable
 
 KIND = "nvidia-smi-topo"
 
+FIELDS = {
+    "form": "matrix (-m) or p2p",
+    "devices[]": "in the order of the columns: GPU0, NIC0, mlx5_0",
+    "links.*": "of each device, to each other: NV18, PIX ... or OK, CNS ...",
+    "cpu_affinity.*": "of each GPU: 0-55,112-167",
+    "numa.*": "node of each GPU",
+    "nics.*": "what NIC0 ... are called: mlx5_0",
+}
+
 #: The legends of both.
 CONNECTIONS = frozenset(("X", "SYS", "NODE", "PHB", "PXB", "PIX", "SOC", "PIB"))
 PEERS = frozenset(("OK", "CNS", "GNS", "TNS", "NS", "DR", "U"))

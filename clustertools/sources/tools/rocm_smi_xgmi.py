@@ -14,6 +14,11 @@ from clustertools.errors import Unparsable
 
 KIND = "rocm-smi-xgmi"
 
+FIELDS = {
+    "gpus[].gpu": "number of the GPU",
+    "gpus[].errors": "since somebody last asked: 0, 1, or 2 for several",
+}
+
 
 def recognise(text: str) -> bool:
     """The one phrase that only this prints."""

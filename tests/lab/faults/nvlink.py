@@ -72,7 +72,6 @@ MACHINES = (
         ("ImexDown",),
         base="gb200-healthy",
         commands={IMEX: {"seconds": 0.006, "stdout": FAILED}},
-        about={"expect": {"gpu_count": 4, "imex": True}},
     ),
     Machine(
         "mi300x-xgmi",

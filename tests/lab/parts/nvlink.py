@@ -54,6 +54,8 @@ def commands(shape: Shape) -> dict[tuple[str, ...], Mapping[str, Any]]:
 
 def expect(shape: Shape) -> dict[str, object]:
     """The NVSwitches of its class, and who joins them."""
+    if shape.node_class == "gb200-4":
+        return {"imex": True}
     if shape.node_class not in NVSWITCHES:
         return {}
     return {"nvswitches": len(NVSWITCHES[shape.node_class][1]), "fabric_manager": True}

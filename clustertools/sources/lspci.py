@@ -6,23 +6,15 @@ ACS sends transfers between two devices below a switch up to the root and back, 
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from clustertools.errors import Unparsable
 from clustertools.model import pci_address
 
-KIND = "lspci-acs"
 
-
-def recognise(text: str) -> bool:
-    """A bridge, and the line of its ACS controls."""
-    head = text[:2_000_000]
-    return "PCI bridge" in head and "ACSCtl:" in head
-
-
-def read(text: str) -> dict[str, Any]:
-    """`bridges` by address: what of ACS is on (`ReqRedir` ...); None for one without ACS. `denied`: those of
-    which we were told nothing. Raises Unparsable."""
+def acs(text: str) -> tuple[dict[str, list[str] | None], list[str]]:
+    """Of each bridge by address what of ACS is on (`ReqRedir` ...), None without ACS; and those whose
+    capabilities we were not told. Raises Unparsable.
+    """
     bridges: dict[str, list[str] | None] = {}
     denied: list[str] = []
     address = ""
@@ -44,4 +36,4 @@ def read(text: str) -> dict[str, Any]:
             bridges[address] = [word[:-1] for word in words if word.endswith("+")]
     if not bridges:
         raise Unparsable("lspci: no PCI bridge", text)
-    return {"bridges": bridges, "denied": denied}
+    return bridges, denied
