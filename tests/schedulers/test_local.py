@@ -286,6 +286,7 @@ def test_a_command_whose_shim_was_killed_is_still_ours(lab: Lab) -> None:
 def test_what_ends_after_its_shim_was_killed_ended_unknown(lab: Lab) -> None:
     lab.sh("until [ -e go ]; do sleep 0.02; done")
     lab.until("running")
+    until((lab.folder / "running.json").exists, "the shim's word that it began")
     lab.kill_shim()
     (lab.work / "go").touch()
     job = lab.until("ended")
