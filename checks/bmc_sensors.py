@@ -77,10 +77,12 @@ def _judge(ctx: Context, sensor: Mapping[str, Any]) -> Iterator[Finding | Readin
     text = f"{text} is beyond the board's limit ({state})"
     if unit == "celsius" and state in ("unr", "nr") and sensor.get("value", 0) > 0:
         yield ctx.critical("BmcTemperature", part, text, remedy=Remedy.INSPECT)
-    elif unit == "celsius":
+    elif unit == "celsius" and not state.startswith("l"):  # nothing is too cold: a device that is not there
         yield ctx.warning("BmcTemperature", part, text, remedy=Remedy.INSPECT)
     elif unit == "rpm":
         yield ctx.warning("BmcFan", part, text, remedy=Remedy.INSPECT)
+    elif unit == "celsius":
+        ctx.note(f"{text}: passed over")
     elif sensor.get("entity", "").startswith("10.") or "power suppl" in name.lower():
         yield ctx.warning("BmcPowerSupply", part, text, remedy=Remedy.INSPECT)
     else:

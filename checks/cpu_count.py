@@ -83,10 +83,10 @@ def _expected(ctx: Context, told: dict[str, Any], online: int, smt: str) -> Iter
     have = {"cpu_sockets": sockets, "cpu_cores": cores, "cpu_count": online}
     words = {"cpu_sockets": "sockets", "cpu_cores": "cores", "cpu_count": "CPUs (threads)"}
     wanted = {key: int(ctx.expect[key]) for key in have if key in ctx.expect}
-    if "cpu_cores" in wanted and cores is not None:
+    if cores is not None:
         yield ctx.reading("cpu_cores_total", cores)
     short = {k: n for k, n in wanted.items() if (has := have[k]) is not None and has < n}
-    if set(short) == {"cpu_count"} and have["cpu_cores"] == wanted.get("cpu_cores"):
+    if set(short) == {"cpu_count"} and cores is not None and cores == wanted.get("cpu_cores"):
         yield ctx.warning(
             "CpuThreads", "cpu",
             f"{online} CPUs, {wanted['cpu_count']} expected, with all cores there: SMT is {smt}",

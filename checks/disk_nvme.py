@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 from clustertools.check import Context, check
@@ -79,21 +78,17 @@ def _states(ctx: Context) -> tuple[set[str], dict[str, str]]:
 
 def _missing(ctx: Context, count: int) -> Iterator[Finding]:
     wanted = ctx.expect.get("nvme_count")
-    before = int(ctx.past.get("count", 0))
-    ctx.remember["count"] = max(count, before) if ctx.past.get("boot_id") == _boot(ctx) else count
-    ctx.remember["boot_id"] = _boot(ctx)
+    boot = ctx.host.boot_id
+    before = int(ctx.past.get("count", 0)) if ctx.past.get("boot_id") == boot else 0
+    ctx.remember |= {"count": max(count, before), "boot_id": boot}
     if wanted is not None and count < int(wanted):
         yield ctx.critical(
             "NvmeMissing", "nvme", f"{count} NVMe drives, {int(wanted)} expected", remedy=Remedy.INSPECT
         )
-    elif wanted is None and count < ctx.remember["count"]:
+    elif wanted is None and count < before:
         yield ctx.warning(
             "NvmeMissing", "nvme", f"{count} NVMe drives, {before} earlier since this boot",
             remedy=Remedy.INSPECT,
         )  # fmt: skip
     elif wanted is not None and count > int(wanted):
         ctx.note(f"{count} NVMe drives, {int(wanted)} expected: the expectation may be old")
-
-
-def _boot(ctx: Context) -> str:
-    return re.sub(r"\s", "", ctx.host.boot_id)

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 from clustertools.check import Context, check
 from clustertools.errors import Unobservable
+from clustertools.host import Host
 from clustertools.model import Finding, Reading, Remedy, gpu_part
-from clustertools.sources.nvidia import Gpu, NvmlError, located, nvml
+from clustertools.sources.nvidia import UNUSED, Gpu, NvmlError, is_unused, located, nvml
 from clustertools.sources.pci import amd_devices, nvidia_devices
 
 #: NVML errors that are about us and not about the driver: we may not ask, or have nothing to ask with.
@@ -69,6 +70,8 @@ def gpu_count(ctx: Context) -> Iterator[Finding | Reading]:
         return
     answer = nvml(ctx.host)
     if answer.error:
+        if not expected and is_unused(ctx.host, answer.error):
+            raise ctx.skip(UNUSED)
         yield _driver_down(ctx, answer.error, len(devices))
         return
     gpus = located(answer.gpus, devices)
@@ -79,7 +82,9 @@ def gpu_count(ctx: Context) -> Iterator[Finding | Reading]:
     unlisted = [address for address in devices if address not in listed]
     # a lost GPU whose address nobody knows is one of these: it has its finding already
     hidden = len(unlisted) - sum(not g.pci for g in gpus)
-    if hidden > 0:
+    if hidden > 0 and expected is None and _is_given_some(ctx.host):
+        ctx.note(f"this container was given {len(gpus)} of the {len(devices)} GPUs on the PCI bus")
+    elif hidden > 0:
         for address in unlisted:
             yield ctx.critical(
                 "GpuMissing", gpu_part(address),
@@ -88,6 +93,20 @@ def gpu_count(ctx: Context) -> Iterator[Finding | Reading]:
             )  # fmt: skip
     if expected is not None and len(gpus) > expected:
         ctx.note(f"{len(gpus)} GPUs, more than the {expected} that the node class says")
+
+
+def _is_given_some(host: Host) -> bool:
+    """Whether this is a container whose runtime shows it only some GPUs.
+
+    NVIDIA's container library then mounts a tmpfs over /proc/driver/nvidia with just these; the PCI bus in
+    sysfs is the whole machine's.
+    """
+    try:
+        table = host.read("/proc/self/mountinfo")
+    except Unobservable:
+        return False
+    # 612 598 0:98 / /proc/driver/nvidia rw,nosuid,nodev,noexec,relatime - tmpfs tmpfs rw,mode=555,inode64
+    return " /proc/driver/nvidia" in table
 
 
 def _evidence(gpus: list[Gpu]) -> tuple[str, ...]:
@@ -106,6 +125,9 @@ def _lost(ctx: Context, gpu: Gpu) -> Finding:
 def _driver_down(ctx: Context, error: NvmlError, devices: int) -> Finding:
     if error.name in NOT_THE_DRIVER:
         raise Unobservable(f"NVML cannot be asked: {error.text or error.name} ({error})")
+    if error.name == "LIBRARY_NOT_FOUND" and ctx.host.glob("/run/nvidia/driver/usr"):
+        # where NVIDIA's GPU operator mounts the root of its driver container
+        raise Unobservable("the driver's libraries are in a container (/run/nvidia/driver), not on this host")
     hint = HINTS.get(error.name, error.text or "it gave no reason")
     return ctx.critical(
         "GpuDriverDown", "",

@@ -46,6 +46,7 @@ COUNTERS = (
         "EccSramThreshold": "a GPU's SRAM had more uncorrectable errors than the maker accepts",
         "EccCorrectedHigh": "a GPU corrects memory errors at a rate that precedes failure",
         "EccDisabled": "ECC is off on a GPU that has it on by default",
+        "EccModePending": "ECC is on and will be off after the next GPU reset",
     },
 )
 def gpu_ecc(ctx: Context) -> Iterator[Finding | Reading]:
@@ -68,6 +69,11 @@ def gpu_ecc(ctx: Context) -> Iterator[Finding | Reading]:
         yield from _uncorrected(ctx, gpu)
         yield from _corrected(ctx, gpu)
         wanted = ctx.expect.get("ecc", gpu.ecc_default)
+        if gpu.ecc_enabled and gpu.ecc_pending is False and ctx.expect.get("ecc") is not False:
+            yield ctx.warning(
+                "EccModePending", gpu.part, f"GPU {gpu.index}: ECC is on, but off after the next reset",
+                remedy=Remedy.INSPECT,
+            )  # fmt: skip
         if gpu.ecc_enabled is False and (some_have_it if wanted is None else wanted):
             pending = ", on after the next reset" if gpu.ecc_pending else ""
             yield ctx.warning(

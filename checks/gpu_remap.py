@@ -36,15 +36,21 @@ class Limits:
         "RemapManyRows": "very many memory rows of a GPU are remapped",
         "RemapHistogramLow": "a memory bank has few or no spare rows left",
         "PagesRetiredPending": "a memory page must be retired, which happens at the next GPU reset",
+        "MemoryUnrepairable": "the driver says that a GPU's memory can no longer be repaired",
+        "MemoryRepairPending": "a memory channel or a TPC of a GPU is repaired at the next GPU reset",
         "PagesRetiredMany": "the table of retired memory pages is nearly full",
     },
 )
 def gpu_remap(ctx: Context) -> Iterator[Finding | Reading]:
-    """Reads row remapping (A100 and later) or page retirement (V100 and older) of each GPU."""
+    """Reads row remapping (A100 and later) or page retirement (V100 and older) of each GPU, and its repairs.
+
+    Whether memory is beyond repair, and which repairs wait for a reset, drivers tell from about 580 on.
+    """
     found = gpus(ctx.host)
     fields = (
         "remap_pending", "remap_failed", "remapped_uncorrectable", "remap_histogram",
         "retired_pages_pending", "retired_pages_corrected", "retired_pages_uncorrected",
+        "memory_unrepairable", "channel_repair_pending",
     )  # fmt: skip
     if all(g.remap_pending is None and g.retired_pages_pending is None for g in found) and not any(
         g.blind(*fields) for g in found
@@ -56,9 +62,30 @@ def gpu_remap(ctx: Context) -> Iterator[Finding | Reading]:
         for name in ("remapped_correctable", "remapped_uncorrectable"):
             if (count := getattr(gpu, name)) is not None:
                 yield ctx.reading(f"{name}_rows", count, gpu.part)
+        yield from _repairs(ctx, gpu)
         yield from _rows(ctx, gpu)
         yield from _banks(ctx, gpu)
         yield from _pages(ctx, gpu)
+
+
+def _repairs(ctx: Context, gpu: Gpu) -> Iterator[Finding]:
+    if gpu.memory_unrepairable:
+        # DCGM's diagnostic fails a GPU for this flag
+        yield ctx.critical(
+            "MemoryUnrepairable", gpu.part, f"GPU {gpu.index}: its memory is damaged beyond repair",
+            remedy=Remedy.REPLACE,
+        )  # fmt: skip
+    pending = [
+        name
+        for name, waits in (("memory channel", gpu.channel_repair_pending), ("TPC", gpu.tpc_repair_pending))
+        if waits
+    ]
+    if pending:
+        yield ctx.warning(
+            "MemoryRepairPending", gpu.part,
+            f"GPU {gpu.index}: the repair of a {' and a '.join(pending)} waits for a GPU reset",
+            remedy=Remedy.DRAIN_AND_RESET,
+        )  # fmt: skip
 
 
 def _rows(ctx: Context, gpu: Gpu) -> Iterator[Finding]:

@@ -21,7 +21,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from clustertools.errors import NotApplicable, Unobservable, Unparsable
+from clustertools.errors import Absent, NotApplicable, Unobservable, Unparsable
 from clustertools.host import PYTHON, Host
 from clustertools.model import gpu_part, pci_address
 from clustertools.sources.pci import nvidia_devices
@@ -105,6 +105,13 @@ class Gpu:
     name: str | None = None
     minor: int | None = None
     vbios: str | None = None
+    inforom: str | None = None
+    inforom_valid: bool | None = None
+    gsp_firmware: str | None = None
+    #: PCI subsystem id, device and vendor: 0x16c110de; the maker of the board is its last four digits.
+    pci_subsystem: int | None = None
+    #: "none" on bare metal, "passthrough", "vgpu" in a virtual machine; "host_vgpu", "host_vsga" on its host.
+    virtualization: str | None = None
 
     temperature_celsius: int | None = None
     memory_temperature_celsius: int | None = None
@@ -129,6 +136,8 @@ class Gpu:
     sm_clock_max_mhz: int | None = None
     memory_clock_mhz: int | None = None
     memory_clock_max_mhz: int | None = None
+    application_sm_clock_mhz: int | None = None
+    application_sm_clock_default_mhz: int | None = None
     throttle_reasons_raw: int | None = None
     throttle_reasons: tuple[str, ...] | None = None
     #: Time since driver load for which each held the clocks down.
@@ -141,7 +150,9 @@ class Gpu:
     memory_utilisation_percent: int | None = None
     memory_total_bytes: int | None = None
     memory_used_bytes: int | None = None
+    #: What the driver keeps for itself; `memory_used_bytes` may hold it, `memory_allocated_bytes` does not.
     memory_reserved_bytes: int | None = None
+    memory_allocated_bytes: int | None = None
 
     ecc_enabled: bool | None = None
     ecc_pending: bool | None = None
@@ -168,10 +179,16 @@ class Gpu:
     retired_pages_corrected: int | None = None
     retired_pages_uncorrected: int | None = None
     retired_pages_pending: bool | None = None
+    memory_unrepairable: bool | None = None
+    channel_repair_pending: bool | None = None
+    tpc_repair_pending: bool | None = None
 
     persistence: bool | None = None
+    #: A display server uses it: it has memory of its own, which no compute process holds.
+    display_active: bool | None = None
     compute_mode: str | None = None
     mig_enabled: bool | None = None
+    mig_pending: bool | None = None
     recovery_action: str | None = None
 
     pcie_generation: int | None = None
@@ -195,6 +212,7 @@ class Gpu:
     #: Over NVLink, can it reach each GPU of the node? `ok`, `topology_not_supported` ..., `self` for itself.
     nvlink_peers: tuple[str, ...] | None = None
 
+    #: With a compute context; the clients of an MPS server are not among them, nor what a container hides.
     processes: tuple[GpuProcess, ...] | None = None
     error: NvmlError | None = None
     failures: tuple[NvmlError, ...] = ()
@@ -230,24 +248,71 @@ class Nvml:
 def gpus(host: Host) -> list[Gpu]:
     """Every GPU that NVML lists. A lost one is among them, with `error`.
 
-    Raises NotApplicable without an NVIDIA GPU on the PCI bus; Unobservable when there is one and the driver
-    does not answer (`gpu_count` reports that as the fault it is); Unparsable for an answer of unknown form.
+    Raises NotApplicable without an NVIDIA GPU on the PCI bus or without its driver; Unobservable when the
+    driver does not answer (`gpu_count` reports that as the fault it is); Unparsable for an answer of unknown
+    form.
     """
     devices = nvidia_devices(host)
     if not devices:
         raise NotApplicable("no NVIDIA device on the PCI bus")
     answer = nvml(host)
+    if answer.error and is_unused(host, answer.error):
+        raise NotApplicable(UNUSED)
     if answer.error:
         raise Unobservable(f"the NVIDIA driver does not answer: {answer.error}")
     return located(answer.gpus, devices)
 
 
 def nvml(host: Host) -> Nvml:
-    """Ask NVML once. Raises Unobservable when the child hangs or dies, Unparsable when it babbles."""
-    done = host.run(
-        PYTHON, "-m", "clustertools.sources.nvidia", "--json", timeout_seconds=TIMEOUT_SECONDS
-    ).check()
-    return parse(done.stdout)
+    """Ask NVML once. Raises Unobservable when the child hangs or dies, Unparsable when it babbles.
+
+    Where the child could not use the library (its binding is not installed, it died), nvidia-smi is asked;
+    not where it hung: nvidia-smi would hang in the same place.
+    """
+    done = host.run(PYTHON, "-m", "clustertools.sources.nvidia", "--json", timeout_seconds=TIMEOUT_SECONDS)
+    answer = parse(done.stdout) if done.returncode == 0 else None
+    if answer and not (answer.error and answer.error.name == "PYNVML_NOT_INSTALLED"):
+        return answer
+    told = _by_nvidia_smi(host)
+    if told is not None:
+        return told
+    if answer is None:
+        done.check()
+    assert answer is not None
+    return answer
+
+
+def _by_nvidia_smi(host: Host) -> Nvml | None:
+    """What `nvidia-smi -q -x` says; None when it cannot be run, or does not speak of the driver."""
+    from clustertools.sources.tools import nvidia_smi_xml
+
+    try:
+        done = host.run(*nvidia_smi_xml.COMMAND, timeout_seconds=TIMEOUT_SECONDS)
+    except Unobservable:
+        return None
+    told = nvidia_smi_xml.nvml_of(done.stdout, done.returncode)
+    return None if told.error and told.error.name == "UNKNOWN" else told
+
+
+#: Why nothing is asked of GPUs that nothing here uses.
+UNUSED = "no NVIDIA driver is installed here, or this container was given no GPU"
+
+
+def is_unused(host: Host, error: NvmlError) -> bool:
+    """Whether the library is missing where nobody meant to use the GPUs: nor are their device files there.
+
+    So it is on a laptop with another driver, and in a container that was started without GPUs; on a node
+    whose library is gone the loaded module keeps /dev/nvidiactl.
+    """
+    if error.name not in ("LIBRARY_NOT_FOUND", "PYNVML_NOT_INSTALLED"):
+        return False
+    try:
+        host.stat("/dev/nvidiactl")
+    except Absent:
+        return True
+    except Unobservable:
+        return False
+    return False
 
 
 def nvlink_ber(raw: int) -> tuple[int, int]:
@@ -271,6 +336,18 @@ def located(listed: Sequence[Gpu], devices: Collection[str]) -> list[Gpu]:
         return list(listed)
     address = dict(zip(unknown, spare, strict=True))
     return [g if g.pci else dataclasses.replace(g, pci=address[g.index]) for g in listed]
+
+
+def alike(listed: Sequence[Gpu]) -> list[list[Gpu]]:
+    """The GPUs in groups of one model of one board maker, those of which nothing is known left out.
+
+    Only these can be compared: two cards of one chip from two makers differ in firmware, clocks and cooling.
+    """
+    groups: dict[tuple[str, int | None], list[Gpu]] = {}
+    for gpu in listed:
+        if gpu.name and not (gpu.error and gpu.error.name != "RESET_REQUIRED"):
+            groups.setdefault((gpu.name, gpu.pci_subsystem), []).append(gpu)
+    return list(groups.values())
 
 
 def parse(text: str) -> Nvml:

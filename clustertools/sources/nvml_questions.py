@@ -44,6 +44,8 @@ RECOVERY_ACTIONS = (
     "none gpu_reset node_reboot drain_p2p drain_and_reset recover_imex_domain bus_reset system_reboot"
 ).split()
 COMPUTE_MODES = ("default", "exclusive_thread", "prohibited", "exclusive_process")
+#: nvmlGpuVirtualizationMode_t.
+VIRTUALIZATION = ("none", "passthrough", "vgpu", "host_vgpu", "host_vsga")
 FABRIC_STATES = ("not_supported", "not_started", "in_progress", "completed")
 #: NVML_GPU_FABRIC_HEALTH_SUMMARY_* (nvml.h).
 FABRIC_SUMMARIES = ("not_supported", "healthy", "unhealthy", "limited_capacity")
@@ -82,6 +84,26 @@ def _nanoseconds(value: Any) -> float:
 
 def _memory(value: Any) -> tuple[int, int]:
     return value.total, value.used
+
+
+def _inforom_valid(nvml: Any, handle: Any) -> bool:
+    """Whether the checksums of the infoROM are right; nvidia-smi asks the same at each of its calls."""
+    try:
+        nvml.nvmlDeviceValidateInforom(handle)
+    except nvml.NVMLError as exc:
+        if exc.value != nvml.NVML_ERROR_CORRUPTED_INFOROM:
+            raise
+        return False
+    return True
+
+
+def _memory_of_ours(nvml: Any, handle: Any) -> tuple[int, int]:
+    memory = nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2)
+    return memory.reserved, memory.used
+
+
+def _address(value: Any) -> tuple[str, int]:
+    return pci_address(_text(value.busId)), value.pciSubSystemId
 
 
 def _processes(value: Any) -> list[dict[str, int | None]]:
@@ -164,6 +186,10 @@ QUESTIONS: tuple[Question, ...] = (
     Question("name", "nvmlDeviceGetName", convert=_text),
     Question("minor", "nvmlDeviceGetMinorNumber"),
     Question("vbios", "nvmlDeviceGetVbiosVersion", convert=_text),
+    Question("inforom", "nvmlDeviceGetInforomImageVersion", convert=_text),
+    Question("inforom_valid", _inforom_valid),
+    Question("gsp_firmware", "nvmlDeviceGetGspFirmwareVersion", convert=_text),
+    Question("virtualization", "nvmlDeviceGetVirtualizationMode", convert=_named(VIRTUALIZATION)),
     Question("temperature_celsius", "nvmlDeviceGetTemperature", ("NVML_TEMPERATURE_GPU",)),
     *(
         Question(field, "nvmlDeviceGetTemperatureThreshold", (f"NVML_TEMPERATURE_THRESHOLD_{which}",))
@@ -186,6 +212,10 @@ QUESTIONS: tuple[Question, ...] = (
     Question("sm_clock_max_mhz", "nvmlDeviceGetMaxClockInfo", ("NVML_CLOCK_SM",)),
     Question("memory_clock_mhz", "nvmlDeviceGetClockInfo", ("NVML_CLOCK_MEM",)),
     Question("memory_clock_max_mhz", "nvmlDeviceGetMaxClockInfo", ("NVML_CLOCK_MEM",)),
+    # NVML_CLOCK_GRAPHICS is what an application clock is set by; SM and graphics clock are one since Pascal
+    Question("application_sm_clock_mhz", "nvmlDeviceGetApplicationsClock", ("NVML_CLOCK_GRAPHICS",)),
+    Question("application_sm_clock_default_mhz", "nvmlDeviceGetDefaultApplicationsClock",
+             ("NVML_CLOCK_GRAPHICS",)),
     Question("throttle_reasons_raw throttle_reasons", "nvmlDeviceGetCurrentClocksEventReasons",
              convert=_reasons, otherwise="nvmlDeviceGetCurrentClocksThrottleReasons"),
     *(
@@ -196,8 +226,7 @@ QUESTIONS: tuple[Question, ...] = (
     Question("gpu_utilisation_percent memory_utilisation_percent", "nvmlDeviceGetUtilizationRates",
              convert=lambda v: (v.gpu, v.memory)),
     Question("memory_total_bytes memory_used_bytes", "nvmlDeviceGetMemoryInfo", convert=_memory),
-    Question("memory_reserved_bytes",
-             lambda nvml, handle: nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2).reserved),
+    Question("memory_reserved_bytes memory_allocated_bytes", _memory_of_ours),
     Question("ecc_enabled ecc_pending", "nvmlDeviceGetEccMode", convert=_bools),
     Question("ecc_default", "nvmlDeviceGetDefaultEccMode", convert=lambda v: bool(v[0])),
     *_ecc_counters(),
@@ -206,9 +235,12 @@ QUESTIONS: tuple[Question, ...] = (
              "nvmlDeviceGetRemappedRows", convert=lambda v: (v[0], v[1], bool(v[2]), bool(v[3]))),
     Question("remap_histogram", "nvmlDeviceGetRowRemapperHistogram", convert=_histogram),
     Question("retired_pages_pending", "nvmlDeviceGetRetiredPagesPendingStatus", convert=bool),
+    Question("memory_unrepairable", "nvmlDeviceGetUnrepairableMemoryFlag_v1", convert=bool),
+    Question("channel_repair_pending tpc_repair_pending", "nvmlDeviceGetRepairStatus", convert=_bools),
     Question("persistence", "nvmlDeviceGetPersistenceMode", convert=bool),
+    Question("display_active", "nvmlDeviceGetDisplayActive", convert=bool),
     Question("compute_mode", "nvmlDeviceGetComputeMode", convert=_named(COMPUTE_MODES)),
-    Question("mig_enabled", "nvmlDeviceGetMigMode", convert=lambda v: bool(v[0])),
+    Question("mig_enabled mig_pending", "nvmlDeviceGetMigMode", convert=_bools),
     Question("pcie_generation", "nvmlDeviceGetCurrPcieLinkGeneration"),
     Question("pcie_generation_max", "nvmlDeviceGetMaxPcieLinkGeneration"),
     Question("pcie_width", "nvmlDeviceGetCurrPcieLinkWidth"),
@@ -270,7 +302,7 @@ class Asker:
         except self.nvml.NVMLError as exc:
             self.error = failure(self.nvml, exc, "nvmlDeviceGetHandleByIndex")
             return
-        self._ask(Question("pci", "nvmlDeviceGetPciInfo", convert=lambda v: pci_address(_text(v.busId))))
+        self._ask(Question("pci pci_subsystem", "nvmlDeviceGetPciInfo", convert=_address))
         for question in QUESTIONS:
             self._ask(question)
         self._ask_field_values()

@@ -77,9 +77,35 @@ def test_a_driver_that_does_not_start(run, nvml, code, word):
 
 def test_no_library(run, nvml, monkeypatch, tmp_path):
     monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+    nvml.file("/dev/nvidiactl", "")
     verdict = run("gpu_count", host=nvml.host)
     assert verdict.codes == {"GpuDriverDown"}
     assert "libnvidia-ml.so.1 is not installed" in verdict.findings[0].summary
+    nvml.file("/run/nvidia/driver/usr", "")
+    verdict = run("gpu_count", host=nvml.host)
+    assert (verdict.status, verdict.findings) == (Status.UNKNOWN, ())
+    assert "/run/nvidia/driver" in verdict.blind
+
+
+def test_a_machine_that_does_not_use_its_gpus(run, nvml, monkeypatch, tmp_path):
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+    nvml.file("/dev/null", "")
+    for check in ("gpu_count", "gpu_ecc"):
+        verdict = run(check, host=nvml.host)
+        assert (verdict.status, verdict.findings) == (Status.SKIPPED, ())
+        assert "no NVIDIA driver is installed" in verdict.detail
+    assert run("gpu_count", host=nvml.host, expect={"gpu_count": 8}).codes == {"GpuDriverDown"}
+
+
+def test_a_container_that_was_given_some_gpus(run, nvml):
+    nvml.set("count=2")
+    assert run("gpu_count", host=nvml.host).codes == {"GpuMissing"}
+    mount = "612 598 0:98 / /proc/driver/nvidia rw,nosuid,nodev,noexec - tmpfs tmpfs rw,mode=555,inode64\n"
+    nvml.file("/proc/self/mountinfo", mount)
+    verdict = run("gpu_count", host=nvml.host)
+    assert (verdict.status, verdict.findings) == (Status.OK, ())
+    assert "given 2 of the 8" in verdict.detail
+    assert run("gpu_count", host=nvml.host, expect={"gpu_count": 8}).codes == {"GpuMissing"}
 
 
 def test_not_being_allowed_to_ask_is_not_the_drivers_fault(run, nvml):

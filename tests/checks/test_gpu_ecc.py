@@ -81,3 +81,10 @@ def test_a_counter_that_cannot_be_read_is_blindness(run, nvml):
     verdict = run("gpu_ecc", host=nvml.host)
     assert verdict.status is Status.UNKNOWN
     assert "GPU 1" in verdict.blind
+
+
+def test_ecc_that_will_be_off_after_the_next_reset(run, nvml):
+    nvml.set("4.ecc_pending=0")
+    verdict = run("gpu_ecc", host=nvml.host)
+    assert set(by_part(verdict)) == {("EccModePending", "gpu@0000:9a:00.0")}
+    assert run("gpu_ecc", host=nvml.host, expect={"ecc": False}).status is Status.OK

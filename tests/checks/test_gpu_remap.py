@@ -54,3 +54,16 @@ def test_cards_with_neither(run, nvml):
 def test_what_cannot_be_read_is_not_what_is_not_there(run, nvml):
     nvml.set("err.nvmlDeviceGetRemappedRows=999")
     assert run("gpu_remap", host=nvml.host).status is Status.UNKNOWN
+
+
+def test_memory_beyond_repair_and_repairs_that_wait(run):
+    verdict = run("gpu_remap", host="h100-gpu-unrepairable")
+    assert {(f.code, f.subject.part, f.status, f.remedy) for f in verdict.findings} == {
+        ("MemoryUnrepairable", "gpu@0000:9a:00.0", Status.CRITICAL, Remedy.REPLACE),
+        ("MemoryRepairPending", "gpu@0000:ba:00.0", Status.WARNING, Remedy.DRAIN_AND_RESET),
+    }
+
+
+def test_a_repair_that_cannot_be_asked_about_is_blindness(run, nvml):
+    nvml.set("1.err.nvmlDeviceGetUnrepairableMemoryFlag_v1=999")
+    assert run("gpu_remap", host=nvml.host).status is Status.UNKNOWN

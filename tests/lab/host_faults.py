@@ -14,7 +14,8 @@ NVML = (PYTHON, "-m", "clustertools.sources.nvidia", "--json")
 CHRONY = ("chronyc", "-c", "tracking")
 CLOCK = (PYTHON, "-m", "clustertools.sources.clock")
 GPU_CHECKS = (
-    "gpu_count", "gpu_ecc", "gpu_recovery", "gpu_remap", "gpu_throttle",
+    "gpu_count", "gpu_balance", "gpu_ecc", "gpu_environment", "gpu_identity", "gpu_leftovers", "gpu_recovery",
+    "gpu_remap", "gpu_settings", "gpu_throttle",
     "nvlink_errors", "nvlink_fabric", "nvlink_links", "pcie_errors",
 )  # fmt: skip
 

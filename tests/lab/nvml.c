@@ -21,8 +21,8 @@
 #include <strings.h>
 #include <unistd.h>
 
-enum { SUCCESS = 0, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7, LOST = 15,
-       ARGUMENT_VERSION_MISMATCH = 25 };
+enum { SUCCESS = 0, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7,
+       CORRUPTED_INFOROM = 14, LOST = 15, ARGUMENT_VERSION_MISMATCH = 25 };
 enum { MAX_GPUS = 64, FILE_BYTES = 1 << 16 };
 
 typedef struct { int index; } Gpu;
@@ -153,7 +153,17 @@ TEXT(nvmlDeviceGetName, "name")
 TEXT(nvmlDeviceGetUUID, "uuid")
 TEXT(nvmlDeviceGetSerial, "serial")
 TEXT(nvmlDeviceGetVbiosVersion, "vbios")
+TEXT(nvmlDeviceGetInforomImageVersion, "inforom")
 UNSIGNED(nvmlDeviceGetMinorNumber, "minor")
+NUMBER(nvmlDeviceGetVirtualizationMode, "virtualization")
+int nvmlDeviceGetGspFirmwareVersion(Gpu *gpu, char *out) { BEGIN(gpu); return give_text(gpu, "gsp", out, 64); }
+// inforom_valid=0 is a checksum that is wrong
+int nvmlDeviceValidateInforom(Gpu *gpu) {
+    unsigned valid = 0;
+    BEGIN(gpu);
+    int error = give_unsigned(gpu, "inforom_valid", &valid);
+    return error ? error : valid ? SUCCESS : CORRUPTED_INFOROM;
+}
 
 typedef struct {
     char legacy[16];
@@ -168,6 +178,7 @@ int nvmlDeviceGetPciInfo_v3(Gpu *gpu, Pci *out) {
     if (!look_up(gpu, "pci", address, sizeof address)) return NOT_SUPPORTED;
     if (sscanf(address, "%x:%x:%x", &out->domain, &out->bus, &out->device) != 3) return INVALID_ARGUMENT;
     out->pci_device_id = (unsigned)number_or(gpu, "pci_device_id", 0);
+    out->pci_subsystem_id = (unsigned)number_or(gpu, "pci_subsystem", 0);
     // NVML writes the domain with eight digits, in capitals
     snprintf(out->bus_id, sizeof out->bus_id, "%08X:%02X:%02X.0", out->domain, out->bus, out->device);
     snprintf(out->legacy, sizeof out->legacy, "%04X:%02X:%02X.0", out->domain & 0xffff, out->bus & 0xff,
@@ -215,6 +226,16 @@ int nvmlDeviceGetMaxClockInfo(Gpu *gpu, int type, unsigned *out) {
     BEGIN(gpu);
     snprintf(key, sizeof key, "%s_max", clock_key(type));
     return give_unsigned(gpu, key, out);
+}
+
+// application_clock, application_clock_default: of the graphics clock, type 0
+int nvmlDeviceGetApplicationsClock(Gpu *gpu, int type, unsigned *out) {
+    BEGIN(gpu);
+    return type == 0 ? give_unsigned(gpu, "application_clock", out) : NOT_SUPPORTED;
+}
+int nvmlDeviceGetDefaultApplicationsClock(Gpu *gpu, int type, unsigned *out) {
+    BEGIN(gpu);
+    return type == 0 ? give_unsigned(gpu, "application_clock_default", out) : NOT_SUPPORTED;
 }
 
 NUMBER(nvmlDeviceGetCurrentClocksEventReasons, "throttle")
@@ -319,9 +340,22 @@ int nvmlDeviceGetRowRemapperHistogram(Gpu *gpu, unsigned *out) {
 
 UNSIGNED(nvmlDeviceGetRetiredPagesPendingStatus, "retired_pending")
 
+typedef struct { unsigned version, status[2]; } Repair;
+int nvmlDeviceGetUnrepairableMemoryFlag_v1(Gpu *gpu, Repair *out) {
+    BEGIN(gpu);
+    return give_unsigned(gpu, "memory_unrepairable", &out->status[0]);
+}
+// repair_pending.channel=1, repair_pending.tpc=1
+int nvmlDeviceGetRepairStatus(Gpu *gpu, Repair *out) {
+    BEGIN(gpu);
+    int error = give_unsigned(gpu, "repair_pending.channel", &out->status[0]);
+    return error ? error : give_unsigned(gpu, "repair_pending.tpc", &out->status[1]);
+}
+
 // ---- modes, links, processes -------------------------------------------------------------------------
 
 UNSIGNED(nvmlDeviceGetPersistenceMode, "persistence")
+UNSIGNED(nvmlDeviceGetDisplayActive, "display_active")
 UNSIGNED(nvmlDeviceGetComputeMode, "compute_mode")
 UNSIGNED(nvmlDeviceGetPerformanceState, "pstate")
 UNSIGNED(nvmlDeviceGetCurrPcieLinkGeneration, "pcie_generation")
@@ -332,7 +366,7 @@ UNSIGNED(nvmlDeviceGetPcieReplayCounter, "pcie_replay")
 
 int nvmlDeviceGetMigMode(Gpu *gpu, unsigned *current, unsigned *pending) {
     BEGIN(gpu);
-    *pending = (unsigned)number_or(gpu, "mig", 0);
+    *pending = (unsigned)number_or(gpu, "mig_pending", number_or(gpu, "mig", 0));
     return give_unsigned(gpu, "mig", current);
 }
 

@@ -41,15 +41,20 @@ def build(folder: Path) -> Path:
     return folder
 
 
+#: What is another machine's: always its PCI bus, and each folder of which a test wrote a file.
+OTHERS = (PCI_BUS, "/dev/", "/proc/", "/run/", "/sys/", "/etc/", "/usr/")
+
+
 class LabHost(LocalHost):
-    """This machine with another PCI bus, kept in a folder."""
+    """This machine with another PCI bus, kept in a folder, and whatever else a test wrote there."""
 
     def __init__(self, root: Path, name: str = "gpu-lab") -> None:
         super().__init__(name)
         self.root = root
 
     def _path(self, path: str) -> str:
-        return f"{self.root}{path}" if path.startswith(PCI_BUS) else path
+        mine = any(path.startswith(top) and Path(f"{self.root}{top}").is_dir() for top in OTHERS)
+        return f"{self.root}{path}" if mine or path.startswith(PCI_BUS) else path
 
     def read(self, path: str, offset: int = 0, limit: int | None = None) -> str:
         return super().read(self._path(path), offset, limit)
@@ -83,6 +88,12 @@ class NvmlLab:
         """Add values or faults, `"3.lost=1"`; a later one wins over an earlier one."""
         with self.values.open("a") as file:
             file.writelines(f"{line}\n" for line in lines)
+
+    def file(self, path: str, text: str) -> None:
+        """Give the machine this file, and so a /dev, /proc, ... of its own: what else is there, is not."""
+        place = self.root / path.lstrip("/")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(text)
 
     def bus(self, addresses: Sequence[str]) -> None:
         """Let the PCI bus show NVIDIA GPUs at just these addresses."""
