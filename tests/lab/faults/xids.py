@@ -1,7 +1,8 @@
 """A machine for each Xid that drains a node and that no other recorded host shows: its kernel log, no more.
 
-Texts as in the driver's sources (NVIDIA open-gpu-kernel-modules: nvErrorLog_va and NV_ERROR_LOG), in the tests
-of leptonai/gpud for NVLink 5, and in NVIDIA's forum and issues; where none was published, the catalogue's words.
+Texts as in the driver's sources (NVIDIA open-gpu-kernel-modules: nvErrorLog_va and NV_ERROR_LOG), in the
+tests of leptonai/gpud for NVLink 5, and in NVIDIA's forum and issues. 46, 54, 64, 155, 158, 167, 168 and 173
+say the catalogue's words, as no line was to be found; of such a line only the number counts.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ def _of_link(number: int, text: str, words: str) -> Record:
 def _machine(name: str, code: str, what: str, *lines: Record, base: str = "h100-healthy") -> Machine:
     return Machine(
         name, what, (code,), base=base, kernel=lines,
-        about={"provenance": "kernel log only: a line in the form of the driver's sources or of published logs; "
-               f"for the rest see {base}"},
+        about={"provenance": "kernel log only: a line in the form of the driver's sources or of published "
+               f"logs; for the rest see {base}"},
     )  # fmt: skip
 
 
@@ -79,8 +80,8 @@ MACHINES = (
     ),
     _machine(
         "h100-xid120", "XidGspError", "the firmware processor of GPU 3 failed",
-        _driver(_H100, 120, "GSP task exception: illegal instruction (cause:0x2) @ pc:0x1c2a7f0, partition:4#0, "
-                "task:3"),
+        _driver(_H100, 120, "GSP task exception: illegal instruction (cause:0x2) @ pc:0x1c2a7f0, "
+                "partition:4#0, task:3"),
     ),
     _machine(
         "h100-xid136", "XidLinkTraining", "an NVLink of GPU 3 did not train",
@@ -109,13 +110,13 @@ MACHINES = (
         _of_link(146, "TLW_CTRL Fatal", "0x00000009 0x00000004"), base="b200-healthy",
     ),
     _machine(
-        "b200-xid147", "XidNvlinkTrex", "the reduction engine of NVLink 5 on GPU 3 had an error that the driver "
-        "calls fatal",
+        "b200-xid147", "XidNvlinkTrex", "the reduction engine of NVLink 5 on GPU 3 had an error that the "
+        "driver calls fatal",
         _of_link(147, "TREX Fatal", "0x0000000e 0x00000001"), base="b200-healthy",
     ),
     _machine(
-        "b200-xid148", "XidNvlinkControl", "the control unit of NVLink 5 on GPU 3 had an error that the driver "
-        "calls fatal",
+        "b200-xid148", "XidNvlinkControl", "the control unit of NVLink 5 on GPU 3 had an error that the "
+        "driver calls fatal",
         _of_link(148, "NVLPW_CTRL Fatal", "0x0000000f 0x80000000"), base="b200-healthy",
     ),
     _machine(
@@ -148,7 +149,8 @@ MACHINES = (
         _driver(_GB200, 173, "C2C fatal link failure"), base="gb200-healthy",
     ),
     _machine(
-        "h100-xid-unknown", "XidUnknown", "an Xid that nobody knows; the driver asks for a reset because of it",
+        "h100-xid-unknown", "XidUnknown",
+        "an Xid that nobody knows; the driver asks for a reset because of it",
         _driver(_H100, 199, "Unexpected state 0x1"),
         xid(_AT + 0.1, _H100, 154, RECOVERY.format("0x1 (GPU Reset Required)"), NOBODY),
     ),
