@@ -34,6 +34,7 @@ _GROUND = {"errors", "text"}
 MAY_IMPORT: dict[str, set[str]] = {
     **{room: set() for room in (*_GROUND, "systemd")},
     "model": set(),
+    "drift": set(),
     "stats": set(),
     "host": {"model"},
     "shared_host": {"model", "host"},

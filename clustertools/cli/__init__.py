@@ -44,6 +44,8 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "explain": ("clustertools.cli.dev:explain", "What a code or an Xid means and what to do about it."),
     "checks": ("clustertools.cli.dev:checks", "The checks there are."),
     "read": ("clustertools.cli.read:read", "What another tool printed, as JSON."),
+    "facts": ("clustertools.cli.facts:facts", "What this node is: versions, firmware, settings."),
+    "drift": ("clustertools.cli.facts:drift", "Which nodes differ from the others, fact by fact."),
     "record": ("clustertools.cli.record:record", "Record this machine's answers as a test case."),
     "replay": ("clustertools.cli.replay:replay", "Drive the watchdog through a recorded run."),
     "new-check": ("clustertools.cli.new_check:new_check", "Write the files of a new check."),

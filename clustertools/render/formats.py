@@ -64,17 +64,34 @@ def _about(finding: Finding) -> str:
     return plain(f"{place}: {finding.summary}" if place else finding.summary)
 
 
-def text(verdicts: Sequence[Verdict], *, color: bool = False, quiet: bool = False, verbose: int = 0) -> str:
-    """For a person: one line a check, findings below it, skipped checks folded, the worst status last.
+#: More checks than this that are OK without a word stand in one line.
+_FOLD = 4
 
-    `quiet` leaves out the checks that are OK; `verbose` shows notes, readings and how long each took.
+
+def text(verdicts: Sequence[Verdict], *, color: bool = False, quiet: bool = False, verbose: int = 0) -> str:
+    """For a person: a line for each check with something to say, findings below it, the worst status last.
+
+    Checks that are OK without a word, that are blind for one reason, or that do not apply are folded.
+    `quiet` leaves out the checks that are OK; `verbose` unfolds, and shows notes, readings and times.
     """
     width = max((len(v.check) for v in verdicts), default=0)
     lines: list[str] = []
+    fine = [v for v in verdicts if v.status is Status.OK and not summary(v)]
+    fine = fine if len(fine) > _FOLD and not verbose else []
+    alike = {} if verbose else _blind_alike(verdicts)
     for verdict in verdicts:
-        if verdict.status is Status.SKIPPED or (quiet and verdict.status is Status.OK):
+        if verdict.status is Status.SKIPPED or verdict in fine or (quiet and verdict.status is Status.OK):
             continue
-        lines += _text_of(verdict, width, color, verbose)
+        others = alike.get(verdict.blind, [verdict])
+        if verdict is others[0]:
+            lines += _text_of(verdict, width, color, verbose)
+            if len(others) > 1:
+                lines[-1] += f" (also {', '.join(other.check for other in others[1:])})"
+        elif verdict not in others:
+            lines += _text_of(verdict, width, color, verbose)
+    if fine and not quiet:
+        word = paint(f"{Status.OK.name:<8}", Status.OK, color)
+        lines.append(f"{word}  {len(fine)} checks: {', '.join(v.check for v in fine)}")
     skipped = [v for v in verdicts if v.status is Status.SKIPPED]
     if skipped and not quiet:
         lines.append(f"skipped {len(skipped)}: {_folded(skipped)}")
@@ -85,6 +102,15 @@ def text(verdicts: Sequence[Verdict], *, color: bool = False, quiet: bool = Fals
     tally = ", ".join(f"{counts[s]} {s.name.lower()}" for s in sorted(counts, reverse=True))
     lines.append(f"{paint(status.name, status, color)}: {where}: {tally or 'nothing was looked at'}")
     return "\n".join(lines)
+
+
+def _blind_alike(verdicts: Iterable[Verdict]) -> dict[str, list[Verdict]]:
+    """Checks that found nothing and could not look, by why: a missing privilege blinds many."""
+    alike: dict[str, list[Verdict]] = {}
+    for verdict in verdicts:
+        if verdict.status is Status.UNKNOWN and verdict.blind and not verdict.findings:
+            alike.setdefault(verdict.blind, []).append(verdict)
+    return alike
 
 
 def _overall(verdicts: Iterable[Verdict]) -> Status:

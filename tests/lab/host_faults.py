@@ -329,7 +329,7 @@ HOST_FAULTS = (
         about={
             "expect": {
                 "gpu_count": 8, "memory_bytes": 2 * TIB, "mounts": ["/", "/scratch", "/lustre", "/home"],
-                "files": list(storage.FILES),
+                "files": list(storage.FILES), "kernel": "5.15.0-1053-nvidia",
             },
             "provenance": "mount table written from proc_pid_mountinfo(5); emergency_ro as Linux 6.18 shows "
             "it after an injected ext4 error; answers in the form of this project's probe; for the rest see "

@@ -81,7 +81,9 @@ class Asked(RecordedHost):
     def _answer(self, argv: tuple[str, ...]) -> Mapping[str, Any] | None:
         known = super()._answer(argv)
         whole = WHOLE[self.machine.base or self.machine.name].node
-        new: Mapping[str, Any] | None = self.machine.commands.get(argv)
+        # a tool that is asked about this node by its name: {node} stands for it
+        named = tuple("{node}" if word == self.name else word for word in argv)
+        new: Mapping[str, Any] | None = self.machine.commands.get(named)
         if new is None and argv == NVML and self.nvml is not None:
             new = self.nvml
         elif new is None and argv == CHRONY and known is None:
@@ -93,9 +95,11 @@ class Asked(RecordedHost):
             text = whole_node.answers({point: told[point] for point in points})
             new = {"seconds": 5.06 if hangs else 0.06, "stdout": text}
         elif new is None and known is None:
-            new = whole.commands.get(argv)
+            new = whole.commands.get(named)
         if new is None:
             return known
+        if named != argv and "stdout" in new:
+            new = {**new, "stdout": str(new["stdout"]).replace("{node}", self.name)}
         self.asked[argv] = {"argv": list(argv), **({} if "error" in new else {"returncode": 0}), **new}
         return self.asked[argv]
 

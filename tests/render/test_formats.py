@@ -218,3 +218,21 @@ def test_any_text_fits_every_format(summary, part, blind, status, number):
             ElementTree.fromstring(out.encode("utf-8", "replace"))
         if name == "nagios":
             assert "\x00" not in out
+
+
+def test_checks_that_say_nothing_or_the_same_are_folded() -> None:
+    node = Subject(node="n1")
+    fine = [Verdict(f"fine_{n}", node, Status.OK) for n in range(6)]
+    told = Verdict("told", node, Status.OK, detail="ignored by policy: 3 events")
+    blind = [Verdict(f"blind_{n}", node, Status.UNKNOWN, blind="needs root") for n in range(3)]
+    other = Verdict("other", node, Status.UNKNOWN, blind="no answer")
+    lines = formats.text([*fine, told, *blind, other]).splitlines()
+    assert [line.split(None, 1)[1] for line in lines[:-1]] == [
+        "told     ignored by policy: 3 events",
+        "blind_0  could not look: needs root (also blind_1, blind_2)",
+        "other    could not look: no answer",
+        "6 checks: fine_0, fine_1, fine_2, fine_3, fine_4, fine_5",
+    ]
+    assert lines[-1] == "UNKNOWN: n1: 4 unknown, 7 ok"
+    assert len(formats.text([*fine, told, *blind, other], verbose=1).splitlines()) > 11
+    assert "6 checks" not in formats.text(fine, quiet=True)
