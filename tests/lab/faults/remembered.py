@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 from tests.lab import whole_node
 from tests.lab.host_faults import Machine
+from tests.lab.parts import services
 from tests.lab.parts.infiniband import CLASS, port
 from tests.lab.parts.pcie import aer
 from tests.lab.whole_node import TIME
@@ -15,14 +17,16 @@ _FATAL = whole_node.H100_HCAS[0].pci
 _UNSTABLE = whole_node.DGX_H100.gpus[4]
 
 
-def remembering(machine: Machine, **past: dict[str, object]) -> Machine:
-    """`machine` with what its checks remember of a look a minute ago; `counters` get its time and boot."""
-    when = {"time": TIME - 60, "boot_id": machine.boot_id}
-    told = {}
+def remembering(machine: Machine, **past: Mapping[str, Mapping[str, object]]) -> Machine:
+    """`machine` with what its checks remember of a look a minute ago in this boot."""
+    of_boot = {"boot_id": machine.boot_id}
+    told: dict[str, dict[str, object]] = {}
     for check, known in past.items():
-        told[check] = {"boot_id": machine.boot_id, **known}
+        told[check] = {**of_boot, **known}
         if "counters" in known:
-            told[check]["counters"] = {**when, "values": known["counters"]}
+            told[check]["counters"] = {**of_boot, "time": TIME - 60, "values": known["counters"]}
+        if "blocked" in known:
+            told[check]["blocked"] = {**of_boot, **known["blocked"]}
     return dataclasses.replace(machine, about={**machine.about, "past": told})
 
 
@@ -74,6 +78,24 @@ MACHINES = (
         nvlink_errors={
             "counters": {f"gpu@{_UNSTABLE} - nvlink_replay_errors": 588},
             "windows": {f"gpu@{_UNSTABLE} -": "0110111011110111101111"},
+        },
+    ),
+    remembering(
+        Machine(
+            "h100-driver-task-stuck",
+            "a rank whose job is gone has hung in the NVIDIA driver for ten minutes and cannot be killed",
+            ("DriverTaskStuck",),
+            files={
+                "/proc/20118/stat": services.stat(20118, "pt_main_thread", "D", start=8650000),
+                "/proc/20118/status": "Name:\tpt_main_thread\nState:\tD (disk sleep)\n"
+                "voluntary_ctxt_switches:\t40211\nnonvoluntary_ctxt_switches:\t118\n",
+                "/proc/20118/wchan": "os_acquire_rwlock_write",
+                "/proc/20118/stack": "[<0>] os_acquire_rwlock_write+0x3a/0x50 [nvidia]\n"
+                "[<0>] nvidia_close+0x1f2/0x3a0 [nvidia]\n",
+            },
+        ),
+        host_processes={
+            "blocked": {"tasks": {"20118:8650000": {"since": TIME - 600, "switches": 40329}}},
         },
     ),
 )  # fmt: skip

@@ -7,7 +7,7 @@ PROVENANCE = (
     "aws-ofi-nccl's topology of a p5.48xlarge"
 )
 CLASS = "/sys/class/infiniband"
-#: The bus of the first of the four before each GPU: 0000:4f:00.0 to 0000:52:00.0, then 0000:53:00.0 is the GPU.
+#: The bus of the first of the four before each GPU: 0000:4f:00.0 to 0000:52:00.0 before 0000:53:00.0.
 BUSES = (0x4F, 0x60, 0x71, 0x82, 0x93, 0xA4, 0xB5, 0xC6)
 ADDRESSES = tuple(f"0000:{first + n:02x}:00.0" for first in BUSES for n in range(4))
 COUNTERS = (
