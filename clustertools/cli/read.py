@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,18 @@ from clustertools.sources.tools import Reader, read_tolerantly, readers, recogni
 _GZIP = b"\x1f\x8b"
 #: More than any tool prints of one machine, less than memory.
 INPUT_LIMIT_BYTES = 1 << 30
+#: Colours and the window's title: ECMA-48 control sequences, and xterm's operating system commands.
+_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]{0,400}(?:\x07|\x1b\\)|[()][A-Z0-9]|[=>78])")
+#: root@gpu-017:~# ibstat        [root@gpu-017 ~]$        (base) user@login:/tmp$ cat x.txt
+_PROMPT_WITH_HOST = re.compile(
+    r"(?:\(\S{1,60}\) ?)?\[?[\w.-]{1,64}@[\w.-]{1,255}[: ][^#$%>]{0,200}[#$%>](?: .*|$)"
+)
+#: $ ibstat -l        # sudo /usr/sbin/ibstat        "# " begins a remark of many tools: the word decides
+_PROMPT = re.compile(
+    r"(?:[$%>] |# (?:sudo )?(?:\S{0,100}/)?(?:ib[a-z_]+|perfquery|sminfo|m(?:lx|st)link|rdma|ethtool|mdadm"
+    r"|nvidia-smi|rocm-smi|dcgmi|nvbandwidth|sinfo|squeue|sacct|scontrol|smartctl|nvme|zpool|ipmitool"
+    r"|lscpu|lspci|chronyc|timedatectl|ntpq|systemctl|journalctl|dmesg|dmidecode -\S+|cat)(?: |$)|[$#%>] *$)"
+)
 
 
 @click.command(
@@ -46,9 +59,9 @@ def read(kind: str | None, list_only: bool, path: str, out: Output) -> Status:
         return Status.OK
     if kind is not None and kind not in known:
         raise ConfigError(f"there is no kind {kind!r}; `clustertools read --list` shows all")
-    text = _input(path)
+    text, first_line = as_printed(_input(path))
     reader = known[kind] if kind is not None else _one(recognised(text), path)
-    data, unparsed = read_tolerantly(reader, text)
+    data, unparsed = read_tolerantly(reader, text, first_line)
     answer: dict[str, Any] = {**data, "unparsed": unparsed}
     if out.json or not sys.stdout.isatty():
         out.record(reader.KIND, answer)
@@ -57,6 +70,35 @@ def read(kind: str | None, list_only: bool, path: str, out: Output) -> Status:
     for line in unparsed[:3]:
         out.note(f"line {line['line']} was not understood: {line['text'][:120]!r}")
     return Status.WARNING if unparsed else Status.OK
+
+
+def as_printed(text: str) -> tuple[str, int]:
+    """The text as the tool printed it, and the number of the line it begins with in what was given.
+
+    Removed is what terminals and people add: line ends of DOS, colours, empty lines before, and the shell's
+    prompts before and after.
+    """
+    text = text.removeprefix("\ufeff").replace("\r\r\n", "\n").replace("\r\n", "\n")
+    if "\x1b" in text:
+        text = _ESCAPES.sub("", text)
+    first, start = 1, 0
+    while start < len(text):
+        end = text.find("\n", start) + 1 or len(text)
+        if not _not_the_tools(text[start:end]):
+            break
+        first, start = first + 1, end
+    stop = len(text)
+    while stop > start:
+        begin = text.rfind("\n", start, stop - 1) + 1 or start
+        if not _not_the_tools(text[begin:stop]):
+            break
+        stop = begin
+    return text[start:stop], first
+
+
+def _not_the_tools(line: str) -> bool:
+    line = line.rstrip()
+    return not line or (len(line) < 1000 and bool(_PROMPT.match(line) or _PROMPT_WITH_HOST.fullmatch(line)))
 
 
 def _one(fitting: list[Reader], path: str) -> Reader:

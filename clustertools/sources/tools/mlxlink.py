@@ -15,6 +15,18 @@ from clustertools.errors import Unparsable
 
 KIND = "mlxlink"
 
+FIELDS = {
+    "link": "state, physical_state, speed, width, fec as printed; null: not told",
+    "recommendation": "what the firmware says of the link: No issue was observed",
+    "status_opcode": "its number",
+    "firmware": "version of the adapter",
+    "ber": "bit error ratios raw, effective, symbol; the errors behind them; minutes since the counters "
+    "were cleared; raw_errors_per_lane",
+    "module": "cable or transceiver: identity; temperature_celsius, voltage_millivolts, "
+    "bias_milliamperes, rx_power_dbm, tx_power_dbm with values by lane and the module's limits low and "
+    "high; flags by lane",
+}  # fmt: skip
+
 _SECTIONS = ("Operational Info", "Physical Counters and BER Info", "Module Info", "Troubleshooting Info")
 _TEXT_LIMIT = 1 << 20
 _NOTHING = ("N/A", "", "NA", "-")
