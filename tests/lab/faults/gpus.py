@@ -33,7 +33,7 @@ MACHINES = (
         ("PagesRetiredPending",),
         base="a100-healthy",
         profile="V100",
-        values=("1.retired_pending=1", "1.field.30=1"),
+        values=("p2p=0", "1.retired_pending=1", "1.field.30=1"),
         files={f"/sys/bus/pci/devices/{address}/device": "0x1db5\n" for address in DGX_A100},
     ),
     Machine(
