@@ -28,8 +28,8 @@ TELLING_RUNS = ("crash-loop", "hang-and-restart", "never-starts")
 PLACES = yaml.safe_load(Path(__file__).with_name("world.yaml").read_text(encoding="utf-8"))
 FOLDERS = {path.parent.name: path.parent for path in sorted(HOSTS.glob("*/host.yaml"))}
 HEALTHY = [name for name, folder in FOLDERS.items() if "base" not in load_yaml(folder / "host.yaml")]
-#: Of the GPU checks' faults: a GPU is not named where the driver or the bus does not say which.
-NAMELESS_GPUS = frozenset(("GpuMissing", "GpuDriverDown"))
+#: Faults of GPUs of which the bus, the driver or its line does not say which one it is, or that are of all.
+NAMELESS_GPUS = frozenset(("GpuMissing", "GpuDriverDown", "GpuNumaWrong", "NvlinkDiscoveryFailed"))
 
 
 @functools.cache
@@ -111,8 +111,7 @@ def test_what_is_told_of_gpus_names_one() -> None:
         for f in found(name)
         if f.check.startswith("gpu_") and not f.subject.part and f.code not in NAMELESS_GPUS
     }
-    # the driver's line names no GPU
-    assert nameless <= {"NvlinkDiscoveryFailed"}
+    assert not nameless
 
 
 @pytest.mark.parametrize("name", HEALTHY)

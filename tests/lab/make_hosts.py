@@ -19,7 +19,7 @@ from typing import Any
 from clustertools import check as checking
 from clustertools.host import PYTHON, RecordedHost, dump_yaml
 from clustertools.model import Status
-from tests.lab import faults, parts, profiles, whole_node
+from tests.lab import cloud_node, faults, parts, profiles, whole_node
 from tests.lab.host_faults import CHRONY, GPU_FAULTS, HOST_FAULTS, NVML, Machine
 from tests.lab.nvml import NvmlLab, build
 from tests.lab.whole_node import Node, kernel_log
@@ -57,6 +57,13 @@ WHOLE = {
     ),
     "mi300x-healthy": Whole(
         whole_node.dgx(whole_node.MI300X), "", "mi300x-8", "healthy: 8 x MI300X, idle"
+    ),
+    "ec2-healthy": Whole(
+        cloud_node.ec2(), "H100", "p5.48xlarge", "healthy: EC2 p5.48xlarge, 8 x H100 and 32 EFA devices, idle"
+    ),
+    "azure-healthy": Whole(
+        cloud_node.azure(), "H100", "nd96isr-h100-v5",
+        "healthy: Azure ND96isr_H100_v5, 8 x H100 and 8 virtual functions of ConnectX-7, idle",
     ),
     "cpu-healthy": Whole(whole_node.cpu_node(), "", "cpu", "healthy: a node without GPUs, idle"),
 }  # fmt: skip

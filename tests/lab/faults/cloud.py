@@ -4,23 +4,16 @@ from __future__ import annotations
 
 from tests.lab.host_faults import Machine
 from tests.lab.parts import efa
-from tests.lab.parts.efa_provider import SAID
-from tests.lab.whole_node import cpu_node
 
-_FIRST = efa.ADDRESSES[:3]
+_GONE, _DOWN = efa.ADDRESSES[5], efa.ADDRESSES[2]
 
 MACHINES = (
     Machine(
-        "efa-lost",
-        "of four EFA devices one is not there and one is down",
+        "ec2-efa-lost",
+        "of 32 EFA devices the second before GPU 1 is not there, and the third before GPU 0 is down",
         ("EfaMissing", "EfaPortDown"),
-        base="cpu-healthy",
-        files={
-            **efa.device(_FIRST[0], 0), **efa.device(_FIRST[1], 0),
-            **efa.device(_FIRST[2], 0, state="1: DOWN"),
-        },
-        commands={("fi_info", "-p", "efa"): {"seconds": 0.2, "stdout": SAID}},
-        globs={f"{efa.CLASS}/{efa.name(pci)}/device/net/*": () for pci in _FIRST},
-        about={"expect": {**cpu_node().expect, "efa_devices": 4}},
+        base="ec2-healthy",
+        files=efa.device(_DOWN, 0, state="1: DOWN"),
+        without=(f"{efa.CLASS}/{efa.name(_GONE)}", f"/sys/bus/pci/devices/{_GONE}"),
     ),
 )  # fmt: skip

@@ -22,13 +22,13 @@ def name(pci: str) -> str:
     return f"rdmap{int(pci[5:7], 16)}s0"
 
 
-def device(pci: str, numa: int, state: str = "4: ACTIVE") -> dict[str, str]:
-    """One device with its port: no board, no LID, no counters of InfiniBand."""
+def device(pci: str, numa: int, state: str = "4: ACTIVE", counters: bool = False) -> dict[str, str]:
+    """One device with its port: no board, no LID, no counters of InfiniBand, and its own only if asked."""
     folder = f"{CLASS}/{name(pci)}"
     port = {
         "state": state, "phys_state": "5: LinkUp" if "ACTIVE" in state else "3: Disabled",
         "rate": "100 Gb/sec (4X EDR)", "link_layer": "Unknown", "lid": "0x0", "sm_lid": "0x0",
-        **{f"hw_counters/{counter}": "0" for counter in COUNTERS},
+        **{f"hw_counters/{counter}": "0" for counter in (COUNTERS if counters else ())},
     }  # fmt: skip
     about = {
         "node_type": "8: <unknown>", "fw_ver": "0.0.0.0", "device/numa_node": str(numa),
