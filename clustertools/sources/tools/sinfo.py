@@ -42,7 +42,7 @@ _LONG = {
 def recognise(text: str) -> bool:
     """Whether the heading is sinfo's, or it is its JSON."""
     head = next((line for line in text.splitlines()[:3] if "NODE" in line), "")
-    columns = set(head.split())
+    columns = set(re.split(r"[|\s]+", head))
     return (
         ("NODELIST" in columns and bool({"STATE", "REASON", "AVAIL"} & columns) and "JOBID" not in columns)
         or values.is_document(text, "sinfo")
@@ -56,7 +56,7 @@ def read(text: str) -> dict[str, Any]:
         return _from_json(text)
     table = rows(text, "sinfo")
     if not recognise(text):
-        raise Unparsable("sinfo: no heading with NODELIST and a state or reason", text.splitlines()[0])
+        raise Unparsable("sinfo: no heading with NODELIST and a state or reason", text)
     return {"groups": [_group(row) for row in table]}
 
 

@@ -18,7 +18,7 @@ def rows(text: str, what: str) -> list[dict[str, str]]:
         raise Unparsable(f"{what}: nothing", text)
     head, *body = lines
     if "|" in head:
-        names = head.rstrip("|").split("|") if head.endswith("|") else head.split("|")
+        names = [name.strip() for name in head.removesuffix("|").split("|")]
         return [_by_bars(names, line, head.endswith("|"), what) for line in body]
     if body and re.fullmatch(r"[-\s]+", body[0]):
         # sacct underlines its headings: these are the columns
@@ -37,7 +37,8 @@ _DATE = re.compile(r"[A-Z][a-z]{2} [A-Z][a-z]{2} +\d+ [\d:]{8} \d{4}\s*")
 
 def _by_bars(names: list[str], line: str, closed: bool, what: str) -> dict[str, str]:
     cells = line.split("|")
-    if closed and cells and not cells[-1]:
+    # `sinfo -o %all` closes its rows and not its heading
+    if (closed or len(cells) == len(names) + 1) and not cells[-1]:
         cells.pop()
     # a bar inside a name is not told apart from one between columns
     if len(cells) != len(names):
