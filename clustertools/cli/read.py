@@ -7,6 +7,7 @@ import io
 import json
 import re
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,14 @@ def read(kind: str | None, list_only: bool, path: str, out: Output) -> Status:
     if kind is not None and kind not in known:
         raise ConfigError(f"there is no kind {kind!r}; `clustertools read --list` shows all")
     text, first_line = as_printed(_input(path))
-    reader = known[kind] if kind is not None else _one(recognised(text), path)
+    if kind is not None:
+        reader = known[kind]
+    else:
+        fitting = recognised(text)
+        if not fitting and text[:1].isspace():  # out of a document, with its indentation
+            text, first = as_printed(textwrap.dedent(text))
+            first_line, fitting = first_line + first - 1, recognised(text)
+        reader = _one(fitting, path)
     data, unparsed = read_tolerantly(reader, text, first_line)
     answer: dict[str, Any] = {**data, "unparsed": unparsed}
     if out.json or not sys.stdout.isatty():
