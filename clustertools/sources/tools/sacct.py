@@ -60,7 +60,7 @@ def read(text: str) -> dict[str, Any]:
             raise Unparsable("sacct: JSON of an unknown form", text) from exc
     if not recognise(text):
         raise Unparsable("sacct: no heading with JobID", text)
-    return {"records": [_record(row) for row in rows(text, "sacct")]}
+    return {"records": [_record(row) for row in rows(text, "sacct", {"JobID": r"\d", "JobIDRaw": r"\d"})]}
 
 
 def _record(row: dict[str, str]) -> dict[str, Any]:

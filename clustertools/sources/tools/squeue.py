@@ -46,7 +46,7 @@ def read(text: str) -> dict[str, Any]:
             return {"jobs": [json_job(job) for job in data["jobs"]]}
         except (AttributeError, TypeError, ValueError, IndexError) as exc:
             raise Unparsable("squeue: JSON of an unknown form", text) from exc
-    table = rows(text, "squeue")
+    table = rows(text, "squeue", {"JOBID": r"\d"})
     if not recognise(text):
         raise Unparsable("squeue: no heading with JOBID and a state", text)
     return {"jobs": [_job(row) for row in table]}
