@@ -213,7 +213,7 @@ def test_idle_memory_that_cannot_be_seen(run, path, text, status):
 
 
 def test_modules_that_a_hypervisor_made_up_may_differ(run):
-    """Hyper-V has one of 4 GB below the hole for devices, many of 64 GB, and what is left; none has a speed."""
+    """Hyper-V has one of 4 GB below the hole for devices, many of 64 GB, and the rest; none tells a speed."""
     node = AlteredNode()
     text = processors.dimms(32, odd={0: (4, 4800), 31: (32, 4800)})
     node.commands[processors.DMIDECODE] = text
