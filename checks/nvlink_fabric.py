@@ -119,6 +119,8 @@ def _split(ctx: Context, registered: Sequence[Gpu]) -> Iterator[Finding]:
 def _peers(ctx: Context, linked: Sequence[Gpu], count: int) -> Iterator[Finding]:
     """Behind NVSwitches each GPU reaches all; in other wirings at least one, when the others do."""
     switched = bool(nvswitches(ctx.host)) or any(g.fabric_state == "completed" for g in linked)
+    # switched off on purpose, by a setting of the driver
+    linked = [g for g in linked if "disabled_by_regkey" not in (g.nvlink_peers or ())]
     reaching = [g for g in linked if "ok" in (g.nvlink_peers or ())]
     if switched and not reaching and len(linked) > 1:
         yield ctx.critical(

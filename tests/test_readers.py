@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clustertools.cli.read import as_printed
 from clustertools.errors import Unparsable
 from clustertools.sources.tools import read_tolerantly, readers, recognised
 
@@ -63,11 +64,65 @@ def test_a_sample_is_read_to_the_last_line_and_every_value_is_described(path: Pa
     assert not {"schema", "kind", "unparsed"} & data.keys(), "the command's own fields"
 
 
-def test_every_reader_has_its_fields_and_a_sample() -> None:
-    kinds = readers()
-    assert {path.parent.name for path in SAMPLES} <= kinds.keys()
-    for kind, reader in kinds.items():
-        assert reader.__doc__, kind
+#: What terminals and people do to an output before it is a file.
+DRESSED = {
+    "line ends of DOS": lambda text: text.replace("\n", "\r\n"),
+    "a byte order mark": lambda text: "\ufeff" + text,
+    "empty lines before": lambda text: "\n\n" + text,
+    "a prompt": lambda text: f"$ ibstat\n{text.rstrip()}\n$ ",
+    "root's prompt": lambda text: f"# /usr/sbin/ibstat -v\n{text.rstrip()}\n# \n",
+    "a prompt with the host": lambda text: (
+        f"root@gpu-017:~# ibstat\n{text.rstrip()}\n\nroot@gpu-017:~# exit\n"
+    ),
+    "a prompt in brackets": lambda text: f"[root@gpu-017 ~]# x | tee y\n{text.rstrip()}\n[root@gpu-017 ~]#",
+    "colours": lambda text: "\n".join(
+        line and f"{line[:9]}\x1b[1;32m{line[9:]}\x1b[0m" for line in text.split("\n")
+    ),
+    "a window's title": lambda text: f"\x1b]0;root@gpu-017: ~\x07root@gpu-017:~# ibstat\n{text}",
+}
+
+
+@EVERY_SAMPLE
+def test_what_terminals_and_people_add_changes_nothing(path: Path) -> None:
+    reader = readers()[path.parent.name]
+    text = path.read_text(encoding="utf-8", errors="replace")
+    plain, first = as_printed(text)
+    expected = read_tolerantly(reader, plain, first)
+    for how, dress in DRESSED.items():
+        found, line = as_printed(dress(text))
+        assert [reader.KIND for reader in recognised(found)] == [path.parent.name], how
+        assert read_tolerantly(reader, found, line) == expected, how
+
+
+@EVERY_SAMPLE
+def test_a_line_that_nobody_knows_does_not_lose_the_rest(path: Path) -> None:
+    reader = readers()[path.parent.name]
+    text, _ = as_printed(path.read_text(encoding="utf-8", errors="replace"))
+    if text.lstrip()[:1] in "{[<":
+        return  # JSON and XML are whole or nothing
+    expected, _ = read_tolerantly(reader, text)
+    lines = text.splitlines()
+    place = (len(lines) + 1) // 2
+    strange = "!! what is this line"
+    found, unparsed = read_tolerantly(reader, "\n".join([*lines[:place], strange, *lines[place:]]))
+    assert [line["text"] for line in unparsed] in ([], [strange])
+    # where it is not told as unknown it was passed over, or it is part of the text of a record
+    assert found == expected or strange in str(found)
+
+
+@pytest.mark.parametrize("kind", list(readers()))
+def test_every_reader_has_its_fields_and_samples(kind: str) -> None:
+    reader = readers()[kind]
+    assert reader.__doc__
+    assert reader.FIELDS
+    assert all(reader.FIELDS.values())
+    samples = [path for path in SAMPLES if path.parent.name == kind]
+    assert len(samples) >= 2, f"a reader comes with two real outputs or more in tests/tools/{kind}/"
+    assert (TOOLS / kind / "README.md").read_text().strip(), "where they are from"
+
+
+def test_every_sample_is_of_a_kind_that_there_is() -> None:
+    assert {path.parent.name for path in SAMPLES} <= readers().keys()
 
 
 @pytest.mark.parametrize("kind", list(readers()))

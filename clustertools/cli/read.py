@@ -5,7 +5,9 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import re
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,18 @@ from clustertools.sources.tools import Reader, read_tolerantly, readers, recogni
 _GZIP = b"\x1f\x8b"
 #: More than any tool prints of one machine, less than memory.
 INPUT_LIMIT_BYTES = 1 << 30
+#: Colours and the window's title: ECMA-48 control sequences, and xterm's operating system commands.
+_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]{0,400}(?:\x07|\x1b\\)|[()][A-Z0-9]|[=>78])")
+#: root@gpu-017:~# ibstat        [root@gpu-017 ~]$        (base) user@login:/tmp$ cat x.txt
+_PROMPT_WITH_HOST = re.compile(
+    r"(?:\(\S{1,60}\) ?)?\[?[\w.-]{1,64}@[\w.-]{1,255}[: ][^#$%>]{0,200}[#$%>](?: .*|$)"
+)
+#: $ ibstat -l        # sudo /usr/sbin/ibstat        "# " begins a remark of many tools: the word decides
+_PROMPT = re.compile(
+    r"(?:[$%>] |# (?:sudo )?(?:\S{0,100}/)?(?:ib[a-z_]+|perfquery|sminfo|m(?:lx|st)link|rdma|ethtool|mdadm"
+    r"|nvidia-smi|rocm-smi|dcgmi|nvbandwidth|sinfo|squeue|sacct|scontrol|smartctl|nvme|zpool|ipmitool"
+    r"|lscpu|lspci|chronyc|timedatectl|ntpq|systemctl|journalctl|dmesg|dmidecode -\S+|cat)(?: |$)|[$#%>] *$)"
+)
 
 
 @click.command(
@@ -46,10 +60,8 @@ def read(kind: str | None, list_only: bool, path: str, out: Output) -> Status:
         return Status.OK
     if kind is not None and kind not in known:
         raise ConfigError(f"there is no kind {kind!r}; `clustertools read --list` shows all")
-    text = _input(path)
-    reader = known[kind] if kind is not None else _one(recognised(text), path)
-    data, unparsed = read_tolerantly(reader, text)
-    answer: dict[str, Any] = {**data, "unparsed": unparsed}
+    reader, data, unparsed = _understood(kind, path)
+    answer: dict[str, Any] = {**_with_guids_in_hexadecimal(data), "unparsed": unparsed}
     if out.json or not sys.stdout.isatty():
         out.record(reader.KIND, answer)
     else:
@@ -57,6 +69,68 @@ def read(kind: str | None, list_only: bool, path: str, out: Output) -> Status:
     for line in unparsed[:3]:
         out.note(f"line {line['line']} was not understood: {line['text'][:120]!r}")
     return Status.WARNING if unparsed else Status.OK
+
+
+def _understood(kind: str | None, path: str) -> tuple[Reader, dict[str, Any], list[dict[str, Any]]]:
+    """The reader, what it made of the input, and the lines that it did not know."""
+    text, first_line = as_printed(_input(path))
+
+    def understand() -> tuple[Reader, dict[str, Any], list[dict[str, Any]]]:
+        reader = readers()[kind] if kind is not None else _one(recognised(text), path)
+        return (reader, *read_tolerantly(reader, text, first_line))
+
+    try:
+        return understand()
+    except Unparsable:
+        if not text[:1].isspace():
+            raise
+    # cut out of a document, with its indentation
+    text, skipped = as_printed(textwrap.dedent(text))
+    first_line += skipped - 1
+    return understand()
+
+
+def as_printed(text: str) -> tuple[str, int]:
+    """The text as the tool printed it, and the number of the line it begins with in what was given.
+
+    Removed is what terminals and people add: line ends of DOS, colours, empty lines before, and the shell's
+    prompts before and after.
+    """
+    text = text.removeprefix("\ufeff").replace("\r\r\n", "\n").replace("\r\n", "\n")
+    if "\x1b" in text:
+        text = _ESCAPES.sub("", text)
+    first, start = 1, 0
+    while start < len(text):
+        end = text.find("\n", start) + 1 or len(text)
+        if not _not_the_tools(text[start:end]):
+            break
+        first, start = first + 1, end
+    stop = len(text)
+    while stop > start:
+        begin = text.rfind("\n", start, stop - 1) + 1 or start
+        if not _not_the_tools(text[begin:stop]):
+            break
+        stop = begin
+    return text[start:stop], first
+
+
+def _not_the_tools(line: str) -> bool:
+    line = line.rstrip()
+    return not line or (len(line) < 1000 and bool(_PROMPT.match(line) or _PROMPT_WITH_HOST.fullmatch(line)))
+
+
+def _with_guids_in_hexadecimal(value: Any) -> Any:
+    """The same with every `guid` as text: most readers of JSON keep 53 bits of a number, a GUID has 64."""
+    if isinstance(value, list):
+        return [_with_guids_in_hexadecimal(one) for one in value]
+    if isinstance(value, dict):
+        return {
+            key: f"0x{one:016x}"
+            if key == "guid" and isinstance(one, int)
+            else _with_guids_in_hexadecimal(one)
+            for key, one in value.items()
+        }
+    return value
 
 
 def _one(fitting: list[Reader], path: str) -> Reader:

@@ -350,6 +350,8 @@ def alike(listed: Sequence[Gpu]) -> list[list[Gpu]]:
     return list(groups.values())
 
 
+# every GPU check of a look reads the same answer: all of it is frozen, so one may be handed to all
+@functools.lru_cache(maxsize=2)
 def parse(text: str) -> Nvml:
     """The child's JSON. Raises Unparsable for anything else, another schema, or a value of another type."""
     try:

@@ -407,13 +407,13 @@ class Asker:
         first = next((n for n, state in enumerate(active) if state), 0)
         numbers = {f: getattr(self.nvml, name, None) for f, (name, _) in LINK_VALUES.items()}
         fields = [f for f, number in numbers.items() if number is not None]
-        for some in ([first], [n for n in range(len(active)) if n != first]):
-            asked = [(field, link) for link in some for field in fields]
-            answers = (self._values([(numbers[f], n) for f, n in asked], []) if asked else None) or ()
-            for (field, link), (code, value) in zip(asked, answers, strict=False):
+        for link in (first, *(n for n in range(len(active)) if n != first)):
+            answers = self._values([(numbers[f], link) for f in fields], []) or () if fields else ()
+            for field, (code, value) in zip(fields, answers, strict=False):
                 if not code and value is not None:
                     found[link][field] = LINK_VALUES[field][1](value)
-            fields = [f for f in fields if f in found[first]]
+            if link == first:
+                fields = [f for f in fields if f in found[first]]
         return found
 
     def ask_peers(self, others: list[Asker]) -> None:

@@ -87,6 +87,11 @@ def test_a_bridged_pair_reaches_its_partner_only(run, nvml):
     assert parts(verdict, "NvlinkPeerUnreachable") == {"gpu@0000:4e:00.0"}
 
 
+def test_peers_that_are_switched_off_on_purpose(run, nvml):
+    nvml.set("p2p=4")
+    assert run("nvlink_fabric", host=nvml.host).findings == ()
+
+
 def test_mig_has_no_peers(run, nvml):
     nvml.set("2.mig=1", "p2p.2=5", "2.p2p=5")
     assert run("nvlink_fabric", host=nvml.host).findings == ()

@@ -11,87 +11,15 @@ from hypothesis import strategies as st
 
 from clustertools.errors import Unparsable
 from clustertools.sources.tools import ethtool_module, mlxlink
-from tests.lab.parts.fabric import ETHTOOL
 from tests.lab.parts.fabric import mlxlink as mlxlink_json
 from tests.lab.whole_node import H100_HCAS
+from tests.tools import sample
 
 JSON = mlxlink_json(H100_HCAS[0], 0)
-# mlxlink -m of MFT 4.35 on a ConnectX-7 with a passive copper cable, link up at NDR; from a public how-to,
-# shortened, its serial number changed
-COPPER = """
-Operational Info
-----------------
-State                              : \x1b[32mActive\x1b[0m
-Physical state                     : LinkUp
-Speed                              : IB-NDR
-Width                              : 4x
-FEC                                : Ethernet_Consortium_LL_50G_RS_FEC_PLR -(272,257+1)
-
-Troubleshooting Info
---------------------
-Status Opcode                      : 0
-Group Opcode                       : N/A
-Recommendation                     : No issue was observed
-
-Tool Information
-----------------
-Firmware Version                   : 28.46.3048
-amBER Version                      : 6.4
-MFT Version                        : 4.35.0-159
-
-Module Info
------------
-Temperature [C]                    : 0 [0..0]
-Voltage [mV]                       : 0 [0..0]
-Rx Power Current [dBm]             : 0,0,0,0 [0..0]
-Tx Power Current [dBm]             : 0,0,0,0 [0..0]
-Identifier                         : OSFP
-Cable Technology                   : Copper cable, passive, unequalized
-Cable Type                         : Passive copper cable
-Vendor Name                        : EXAMPLE
-Vendor Part Number                 : OSFPFL-400G-PC01
-Vendor Serial Number               : S00XXX000000
-FW Version                         : N/A
-Attenuation (5g,7g,12g,25g)[dB]    : 0,0,0,0
-Rx LOS [per lane]                  : 1,0,1,1
-Rx CDR LOL [per lane]              : 1,1,1,1
-"""
-# ethtool -m of an SFP (FS.com, a patch on the intel-wired-lan list), shortened
-SFP = """\
-	Identifier                                : 0x03 (SFP)
-	Transceiver type                          : Ethernet: BASE-BX10
-	Vendor name                               : EXAMPLE
-	Vendor rev                                :
-	Laser bias current                        : 17.650 mA
-	Laser output power                        : 0.2132 mW / -6.71 dBm
-	Receiver signal average optical power     : 0.2740 mW / -5.62 dBm
-	Module temperature                        : 47.30 degrees C / 117.13 degrees F
-	Module voltage                            : 3.2576 V
-	Alarm/warning flags implemented           : Yes
-	Laser bias current high alarm             : Off
-	Laser rx power low alarm                  : On
-	Laser bias current high alarm threshold   : 110.000 mA
-	Laser output power high alarm threshold   : 0.7079 mW / -1.50 dBm
-	Laser output power low alarm threshold    : 0.0891 mW / -10.50 dBm
-	Module temperature high alarm threshold   : 90.00 degrees C / 194.00 degrees F
-	Laser rx power low alarm threshold        : 0.0028 mW / -25.53 dBm
-"""
-# of a QSFP28 (a Mellanox MMA1B00), shortened
-QSFP = """\
-	Identifier                                : 0x11 (QSFP28)
-	Module temperature                        : 30.56 degrees C / 87.01 degrees F
-	Laser tx bias current (Channel 1)         : 6.750 mA
-	Laser tx bias current (Channel 2)         : 6.750 mA
-	Transmit avg optical power (Channel 1)    : 1.3924 mW / 1.44 dBm
-	Rcvr signal avg optical power(Channel 1)  : 0.9720 mW / -0.12 dBm
-	Rcvr signal avg optical power(Channel 2)  : 0.0000 mW / -inf dBm
-	Laser bias current high alarm   (Chan 1)  : On
-	Laser tx power low warning  (Channel 1)   : On
-	Laser bias current high alarm threshold   : 0.000 mA
-	Laser output power high alarm threshold   : 0.0000 mW / -inf dBm
-	Laser output power low alarm threshold    : 0.0000 mW / -inf dBm
-"""
-CMIS = ETHTOOL + "\tRx loss of signal                         : [ Yes, No, Yes ]\n\tTx fault   : None\n"
+COPPER = sample("mlxlink/copper-4.35.txt")
+SFP = sample("ethtool-module/sfp.txt")
+QSFP = sample("ethtool-module/qsfp28.txt")
+CMIS = sample("ethtool-module/cmis.txt")
 
 
 def test_mlxlink_in_json():
@@ -168,15 +96,6 @@ def test_ethtool_of_cmis():
     assert told["state"] == "0x03 (ModuleReady)"
     assert told["flags"] == {"rx_loss_of_signal": [True, False, True]}
     assert (told["voltage_volts"]["low"], told["voltage_volts"]["high"]) == (3.05, 3.63)
-
-
-def test_each_is_recognised():
-    assert mlxlink.recognise(JSON)
-    assert mlxlink.recognise(COPPER)
-    assert not ethtool_module.recognise(JSON)
-    for text in (SFP, QSFP, CMIS):
-        assert ethtool_module.recognise(text)
-        assert not mlxlink.recognise(text)
 
 
 @pytest.mark.parametrize(

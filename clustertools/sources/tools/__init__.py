@@ -50,14 +50,16 @@ def recognised(text: str) -> list[Reader]:
     return [reader for reader in readers().values() if reader.recognise(head)]
 
 
-def read_tolerantly(reader: Reader, text: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def read_tolerantly(
+    reader: Reader, text: str, first_line: int = 1
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """What `reader` makes of `text` without the lines that it does not know, and these: {"line", "text"}.
 
     A check must not do this: to it a line of unknown form is blindness. A person who reads a file wants the
     rest. Raises Unparsable when the text as a whole is not understood.
     """
     lines = text.splitlines()
-    numbers = list(range(1, len(lines) + 1))
+    numbers = list(range(first_line, first_line + len(lines)))
     unparsed: list[dict[str, Any]] = []
     while True:
         try:

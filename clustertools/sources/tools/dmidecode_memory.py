@@ -13,6 +13,18 @@ from clustertools.errors import Unparsable
 
 KIND = "dmidecode-memory"
 
+FIELDS = {
+    "sockets": "places for memory modules",
+    "modules[].place": "name of the socket, as printed on the board",
+    "modules[].bank": "the bank's name",
+    "modules[].size_bytes": "size",
+    "modules[].type": "DDR4, DDR5 ...",
+    "modules[].maker": "manufacturer",
+    "modules[].part_number": "the maker's part number",
+    "modules[].speed_transfers_per_second": "what the module can do",
+    "modules[].configured_transfers_per_second": "what it runs at",
+}  # fmt: skip
+
 _UNITS = {"kB": 1 << 10, "KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30, "TB": 1 << 40, "bytes": 1}
 _EMPTY = ("No Module Installed", "Not Installed", "None")
 #: What boards write where they know nothing.

@@ -9,6 +9,16 @@ from clustertools.errors import Unparsable
 
 KIND = "ethtool"
 
+FIELDS = {
+    "interface": "name",
+    "speed_bits_per_second": "speed of the link; null when there is none or it is not known",
+    "best_bits_per_second": "the fastest mode that the interface supports; null when it reports none",
+    "duplex": "full, half, unknown; \"\" where it is not told",
+    "autonegotiation": "whether it is on",
+    "can_negotiate": "whether the interface can",
+    "link": "whether a link was detected",
+}  # fmt: skip
+
 # 	Supported link modes:   1000baseKX/Full       Speed: 25000Mb/s     Supported ports: [ FIBRE ]
 _FIELD = re.compile(r"\s+([A-Z][A-Za-z0-9 /-]{1,60}):\s*(.{0,300}?)\s*")
 # 25000baseCR/Full     10baseT/Half     400000baseCR4/Full

@@ -13,6 +13,33 @@ from clustertools.errors import Unparsable
 
 KIND = "ethtool-module"
 
+FIELDS = {
+    "identifier": "form of the module: 0x18 (QSFP-DD ...)",
+    "connector": "as the module says",
+    "vendor": "name of the maker",
+    "part_number": "the maker's",
+    "serial_number": "the maker's",
+    "revision": "the maker's",
+    "technology": "of the transmitter",
+    "firmware": "version that runs (CMIS)",
+    "state": "of the module (CMIS)",
+    "temperature_celsius": "temperature; null when the module does not measure it. `values` by lane; "
+    "`low`, `high` (alarm), `low_warning`, `high_warning`: limits of the module, null where it has none",
+    "voltage_volts": "supply voltage; null when the module does not measure it. `values` by lane; `low`, "
+    "`high` (alarm), `low_warning`, `high_warning`: limits of the module, null where it has none",
+    "bias_milliamperes": "current of the laser; null when the module does not measure it. `values` by "
+    "lane; `low`, `high` (alarm), `low_warning`, `high_warning`: limits of the module, null where it has "
+    "none",
+    "tx_power_dbm": "power sent; null when the module does not measure it. `values` by lane; `low`, "
+    "`high` (alarm), `low_warning`, `high_warning`: limits of the module, null where it has none",
+    "rx_power_dbm": "power received, no light being null; null when the module does not measure it. "
+    "`values` by lane; `low`, `high` (alarm), `low_warning`, `high_warning`: limits of the module, null "
+    "where it has none",
+    "alarms[]": "alarms that are on, by the tool's names",
+    "warnings[]": "warnings that are on",
+    "flags.*": "by lane, true where it is set: rx_loss_of_signal, tx_fault ... (CMIS)",
+}  # fmt: skip
+
 #: What is measured: our name, the words of the present value (SFP; QSFP and CMIS), the words of its limits.
 _MEASURED = (
     ("temperature_celsius", ("Module temperature",), "Module temperature"),

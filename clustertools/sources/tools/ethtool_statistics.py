@@ -9,6 +9,10 @@ from clustertools.errors import Unparsable
 
 KIND = "ethtool-statistics"
 
+FIELDS = {
+    "counters.*": "by the driver's own names, as it counts them",
+}  # fmt: skip
+
 #      rx_prio3_pause: 41927      [0]: rx_bytes: 209487403324      rxq0: rx_pkts: 388868940376
 _LINE = re.compile(r"\s*(\S(?:.{0,100}?\S)?)\s*: (-?[0-9]{1,20})\s*")
 

@@ -10,10 +10,17 @@ from clustertools.sources.tools.iblinkinfo import is_complaint
 
 KIND = "ibhosts"
 
+FIELDS = {
+    "adapters[].guid": "of the node, in hexadecimal",
+    "adapters[].port_count": "its ports",
+    "adapters[].name": "its description",
+    "adapters[].lid": "local identifier, where it is printed",
+}  # fmt: skip
+
 
 def recognise(text: str) -> bool:
     """By the first line."""
-    return bool(re.match(r"\s*(ib\w+:.*\n)*Ca\t: 0x[0-9a-f]+ ports \d+ \"", text[:4000]))
+    return bool(re.match(r"\s*(ib\w+:.*\n)*Ca\s{1,9}: 0x[0-9a-f]+ ports \d+ \"", text[:4000]))
 
 
 def read(text: str) -> dict[str, Any]:

@@ -14,13 +14,32 @@ from clustertools.errors import Unparsable
 
 KIND = "iblinkinfo"
 
+FIELDS = {
+    "ports[].guid": "of the port, in hexadecimal; of a switch, one for all its ports; null where it is not "
+    "printed",
+    "ports[].name": "of the node, as its description says",
+    "ports[].kind": "ca, switch or router; \"\" where it is not printed",
+    "ports[].lid": "local identifier",
+    "ports[].port": "number of the port at the node",
+    "ports[].width": "lanes that are up: 4; null when the link is down",
+    "ports[].lane_gbps": "Gb/s of one lane: 53.125 is HDR, 106.25 NDR; null when the link is down",
+    "ports[].state": "logical state: Active, Down, Initialize, Armed; \"\" where it is not printed",
+    "ports[].physical_state": "LinkUp, Polling, Disabled ...; \"\" where it is not printed",
+    "ports[].peer": "the other end: guid, lid, port, name; null when there is none",
+    "ports[].could_be": "what both ends could do and do not: width, lane_gbps",
+    "complaints[]": "lines of standard error that were among the output",
+}  # fmt: skip
+
 #: Names are 64 bytes in the NodeDescription; a line that is much longer is none of these tools'.
 LINE_LIMIT = 1024
 
 
 def recognise(text: str) -> bool:
-    """Whether a line has the arrow that only these tools print."""
-    return any("==(" in line and ")==>" in line and "GUID" not in line for line in text[:20000].splitlines())
+    """Whether a line has the arrow that only these tools print; ibqueryerrors names its own "Link info"."""
+    return any(
+        "==(" in line and ")==>" in line and "GUID" not in line and "Link info:" not in line
+        for line in text[:20000].splitlines()
+    )
 
 
 def is_complaint(line: str) -> bool:

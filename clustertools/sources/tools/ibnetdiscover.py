@@ -14,6 +14,27 @@ from clustertools.sources.tools.iblinkinfo import LINE_LIMIT, is_complaint
 
 KIND = "ibnetdiscover"
 
+FIELDS = {
+    "nodes[].kind": "switch, ca or router",
+    "nodes[].guid": "of the node, in hexadecimal",
+    "nodes[].name": "its description",
+    "nodes[].port_count": "its ports",
+    "nodes[].lid": "of a switch; 0 for others",
+    "ports[].guid": "of the port, in hexadecimal; of a switch, one for all its ports; null where it is not "
+    "printed",
+    "ports[].name": "of the node, as its description says",
+    "ports[].kind": "ca, switch or router; \"\" where it is not printed",
+    "ports[].lid": "local identifier",
+    "ports[].port": "number of the port at the node",
+    "ports[].width": "lanes that are up: 4; null when the link is down",
+    "ports[].lane_gbps": "Gb/s of one lane: 53.125 is HDR, 106.25 NDR; null when the link is down",
+    "ports[].state": "logical state: Active, Down, Initialize, Armed; \"\" where it is not printed",
+    "ports[].physical_state": "LinkUp, Polling, Disabled ...; \"\" where it is not printed",
+    "ports[].peer": "the other end: guid, lid, port, name; null when there is none",
+    "ports[].could_be": "what both ends could do and do not: width, lane_gbps",
+    "complaints[]": "lines of standard error that were among the output",
+}  # fmt: skip
+
 #: Gb/s of one lane, as the names are used by these tools (libibmad, mad_dump_linkspeed*).
 LANE_GBPS = {
     "SDR": 2.5, "DDR": 5.0, "QDR": 10.0, "FDR10": 10.3125, "FDR": 14.0625, "EDR": 25.78125, "HDR": 53.125,
@@ -27,7 +48,8 @@ def recognise(text: str) -> bool:
     # # Topology file: generated on Sat Nov 21 13:34:44 2026
     if "# Topology file: generated" in text[:4000]:
         return True
-    return any(_listed(line) is not None for line in text[:4000].splitlines()[:5])
+    first = [line for line in text[:4000].splitlines() if not is_complaint(line)][:5]
+    return any(_listed(line) is not None or _SUMMARY.fullmatch(line) is not None for line in first)
 
 
 def read(text: str) -> dict[str, Any]:
@@ -58,10 +80,16 @@ def read(text: str) -> dict[str, Any]:
     return {"nodes": nodes, "ports": ports, "complaints": complaints}
 
 
-#: vendid=0x2c9, switchguid=0xe41d2d0300000010(e41d2d0300000010); Chassis and DR path come with -g and -s
+#: vendid=0x2c9, switchguid=0xe41d2d0300000010(e41d2d0300000010); Chassis, DR path and remarks: -g and -s
 _KNOWN = re.compile(
-    r"(vendid|devid|sysimgguid|caguid|switchguid|rtguid)=0x[0-9a-f]+(\([0-9a-f]+\))?\s*$"
+    r"(vendid|devid|sysimgguid|caguid|switchguid|rtguid)=0x[0-9a-f]+(\([0-9a-f]+\))?\s*(#.*)?$"
     r"|Chassis \d+|Non-Chassis Nodes|DR path |Ports:|\s*Spine Nodes|\s*Line Nodes"
+)
+
+
+# Switch	 : 0xe41d2d0300000010 ports 5 devid 0xd2f0 vendid 0x2c9 "leaf001"      of -l, -H, -S and -R
+_SUMMARY = re.compile(
+    r'(Switch|Ca|Rt)\s+: 0x([0-9a-f]{1,16}) ports (\d{1,3}) devid \w{1,10} vendid \w{1,10} "(.*)"\s*'
 )
 
 
@@ -103,7 +131,12 @@ def _node(line: str) -> dict[str, Any] | None:
     # Ca	1 "H-0002c90300007000"		# "node0007 mlx5_0"
     match = re.fullmatch(r'(Switch|Ca|Rt)\s+(\d{1,3}) "[SHR]-([0-9a-f]{1,16})"\s+# "(.*)"(.*)', line)
     if match is None:
-        return None
+        if (told := _SUMMARY.fullmatch(line)) is None:
+            return None
+        return {
+            "kind": _KINDS[told[1]], "guid": int(told[2], 16), "name": told[4], "port_count": int(told[3]),
+            "lid": 0,
+        }  # fmt: skip
     lid = re.search(r" lid (\d{1,6})", match[5])
     return {
         "kind": _KINDS[match[1]], "guid": int(match[3], 16), "name": match[4], "port_count": int(match[2]),

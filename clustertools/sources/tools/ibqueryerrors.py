@@ -14,6 +14,21 @@ from clustertools.sources.tools.iblinkinfo import is_complaint, read_line
 
 KIND = "ibqueryerrors"
 
+FIELDS = {
+    "nodes[].guid": "of the node, in hexadecimal; null where it is not printed",
+    "nodes[].name": "its description",
+    "nodes[].ports.*": "by the port's number: guid, and counters by the names of infiniband-diags 1.6 "
+    "and later; data are words of 4 bytes",
+    "nodes_checked": "nodes that were asked",
+    "bad_nodes": "nodes with errors beyond the thresholds",
+    "ports_checked": "ports that were asked",
+    "bad_ports": "ports with errors beyond the thresholds",
+    "query_failures": "ports that did not answer",
+    "thresholds[]": "as the tool was told: SymbolErrorCounter=10",
+    "suppressed[]": "counters that were left out",
+    "complaints[]": "lines of standard error that were among the output",
+}  # fmt: skip
+
 #: The names of infiniband-diags 1.5 (libibmad/src/fields.c of that time) -> those since 1.6.
 OLD_NAMES = {
     "SymbolErrors": "SymbolErrorCounter", "LinkRecovers": "LinkErrorRecoveryCounter",

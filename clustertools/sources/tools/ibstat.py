@@ -9,6 +9,29 @@ from clustertools.errors import Unparsable
 
 KIND = "ibstat"
 
+FIELDS = {
+    "devices[].name": "mlx5_0",
+    "devices[].kind": "CA, Switch, Router or iWARP RNIC",
+    "devices[].type": "of the hardware: MT4129; \"\" where there is none",
+    "devices[].ports_total": "number of its ports",
+    "devices[].firmware": "version",
+    "devices[].hardware": "revision",
+    "devices[].node_guid": "as printed",
+    "devices[].system_image_guid": "as printed",
+    "devices[].ports[].number": "from 1",
+    "devices[].ports[].state": "Active, Down, Initializing, Armed",
+    "devices[].ports[].phys_state": "LinkUp, Polling, Disabled ...",
+    "devices[].ports[].rate_bits_per_second": "as the tool rounds it: 400000000000; of a port that is "
+    "down it means nothing",
+    "devices[].ports[].lid": "local identifier; 65535 and 0: none was given",
+    "devices[].ports[].lmc": "LID mask control",
+    "devices[].ports[].sm_lid": "of the subnet manager",
+    "devices[].ports[].capability_mask": "as printed",
+    "devices[].ports[].port_guid": "as printed",
+    "devices[].ports[].link_layer": "InfiniBand or Ethernet",
+    "errors[]": "lines of the tool about a device that it could not read",
+}  # fmt: skip
+
 # CA 'mlx5_0'    iWARP RNIC 'irdma0'
 _DEVICE = re.compile(r"(CA|Switch|Router|iWARP RNIC|\?\?\?) '([^']{1,64})'\s*")
 #   Port 1:

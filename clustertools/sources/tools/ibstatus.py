@@ -10,6 +10,20 @@ from clustertools.sources.infiniband import parse_lid, parse_rate, parse_state
 
 KIND = "ibstatus"
 
+FIELDS = {
+    "ports[].device": "mlx5_0",
+    "ports[].number": "from 1",
+    "ports[].gid": "the default GID",
+    "ports[].lid": "local identifier",
+    "ports[].sm_lid": "of the subnet manager",
+    "ports[].state": "ACTIVE, DOWN, INIT, ARMED",
+    "ports[].phys_state": "LinkUp, Polling, Disabled ...",
+    "ports[].rate_bits_per_second": "of all lanes",
+    "ports[].width": "lanes",
+    "ports[].speed": "of a lane: NDR, HDR ...; \"\" where it is not told",
+    "ports[].link_layer": "InfiniBand or Ethernet",
+}  # fmt: skip
+
 # Infiniband device 'mlx5_0' port 1 status:
 _PORT = re.compile(r"\s*Infiniband device '([^']{1,64})' port ([0-9]{1,3}) status:\s*")
 # 	base lid:	 0x97

@@ -12,6 +12,28 @@ from clustertools.errors import Unparsable
 
 KIND = "ibv-devinfo"
 
+FIELDS = {
+    "devices[].name": "mlx5_0",
+    "devices[].transport": "InfiniBand (0), iWARP (1) ...",
+    "devices[].firmware": "version",
+    "devices[].node_guid": "as printed",
+    "devices[].system_image_guid": "as printed",
+    "devices[].board_id": "of the maker: MT_0000000838",
+    "devices[].vendor_part_id": "PCI device ID, decimal",
+    "devices[].ports_total": "number of its ports, as printed",
+    "devices[].ports[].number": "from 1",
+    "devices[].ports[].state": "PORT_ACTIVE, PORT_DOWN ...",
+    "devices[].ports[].max_mtu_bytes": "the largest it can",
+    "devices[].ports[].active_mtu_bytes": "what is used; 0: none",
+    "devices[].ports[].lid": "local identifier",
+    "devices[].ports[].sm_lid": "of the subnet manager",
+    "devices[].ports[].link_layer": "InfiniBand or Ethernet",
+    "devices[].ports[].phys_state": "LINK_UP, DISABLED ... (-v)",
+    "devices[].ports[].width": "4X (-v)",
+    "devices[].ports[].speed": "of a lane: 50.0 Gbps (-v)",
+    "devices[].ports[].gids[]": "index, gid, type: RoCE v2 ... (-v)",
+}  # fmt: skip
+
 # hca_id:	mlx5_0
 _DEVICE = re.compile(r"hca_id:\s+(\S{1,64})\s*")
 # 		port:	1

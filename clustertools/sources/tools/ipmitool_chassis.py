@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from clustertools.errors import Unparsable
 
 KIND = "ipmitool-chassis"
+
+FIELDS = {
+    "power": "on or off",
+    "power_overload": "whether the supply is overloaded",
+    "power_interlock": "whether an interlock holds the power off",
+    "main_power_fault": "whether the main supply failed",
+    "power_control_fault": "whether the power could not be switched",
+    "intrusion": "whether the chassis is or was open",
+    "drive_fault": "whether a drive failed",
+    "cooling_fault": "whether cooling or a fan failed",
+}  # fmt: skip
 
 #: Its name to ours, and the word for "nothing is wrong".
 _FAULTS = {
@@ -22,7 +34,10 @@ _FAULTS = {
 
 def recognise(text: str) -> bool:
     """Is this the status of a chassis?"""
-    return text.startswith("System Power") and "\nChassis Intrusion" in text
+    return (
+        re.match(r"System Power +: \S+ *\n(Power|Main|Last|Chassis|Drive|Cooling)[A-Za-z /-]* *:", text)
+        is not None
+    )
 
 
 def read(text: str) -> dict[str, Any]:

@@ -16,6 +16,16 @@ from clustertools.errors import Unparsable
 
 KIND = "ipmitool-sdr"
 
+FIELDS = {
+    "sensors[].name": "as the BMC calls it",
+    "sensors[].state": "ok; nc, cr, nr or lnc, lcr, lnr, unc, ucr, unr: beyond a limit, from "
+    "non-critical to non-recoverable; ns, na: no reading; absent for a bit mask",
+    "sensors[].entity": "IPMI entity and instance, 7.1 (elist)",
+    "sensors[].value": "the reading",
+    "sensors[].unit": "of the reading: celsius, rpm, volts, watts, amperes, percent",
+    "sensors[].events[]": "what a discrete sensor asserts: Presence detected, Power Supply AC lost ...",
+}  # fmt: skip
+
 #: ipmitool's words for a sensor's state: lower or upper, non-critical, critical, non-recoverable; not seen.
 STATES = frozenset("ok ns nc cr nr na lnr lcr lnc unc ucr unr us".split())
 #: What `sensor` writes for a state that is a bit mask.
@@ -60,7 +70,9 @@ def _sensor(line: str) -> dict[str, Any]:
         return _told(fields[0], fields[3], f"{fields[1]} {fields[2]}".strip(), *fields[4:5])
     if len(fields) == 10 and (fields[3] in STATES or _MASK.fullmatch(fields[3])):
         state = fields[3] if fields[3] in STATES else ""
-        value = "" if fields[1] == "na" or fields[2] == "discrete" else f"{fields[1]} {fields[2]}"
+        # 40,000: the decimal comma of a locale
+        value = f"{fields[1].replace(',', '.')} {fields[2]}"
+        value = "" if fields[1] == "na" or fields[2] == "discrete" else value
         return _told(fields[0], state, value)
     raise Unparsable("ipmitool has a sensor of an unknown form", line)
 

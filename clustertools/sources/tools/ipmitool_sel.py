@@ -17,6 +17,16 @@ from clustertools.errors import Unparsable
 
 KIND = "ipmitool-sel"
 
+FIELDS = {
+    "events[].record": "number of the record, hexadecimal",
+    "events[].time": "seconds since 1970, the BMC's clock taken for UTC; absent when it did not know the "
+    "time",
+    "events[].sensor": "name or number of the sensor",
+    "events[].event": "what happened, in ipmitool's words",
+    "events[].asserted": "whether it began; absent where it is neither",
+    "events[].detail": "what else was printed: the reading",
+}  # fmt: skip
+
 _EMPTY = "SEL has no entries"
 _DATE = r"[0-9]{1,2}/[0-9]{1,2}/(?:[0-9]{4}|[0-9]{2})"
 _TIME = r"[0-9]{1,2}:[0-9]{2}:[0-9]{2}(?: ?[AP]M)?(?: [A-Za-z0-9+:-]{1,8})?"

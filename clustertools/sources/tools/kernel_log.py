@@ -42,6 +42,22 @@ from clustertools.sources.kernel_events import parse_host_event
 
 KIND = "kernel-log"
 
+FIELDS = {
+    "form": "of most lines: dmesg, dmesg -T, dmesg iso, dmesg -x, dmesg -r, kmsg, syslog, rsyslog or journal",
+    "records[].time_seconds": "since 1970; null where the form does not tell; a clock without a zone is "
+    "taken for UTC",
+    "records[].since_boot_seconds": "null where the form does not tell",
+    "records[].level": "emerg to debug; null where the form does not tell",
+    "records[].program": "kernel, or who else wrote into the log",
+    "records[].text": "what it says, with the lines that continue it",
+    "records[].event": "what is known of the line: name (\"xid 79\", \"sxid 20034\", \"oom-kill\" ...) "
+    "and what belongs to it: pci, meaning, finding, remedy, pid, process, link ...",
+    "events[]": "every event and device once: name, what, count, and first and last as places in `records`",
+    "lost_records": "records of /dev/kmsg that are missing, by their numbers",
+    "left_out_records": "records beyond the first 200000",
+    "other_lines": "lines that are no record of their own",
+}  # fmt: skip
+
 #: A record of the kernel holds about 1000 characters; a line of a log that was damaged may hold anything.
 TEXT_CHARACTERS = 4096
 #: A node's whole boot is some ten thousand lines.
@@ -55,7 +71,7 @@ _FORMS = {
     # 3,911,88120443901,-;text       3,911,88120443901,-,caller=T412;text
     "kmsg": r"(?P<priority>\d{1,5}),(?P<sequence>\d{1,18}),(?P<microseconds>\d{1,18}),[^;]{1,100};",
     # kern  :err   : [88120.443901] text       kern  :err   : [Sat Nov 21 13:30:51 2026] text
-    "dmesg -x": r"(?P<facility>[a-z]{3,8}\d?) *:(?P<level>[a-z]{3,6}) *: (?:\[.{1,40}?\] ?|\S{19,40} )?",
+    "dmesg -x": r"(?P<facility>[a-z]{3,8}\d?) *:(?P<level>[a-z]{3,6}) *: ",
     # <3>[88120.443901] text
     "dmesg -r": rf"<(?P<priority>\d{{1,3}})>(?:{_BOOT})?",
     # [Sat Nov 21 13:30:51 2026] text
@@ -180,8 +196,11 @@ def _told(form: str, match: re.Match[str], text: str) -> dict[str, Any] | None:
         if level not in _LEVELS:
             return None
         program = "kernel" if found["facility"] == "kern" else found["facility"]
-        stamp = _form("dmesg").search(match[0])
-        boot = float(stamp["boot"]) if stamp else None
+        for name in ("dmesg", "dmesg -T", "dmesg iso"):
+            if stamp := _form(name).match(text):
+                found, text = {**found, **stamp.groupdict()}, text[stamp.end() :]
+                boot = float(found["boot"]) if found.get("boot") else None
+                break
     if found.get("microseconds"):
         boot = int(found["microseconds"]) / 1e6
     sequence = int(found["sequence"]) if found.get("sequence") else None

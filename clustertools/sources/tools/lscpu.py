@@ -14,6 +14,21 @@ from clustertools.sources.tools.json_object import is_object_with, json_object
 
 KIND = "lscpu"
 
+FIELDS = {
+    "architecture": "x86_64, aarch64",
+    "vendor": "of the processor",
+    "model": "its name",
+    "hypervisor": "of a virtual machine",
+    "cpus": "logical processors",
+    "threads_per_core": "threads of a core",
+    "cores_per_socket": "in a cluster, where there are no sockets",
+    "sockets": "processors",
+    "clusters": "of ARM",
+    "numa_nodes": "NUMA nodes",
+    "online[]": "numbers of the logical processors that are on",
+    "offline[]": "and that are off",
+}  # fmt: skip
+
 _NUMBERS = {
     "CPU(s)": "cpus", "Thread(s) per core": "threads_per_core", "Core(s) per socket": "cores_per_socket",
     "Core(s) per cluster": "cores_per_socket", "Socket(s)": "sockets", "Cluster(s)": "clusters",

@@ -12,6 +12,22 @@ from clustertools.errors import Unparsable
 
 KIND = "mdadm"
 
+FIELDS = {
+    "arrays[].name": "md0",
+    "arrays[].level": "raid1, raid5, container ...; \"\" where it is not told",
+    "arrays[].active": "whether it runs",
+    "arrays[].broken": "whether it lost more than it can (mdstat)",
+    "arrays[].state[]": "clean, degraded, recovering ... (--detail)",
+    "arrays[].devices": "members that it should have",
+    "arrays[].working": "and has",
+    "arrays[].failed": "members that failed (--detail)",
+    "arrays[].size_bytes": "of all blocks (mdstat)",
+    "arrays[].metadata": "form of the superblock (mdstat)",
+    "arrays[].action": "resync, recovery, reshape, check, with pending or delayed; rebuild of --detail",
+    "arrays[].action_done_ratio": "of 1",
+    "arrays[].members[]": "name, failed, spare and, of --detail, removed: a place without a device",
+}  # fmt: skip
+
 #: A longer line is no line of this tool.
 _LINE = 4096
 _LEVELS = "linear|raid0|raid1|raid4|raid5|raid6|raid10|multipath|faulty|container"

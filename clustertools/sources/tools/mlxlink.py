@@ -15,6 +15,18 @@ from clustertools.errors import Unparsable
 
 KIND = "mlxlink"
 
+FIELDS = {
+    "link": "state, physical_state, speed, width, fec as printed; null: not told",
+    "recommendation": "what the firmware says of the link: No issue was observed",
+    "status_opcode": "its number",
+    "firmware": "version of the adapter",
+    "ber": "bit error ratios raw, effective, symbol; the errors behind them; minutes since the counters "
+    "were cleared; raw_errors_per_lane",
+    "module": "cable or transceiver: identity; temperature_celsius, voltage_millivolts, "
+    "bias_milliamperes, rx_power_dbm, tx_power_dbm with values by lane and the module's limits low and "
+    "high; flags by lane",
+}  # fmt: skip
+
 _SECTIONS = ("Operational Info", "Physical Counters and BER Info", "Module Info", "Troubleshooting Info")
 _TEXT_LIMIT = 1 << 20
 _NOTHING = ("N/A", "", "NA", "-")
@@ -71,18 +83,20 @@ def _json(text: str) -> dict[str, Any]:
 
 def _plain(text: str) -> dict[str, dict[str, str]]:
     sections: dict[str, dict[str, str]] = {}
-    name = heading = ""
+    name, above = "", [""]
     for raw in text.splitlines():
         line = re.sub(r"\x1b\[[0-9;]{0,8}m", "", raw[:2000]).rstrip()
         # Temperature [C]                    : 54 [-5..75]
         key, colon, value = line.partition(" : ") if " : " in line else line.partition(" :")
         if line and not line.strip("-"):
-            name = heading
+            # another program's line can stand between a heading and its rule
+            name = next((one for one in above if one.endswith((" Info", " Information"))), above[-1])
             sections.setdefault(name, {})
+            above = [""]
         elif colon and name:
             sections[name][key.strip()] = value.strip()
         elif line:
-            heading = line.strip()
+            above.append(line.strip())
     return sections
 
 

@@ -6,8 +6,21 @@ import re
 from typing import Any
 
 from clustertools.errors import Unparsable
+from clustertools.sources.tools.chronyc import seconds
 
 KIND = "ntpq"
+FIELDS = {
+    "peers[].name": "host or address, cut as printed",
+    "peers[].state": "selected, selected by PPS, combined, outlier, false, backup, excess or rejected",
+    "peers[].source": "what the peer follows: an address, .GPS., .INIT. (no answer yet), .POOL.",
+    "peers[].stratum": "16: not synchronised",
+    "peers[].last_answer_seconds": "ago; null: never",
+    "peers[].poll_seconds": "how often it is asked",
+    "peers[].reach": "of the last eight questions, a bit for each that was answered: 255 is all",
+    "peers[].delay_seconds": "there and back",
+    "peers[].offset_seconds": "of its clock from ours",
+    "peers[].jitter_seconds": "of the offset",
+}
 #: The tally code before each peer.
 _TALLY = {
     "*": "selected", "o": "selected by PPS", "+": "combined", "-": "outlier", "x": "false", "#": "backup",
@@ -26,16 +39,18 @@ def read(text: str) -> dict[str, Any]:
         if len(line) > 1000:
             raise Unparsable("ntpq printed an endless line", line)
         # *time1.example.o 198.18.0.1       2 u   33   64  377    0.412   -0.031   0.018
+        # +45.79.36.123 (t 216.218.254.202  2 u    1   64    1   68.172  1589483   4.878
         row = re.fullmatch(
-            r"([*o+\-x#. ])(\S+)\s+(\S+)\s+(\d{1,2})\s+([a-zA-Z-])\s+(\S+)\s+(\d+[mhd]?)\s+([0-7]{1,3})\s+"
-            r"(-?\d+\.\d+)\s+(-?\d+\.\d+)\s+(-?\d+\.\d+)\s*",
+            r"([*o+\-x#. ])(\S+(?: \S{1,15})??)\s+(\S+)\s+(\d{1,2})\s+([a-zA-Z-])\s+(\S+)\s+(\d+[mhd]?)\s+"
+            r"([0-7]{1,3})\s+(-?\d+(?:\.\d+)?)\s+(-?\d+(?:\.\d+)?)\s+(-?\d+(?:\.\d+)?)\s*",
             line,
         )
         if row:
             peers.append(
                 {
                     "name": row[2], "state": _TALLY[row[1]], "source": row[3], "stratum": int(row[4]),
-                    "last_answer": row[6], "reach": int(row[8], 8), "delay_seconds": float(row[9]) / 1e3,
+                    "last_answer_seconds": seconds(row[6]), "poll_seconds": seconds(row[7]),
+                    "reach": int(row[8], 8), "delay_seconds": float(row[9]) / 1e3,
                     "offset_seconds": float(row[10]) / 1e3, "jitter_seconds": float(row[11]) / 1e3,
                 }
             )  # fmt: skip

@@ -14,6 +14,24 @@ from clustertools.sources.tools.smartctl import health_log
 
 KIND = "nvme-smart-log"
 
+FIELDS = {
+    "critical_warning": "the bits of the NVMe health log",
+    "warnings[]": "those that are set, by name: spare_below_threshold, temperature, "
+    "reliability_degraded, read_only, backup_failed, persistent_memory_unreliable",
+    "spare_ratio": "spare blocks that are left, of 1",
+    "spare_threshold_ratio": "below this the drive warns",
+    "used_ratio": "of the endurance that the maker promises; over 1 is possible",
+    "media_errors": "data that could not be read back",
+    "error_log_entries": "all entries ever, most of no importance",
+    "unsafe_shutdowns": "power lost without notice",
+    "read_bytes": "in the drive's life",
+    "written_bytes": "in the drive's life",
+    "warning_temperature_minutes": "time above the warning temperature",
+    "critical_temperature_minutes": "time above the critical temperature",
+    "temperature_celsius": "now",
+    "power_on_hours": "in the drive's life",
+}  # fmt: skip
+
 #: nvme-cli's name to smartctl's.
 _NAMES = {
     "avail_spare": "available_spare", "spare_thresh": "available_spare_threshold",

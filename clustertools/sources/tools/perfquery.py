@@ -14,10 +14,17 @@ from clustertools.sources.tools.ibqueryerrors import OLD_NAMES
 
 KIND = "perfquery"
 
+FIELDS = {
+    "ports[].lid": "local identifier; 0 where it was addressed by a path",
+    "ports[].port": "number; 255: all ports together",
+    "ports[].counters.*": "by the names of infiniband-diags 1.6 and later; data are words of 4 bytes",
+    "complaints[]": "lines of standard error that were among the output",
+}  # fmt: skip
+
 
 def recognise(text: str) -> bool:
     """By its heading and the field that comes first."""
-    return bool(re.search(r"^# Port (extended )?(xmit |rcv )?\w*.*\n?PortSelect:\.+", text[:4000], re.M))
+    return bool(re.search(r"^# Port[\w ]* counters: .*\n?PortSelect:\.+", text[:4000], re.M))
 
 
 def read(text: str) -> dict[str, Any]:

@@ -10,6 +10,16 @@ from clustertools.errors import Unparsable
 
 KIND = "rdma-link"
 
+FIELDS = {
+    "ports[].device": "mlx5_0",
+    "ports[].number": "from 1",
+    "ports[].state": "ACTIVE, DOWN ...",
+    "ports[].phys_state": "LINK_UP, POLLING ...",
+    "ports[].lid": "local identifier, of InfiniBand",
+    "ports[].sm_lid": "of the subnet manager",
+    "ports[].netdev": "network interface of the port, where there is one",
+}  # fmt: skip
+
 # link mlx5_0/1 state ACTIVE physical_state LINK_UP netdev ens1f0np0
 # link mlx5_0/1 subnet_prefix fe80:0000:0000:0000 lid 70 sm_lid 8 lmc 0 state ACTIVE physical_state LINK_UP
 # 0/1: mlx5_0/1: state ACTIVE physical_state LINK_UP       (iproute2 before 5.1)

@@ -13,6 +13,38 @@ from clustertools.sources.tools.json_object import inside, is_object_with, json_
 
 KIND = "smartctl"
 
+FIELDS = {
+    "device": "/dev/nvme0",
+    "protocol": "NVMe, ATA or SCSI",
+    "model": "of the drive",
+    "serial": "its number",
+    "firmware": "its version",
+    "exit_status": "of smartctl, a bit mask",
+    "capacity_bytes": "size",
+    "temperature_celsius": "now",
+    "power_on_hours": "in the drive's life",
+    "passed": "the drive's own judgement",
+    "problem": "why smartctl could not look",
+    "reallocated_sectors": "ATA",
+    "pending_sectors": "ATA",
+    "uncorrectable_sectors": "ATA",
+    "failed_attributes[]": "ATA attributes below their threshold now",
+    "grown_defects": "SCSI",
+    "critical_warning": "the bits of the NVMe health log",
+    "warnings[]": "those that are set, by name: spare_below_threshold, temperature, "
+    "reliability_degraded, read_only, backup_failed, persistent_memory_unreliable",
+    "spare_ratio": "spare blocks that are left, of 1",
+    "spare_threshold_ratio": "below this the drive warns",
+    "used_ratio": "of the endurance that the maker promises; over 1 is possible",
+    "media_errors": "NVMe: data that could not be read back; SCSI: errors that were not corrected",
+    "error_log_entries": "all entries ever, most of no importance",
+    "unsafe_shutdowns": "power lost without notice",
+    "read_bytes": "in the drive's life",
+    "written_bytes": "in the drive's life",
+    "warning_temperature_minutes": "time above the warning temperature",
+    "critical_temperature_minutes": "time above the critical temperature",
+}  # fmt: skip
+
 #: NVMe: bit of the critical warning to what it says.
 WARNINGS = (
     "spare_below_threshold", "temperature", "reliability_degraded", "read_only", "backup_failed",

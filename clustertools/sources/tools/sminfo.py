@@ -10,6 +10,15 @@ from clustertools.sources.tools.iblinkinfo import is_complaint
 
 KIND = "sminfo"
 
+FIELDS = {
+    "lid": "of the subnet manager",
+    "guid": "of its port, in hexadecimal",
+    "activity_count": "grows while it works",
+    "priority": "0 to 15",
+    "state": "0 to 3",
+    "state_name": "NOTACTIVE, DISCOVERING, STANDBY or MASTER",
+}  # fmt: skip
+
 
 def recognise(text: str) -> bool:
     """By the words before the LID."""

@@ -13,6 +13,9 @@ from typing import Any
 from clustertools.errors import Unparsable
 
 KIND = "systemctl-show"
+FIELDS = {
+    "units[].*": "every property of the unit that was printed, as text; `NRestarts` is n_restarts",
+}
 #: What the typed reader needs, in one call: `systemctl show --property=... UNIT... '*.service'`.
 PROPERTIES = ("Id", "LoadState", "ActiveState", "SubState", "UnitFileState", "Result", "NRestarts")
 

@@ -8,6 +8,12 @@ from typing import Any
 from clustertools.errors import Unparsable
 
 KIND = "timedatectl"
+FIELDS = {
+    "synchronised": "whether the kernel says that the clock is synchronised",
+    "ntp": "whether a time service is on; null where it is not told",
+    "rtc_in_local_time": "whether the hardware clock keeps local time; null where it is not told",
+    "time_zone": "Etc/UTC; null where it is not told",
+}
 
 
 def recognise(text: str) -> bool:
@@ -27,10 +33,10 @@ def read(text: str) -> dict[str, Any]:
         if len(line) > 1000:
             raise Unparsable("timedatectl printed an endless line", line)
         # System clock synchronized: yes        or, of `show`: NTPSynchronized=yes
-        row = re.fullmatch(r"\s*([A-Za-z][A-Za-z -]{1,40})(?::|=)\s*(.{0,200})", line)
+        row = re.fullmatch(r"\s*([A-Za-z][A-Za-z. -]{1,40})(?::|=)\s*(.{0,200})", line)
         if row:
             told[row[1].strip().lower()] = row[2].strip()
-        elif re.match(r"\s*Warning:|\s*(Last|Next) DST|\s{10,}", line):
+        elif re.match(r"\s*Warning:|\s*(Last|Next) DST|\s{9,}", line):
             continue
         elif line.strip():
             raise Unparsable("timedatectl printed an unknown line", line)

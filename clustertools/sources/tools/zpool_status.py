@@ -10,6 +10,17 @@ from clustertools.sources.tools.json_object import inside, is_object_with, json_
 
 KIND = "zpool-status"
 
+FIELDS = {
+    "pools[].name": "of the pool",
+    "pools[].state": "ONLINE, DEGRADED, FAULTED, UNAVAIL, SUSPENDED ...",
+    "pools[].status": "what ZFS says is the matter",
+    "pools[].scan": "the last scrub or resilver, or its state",
+    "pools[].devices[]": "name, state, read_errors, write_errors, checksum_errors, note, of all below "
+    "the pool",
+    "pools[].has_data_errors": "whether files or metadata are lost",
+    "pools[].errors": "as printed",
+}  # fmt: skip
+
 _STATES = "ONLINE|DEGRADED|FAULTED|OFFLINE|UNAVAIL|REMOVED|SUSPENDED|AVAIL|INUSE|SPLIT"
 #: A longer line is no line of this tool.
 _LINE = 4096

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.lab.host_faults import Machine
-from tests.lab.parts.nvlink import FABRIC_MANAGER, LOG, STARTED
+from tests.lab.parts.nvlink import FABRIC_MANAGER, IMEX, LOG, STARTED
 from tests.lab.parts.pcie import link
 from tests.lab.whole_node import DGX_H100
 
@@ -20,6 +20,7 @@ NON_FATAL = (
     "[Aug 06 2026 06:01:57] [ERROR] [tid 5190] detected NVSwitch non-fatal error 22013 on NodeId 0 on "
     "NVSwitch pci bus id 00000000:08:00.0 physical id 1 port 60\n"
 )
+FAILED = "LoadState=loaded\nActiveState=failed\nSubState=failed\nResult=exit-code\n"
 CLUSTER = "00000000-0000-4000-8000-000000000001"
 
 MACHINES = (
@@ -43,7 +44,7 @@ MACHINES = (
         commands={
             FABRIC_MANAGER: {
                 "seconds": 0.006,
-                "stdout": "LoadState=loaded\nActiveState=failed\nSubState=failed\nResult=exit-code\n",
+                "stdout": FAILED,
             }
         },
     ),
@@ -64,5 +65,19 @@ MACHINES = (
             **link("0000:2a:00.0", 16, 5, now=8),
             **link("0000:19:00.0", 16, 5, speed_now="8.0 GT/s PCIe"),
         },
+    ),
+    Machine(
+        "gb200-imex-failed",
+        "the IMEX daemon of a tray that serves a domain at all times ended with an error",
+        ("ImexDown",),
+        base="gb200-healthy",
+        commands={IMEX: {"seconds": 0.006, "stdout": FAILED}},
+    ),
+    Machine(
+        "mi300x-xgmi",
+        "GPU 2 had an uncorrected error on an xGMI link",
+        ("XgmiUncorrected",),
+        base="mi300x-healthy",
+        files={"/sys/bus/pci/devices/0000:46:00.0/ras/xgmi_wafl_err_count": "ue: 1\nce: 12\n"},
     ),
 )  # fmt: skip

@@ -29,6 +29,9 @@ def show(unit: str) -> tuple[str, ...]:
 
 
 FABRIC_MANAGER = show("nvidia-fabricmanager.service")
+IMEX = show("nvidia-imex.service")
+IMEX_STATE = ("nvidia-imex-ctl", "-q")
+NOT_FOUND = "LoadState=not-found\nActiveState=inactive\nSubState=dead\nResult=success\n"
 RUNS = "LoadState=loaded\nActiveState=active\nSubState=running\nResult=success\n"
 
 
@@ -37,11 +40,22 @@ def files(shape: Shape) -> dict[str, str]:
 
 
 def commands(shape: Shape) -> dict[tuple[str, ...], Mapping[str, Any]]:
-    return {FABRIC_MANAGER: {"seconds": 0.006, "stdout": RUNS}} if shape.node_class in NVSWITCHES else {}
+    found: dict[tuple[str, ...], Mapping[str, Any]] = {}
+    if shape.gpu == "nvidia":
+        # the trays of a rack are one IMEX domain; other nodes have no such daemon
+        tray = shape.node_class == "gb200-4"
+        found[IMEX] = {"seconds": 0.006, "stdout": RUNS if tray else NOT_FOUND}
+        if tray:
+            found[IMEX_STATE] = {"seconds": 0.02, "stdout": "READY\n"}
+    if shape.node_class in NVSWITCHES:
+        found[FABRIC_MANAGER] = {"seconds": 0.006, "stdout": RUNS}
+    return found
 
 
 def expect(shape: Shape) -> dict[str, object]:
     """The NVSwitches of its class, and who joins them."""
+    if shape.node_class == "gb200-4":
+        return {"imex": True}
     if shape.node_class not in NVSWITCHES:
         return {}
     return {"nvswitches": len(NVSWITCHES[shape.node_class][1]), "fabric_manager": True}

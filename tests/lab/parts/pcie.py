@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from tests.lab.parts import Shape
 
@@ -62,6 +63,30 @@ def _bridges(shape: Shape) -> Iterator[tuple[str, int]]:
         yield f"0000:{number - 1:02x}:01.0", number + 1
 
 
+def lspci(addresses: Sequence[str]) -> str:
+    """What lspci -D -vvv says of these bridges, as far as ACS goes; it is off."""
+    text = ""
+    for address in addresses:
+        text += (
+            f"{address} PCI bridge: Broadcom / LSI PEX890xx PCIe Gen 5 Switch (rev b0) (prog-if 00 [Normal "
+        )
+        text += (
+            "decode])\n\tCapabilities: [f24 v1] Access Control Services\n\t\tACSCap:\tSrcValid+ TransBlk+ "
+        )
+        text += (
+            "ReqRedir+ CmpltRedir+ UpstreamFwd+ EgressCtrl+ DirectTrans+\n\t\tACSCtl:\tSrcValid- TransBlk- "
+        )
+        text += "ReqRedir- CmpltRedir- UpstreamFwd- EgressCtrl- DirectTrans-\n"
+    return text
+
+
+def commands(shape: Shape) -> dict[tuple[str, ...], Mapping[str, Any]]:
+    """lspci of a machine with switches."""
+    bridges = [address for address, _ in _bridges(shape)]
+    argv = ("lspci", "-D", "-vvv", "-d", "*:*:0604")
+    return {argv: {"seconds": 0.21, "stdout": lspci(bridges)}} if bridges else {}
+
+
 def files(shape: Shape) -> dict[str, str]:
     """Links and errors of all devices of a job; NVSwitches and bridges."""
     generation = shape.pcie_generation
@@ -69,6 +94,8 @@ def files(shape: Shape) -> dict[str, str]:
     if shape.node_class in WRITTEN_OUT:
         for address in (*(hca.pci for hca in shape.hcas), *shape.gpus):
             found |= link(address, 16, generation) | aer(address)
+    if shape.gpu == "amd":
+        found |= {f"{FOLDER}/{address}/ras/xgmi_wafl_err_count": "ue: 0\nce: 0\n" for address in shape.gpus}
     device, switches = NVSWITCHES.get(shape.node_class, ("", ()))
     for address in switches:
         found |= {
