@@ -317,7 +317,10 @@ ROOMS = {
 
 @dataclass(frozen=True)
 class Row:
-    """A health check of the field, and where it is here: checks and codes, readings only, or why not."""
+    """A health check of the field, and where it is here: checks and codes, readings only, or why not.
+
+    `by_config` is the section of the config that makes such a check.
+    """
 
     name: str
     cost: str
@@ -325,10 +328,13 @@ class Row:
     codes: tuple[str, ...] = ()
     readings: tuple[str, ...] = ()
     left_out: str = ""
+    by_config: str = ""
 
     @property
     def is_open(self) -> bool:
-        return not self.left_out and not (self.checks and (self.codes or self.readings))
+        return (
+            not self.left_out and not self.by_config and not (self.checks and (self.codes or self.readings))
+        )
 
 
 def coverage() -> list[Row]:
@@ -373,6 +379,8 @@ def coverage_page() -> str:
 def _here(row: Row) -> str:
     if row.left_out:
         return f"left out: {row.left_out}"
+    if row.by_config:
+        return f"the site's own, by the section `{row.by_config}` of the config"
     checks = ", ".join(f"[{name}](checks.md#{name})" for name in row.checks)
     codes = [f"[{code}](codes.md#{code.lower()})" for code in row.codes]
     said = "; ".join(filter(None, (", ".join(codes), ", ".join(f"reading `{r}`" for r in row.readings))))
