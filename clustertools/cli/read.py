@@ -7,6 +7,7 @@ import io
 import json
 import re
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +60,8 @@ def read(kind: str | None, list_only: bool, path: str, out: Output) -> Status:
         return Status.OK
     if kind is not None and kind not in known:
         raise ConfigError(f"there is no kind {kind!r}; `clustertools read --list` shows all")
-    text, first_line = as_printed(_input(path))
-    reader = known[kind] if kind is not None else _one(recognised(text), path)
-    data, unparsed = read_tolerantly(reader, text, first_line)
-    answer: dict[str, Any] = {**data, "unparsed": unparsed}
+    reader, data, unparsed = _understood(kind, path)
+    answer: dict[str, Any] = {**_with_guids_in_hexadecimal(data), "unparsed": unparsed}
     if out.json or not sys.stdout.isatty():
         out.record(reader.KIND, answer)
     else:
@@ -70,6 +69,25 @@ def read(kind: str | None, list_only: bool, path: str, out: Output) -> Status:
     for line in unparsed[:3]:
         out.note(f"line {line['line']} was not understood: {line['text'][:120]!r}")
     return Status.WARNING if unparsed else Status.OK
+
+
+def _understood(kind: str | None, path: str) -> tuple[Reader, dict[str, Any], list[dict[str, Any]]]:
+    """The reader, what it made of the input, and the lines that it did not know."""
+    text, first_line = as_printed(_input(path))
+
+    def understand() -> tuple[Reader, dict[str, Any], list[dict[str, Any]]]:
+        reader = readers()[kind] if kind is not None else _one(recognised(text), path)
+        return (reader, *read_tolerantly(reader, text, first_line))
+
+    try:
+        return understand()
+    except Unparsable:
+        if not text[:1].isspace():
+            raise
+    # cut out of a document, with its indentation
+    text, skipped = as_printed(textwrap.dedent(text))
+    first_line += skipped - 1
+    return understand()
 
 
 def as_printed(text: str) -> tuple[str, int]:
@@ -99,6 +117,20 @@ def as_printed(text: str) -> tuple[str, int]:
 def _not_the_tools(line: str) -> bool:
     line = line.rstrip()
     return not line or (len(line) < 1000 and bool(_PROMPT.match(line) or _PROMPT_WITH_HOST.fullmatch(line)))
+
+
+def _with_guids_in_hexadecimal(value: Any) -> Any:
+    """The same with every `guid` as text: most readers of JSON keep 53 bits of a number, a GUID has 64."""
+    if isinstance(value, list):
+        return [_with_guids_in_hexadecimal(one) for one in value]
+    if isinstance(value, dict):
+        return {
+            key: f"0x{one:016x}"
+            if key == "guid" and isinstance(one, int)
+            else _with_guids_in_hexadecimal(one)
+            for key, one in value.items()
+        }
+    return value
 
 
 def _one(fitting: list[Reader], path: str) -> Reader:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from clustertools.cli import main
+from clustertools.cli import main, read
 from clustertools.errors import Unparsable
 from clustertools.sources import tools
 
@@ -115,3 +115,26 @@ def test_two_kinds_that_fit_are_asked_about(
 def test_the_kinds_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["read", "--list"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["alpha", "beta"]
+
+
+def test_what_was_cut_out_of_a_document_is_read_without_its_indentation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "x.txt"
+    path.write_text("\n    $ alpha\n    # alpha\n    a=1\n    what\n")
+    code, told, _ = _run(capsys, str(path))
+    assert (code, told["values"], told["unparsed"]) == (1, {"a": 1}, [{"line": 5, "text": "what"}])
+
+
+def test_prompts_and_colours_are_no_part_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "x.txt"
+    path.write_bytes(b"root@gpu-017:~# alpha\r\n\x1b[1m# alpha\x1b[0m\r\na=1\r\nwhat\r\nroot@gpu-017:~# \r\n")
+    code, told, _ = _run(capsys, str(path))
+    assert (code, told["values"], told["unparsed"]) == (1, {"a": 1}, [{"line": 4, "text": "what"}])
+
+
+def test_a_guid_keeps_all_of_its_digits() -> None:
+    told = {"ports": [{"guid": 0xE41D2D0300000011, "peer": {"guid": None}, "lid": 3}]}
+    assert read._with_guids_in_hexadecimal(told) == {
+        "ports": [{"guid": "0xe41d2d0300000011", "peer": {"guid": None}, "lid": 3}]
+    }

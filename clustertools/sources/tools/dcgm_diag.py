@@ -38,9 +38,9 @@ _CATEGORY = re.compile(r"[|+]-{3,}\s+(\S.*?)\s+-+\+-+[|+]\s*")
 # | GPU Memory                | Pass - GPUs: 1, 2, 3                           |
 _ROW = re.compile(r"\| ?(.{1,40}?)\|(.+)\|\s*")
 _RULE = re.compile(r"\+[-=]+\+[-=]+\+\s*")
-# Fail - GPU: 0      Pass - GPUs: 1, 2, 3      Skip - All      Pass
+# Fail - GPU: 0      Fail - GPU 3      Pass - GPUs: 1, 2, 3      Skip - All      Pass
 _RESULT = re.compile(
-    r"(Pass|Fail|Warn|Skip|Not Run|NotRun)(?: - (?:All|(GPU|CPU|NvSwitch)s?: ([\d, ]+)))?", re.IGNORECASE
+    r"(Pass|Fail|Warn|Skip|Not Run|NotRun)(?: - (?:All|(GPU|CPU|NvSwitch)s?:? ([\d, ]+)))?", re.IGNORECASE
 )
 _FACTS = {
     "DCGM Version": "version", "Driver Version Detected": "driver",
@@ -162,14 +162,15 @@ def _from_table(text: str, told: dict[str, Any]) -> None:
             continue
         elif match := _ROW.fullmatch(line):
             name, value = match[1].strip(), match[2][1:].rstrip()
-            if name == "Diagnostic":
+            # the heading; versions before 4 have a test of this name too
+            if name == "Diagnostic" and value.strip() == "Result":
                 begun = True
             elif name in _FACTS:
                 said = value.strip()
                 told[_FACTS[name]] = said.split(",") if name.startswith("GPU") else said
             else:
                 last = _table_row(told["tests"], category, name, value, last, line)
-        elif begun:
+        elif begun and not line.startswith("Successfully ran diagnostic"):
             raise Unparsable("dcgmi diag: a line of an unknown form", line)
         elif line.startswith("Error"):
             told["error"] = line.strip()

@@ -32,7 +32,7 @@ FIELDS = {
     "none",
     "tx_power_dbm": "power sent; null when the module does not measure it. `values` by lane; `low`, "
     "`high` (alarm), `low_warning`, `high_warning`: limits of the module, null where it has none",
-    "rx_power_dbm": "power received; -Infinity is no light; null when the module does not measure it. "
+    "rx_power_dbm": "power received, no light being null; null when the module does not measure it. "
     "`values` by lane; `low`, `high` (alarm), `low_warning`, `high_warning`: limits of the module, null "
     "where it has none",
     "alarms[]": "alarms that are on, by the tool's names",

@@ -11,7 +11,7 @@ from clustertools.sources.tools.iblinkinfo import is_complaint
 KIND = "ibhosts"
 
 FIELDS = {
-    "adapters[].guid": "of the node, as a number",
+    "adapters[].guid": "of the node, in hexadecimal",
     "adapters[].port_count": "its ports",
     "adapters[].name": "its description",
     "adapters[].lid": "local identifier, where it is printed",

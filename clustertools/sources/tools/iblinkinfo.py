@@ -15,7 +15,7 @@ from clustertools.errors import Unparsable
 KIND = "iblinkinfo"
 
 FIELDS = {
-    "ports[].guid": "of the port, as a number; of a switch, one for all its ports; null where it is not "
+    "ports[].guid": "of the port, in hexadecimal; of a switch, one for all its ports; null where it is not "
     "printed",
     "ports[].name": "of the node, as its description says",
     "ports[].kind": "ca, switch or router; \"\" where it is not printed",

@@ -16,11 +16,11 @@ KIND = "ibnetdiscover"
 
 FIELDS = {
     "nodes[].kind": "switch, ca or router",
-    "nodes[].guid": "of the node, as a number",
+    "nodes[].guid": "of the node, in hexadecimal",
     "nodes[].name": "its description",
     "nodes[].port_count": "its ports",
     "nodes[].lid": "of a switch; 0 for others",
-    "ports[].guid": "of the port, as a number; of a switch, one for all its ports; null where it is not "
+    "ports[].guid": "of the port, in hexadecimal; of a switch, one for all its ports; null where it is not "
     "printed",
     "ports[].name": "of the node, as its description says",
     "ports[].kind": "ca, switch or router; \"\" where it is not printed",

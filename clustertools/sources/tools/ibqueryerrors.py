@@ -15,7 +15,7 @@ from clustertools.sources.tools.iblinkinfo import is_complaint, read_line
 KIND = "ibqueryerrors"
 
 FIELDS = {
-    "nodes[].guid": "of the node, as a number; null where it is not printed",
+    "nodes[].guid": "of the node, in hexadecimal; null where it is not printed",
     "nodes[].name": "its description",
     "nodes[].ports.*": "by the port's number: guid, and counters by the names of infiniband-diags 1.6 "
     "and later; data are words of 4 bytes",

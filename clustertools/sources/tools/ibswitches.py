@@ -10,7 +10,7 @@ from clustertools.sources.tools.ibhosts import listed
 KIND = "ibswitches"
 
 FIELDS = {
-    "switches[].guid": "of the node, as a number",
+    "switches[].guid": "of the node, in hexadecimal",
     "switches[].port_count": "its ports",
     "switches[].name": "its description",
     "switches[].lid": "local identifier",

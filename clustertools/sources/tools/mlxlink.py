@@ -83,18 +83,20 @@ def _json(text: str) -> dict[str, Any]:
 
 def _plain(text: str) -> dict[str, dict[str, str]]:
     sections: dict[str, dict[str, str]] = {}
-    name = heading = ""
+    name, above = "", [""]
     for raw in text.splitlines():
         line = re.sub(r"\x1b\[[0-9;]{0,8}m", "", raw[:2000]).rstrip()
         # Temperature [C]                    : 54 [-5..75]
         key, colon, value = line.partition(" : ") if " : " in line else line.partition(" :")
         if line and not line.strip("-"):
-            name = heading
+            # another program's line can stand between a heading and its rule
+            name = next((one for one in above if one.endswith((" Info", " Information"))), above[-1])
             sections.setdefault(name, {})
+            above = [""]
         elif colon and name:
             sections[name][key.strip()] = value.strip()
         elif line:
-            heading = line.strip()
+            above.append(line.strip())
     return sections
 
 

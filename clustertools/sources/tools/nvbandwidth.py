@@ -31,8 +31,8 @@ FIELDS = {
     "tests[].message": "what it says of an error",
 }
 
-# Running host_to_device_memcpy_ce.
-_TEST = re.compile(r"Running ([A-Za-z0-9_]+)\.?\s*")
+# Running host_to_device_memcpy_ce.      Running benchmark host_to_device_memcpy_ce.      (before 0.3)
+_TEST = re.compile(r"Running (?:benchmark )?([A-Za-z0-9_]+)\.?\s*")
 # memcpy CE CPU(row) -> GPU(column) bandwidth (GB/s)        host_device_latency ... (ns)
 _WHAT = re.compile(r"\s*(\S.*\((GB/s|MB/s|ns|us)\))\s*")
 #           0         1         2
@@ -43,8 +43,10 @@ _ROW = re.compile(r"\s*(\d+)((?:\s+(?:[0-9.]+(?:e[+-]?\d+)?|N/A|-nan|nan|inf))+)
 _SUM = re.compile(r"(SUM|MIN|MAX|AVG|COEFFICIENT_OF_VARIATION) ([A-Za-z0-9_]+) ([0-9.]+|-?nan)\s*")
 # Device 0: NVIDIA H100 80GB HBM3 (00000000:18:00)
 _DEVICE = re.compile(r"(?:Process \d+ \([^)]*\): )?[Dd]evice (\d+): (.+?)\s*")
-# Driver Version: 535.54.03     CUDA Runtime Version: 12020     nvbandwidth Version: v0.4
-_FACT = re.compile(r"(nvbandwidth|Driver|CUDA Runtime|CUDA Driver) [Vv]ersion: (\S+)\s*")
+# Driver Version: 535.54.03     CUDA Runtime Version: 12020     CUDA Runtime Version: 13.3 (13030)
+_FACT = re.compile(
+    r"(nvbandwidth|Driver|CUDA Runtime|CUDA Driver) [Vv]ersion(?: \(API\))?: (\S+)(?: \(\d+\))?\s*"
+)
 # Waived: host_to_device_memcpy_sm          Waived:
 _WAIVED = re.compile(r"(?i)\s*waived\b:?.*")
 # ERROR: [CUDA_ERROR_...] ...
@@ -59,7 +61,8 @@ def recognise(text: str) -> bool:
     if text.lstrip()[:1] == "{":
         return '"nvbandwidth"' in text[:400]
     return "nvbandwidth Version:" in text or (
-        re.search(r"(?m)^Running [a-z_0-9]+\.$", text) is not None and "(row)" in text
+        re.search(r"(?m)^(Running (benchmark )?[a-z_0-9]+\.$|memcpy .*\(GB/s\)$)", text) is not None
+        and "(row)" in text
     )
 
 
@@ -77,6 +80,10 @@ def read(text: str) -> dict[str, Any]:
                 told[key] = match[2].lstrip("v") if key == "version" else match[2]
         elif match := _DEVICE.fullmatch(line):
             told["devices"].append(match[2])
+        elif _WHAT.fullmatch(line) and (not told["tests"] or told["tests"][-1]["what"]):
+            # cut out of the output, without the line that names the test
+            told["tests"].append(_empty(""))
+            _in_test(told["tests"][-1], line)
         elif told["tests"] and _in_test(told["tests"][-1], line):
             continue
         elif not _CHATTER.match(line):

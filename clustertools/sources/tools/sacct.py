@@ -44,7 +44,8 @@ def recognise(text: str) -> bool:
     head = text.lstrip("\n").split("\n", 1)[0]
     if text.lstrip()[:1] == "{":
         return values.is_document(text, "jobs") and '"association"' in text and '"steps"' in text
-    return re.match(r"\s*(JobID|JobIDRaw)\b", head) is not None and (
+    # with --format=ALL the number of the job stands in the middle
+    return bool({"JobID", "JobIDRaw"} & set(re.split(r"[|\s]+", head))) and (
         "|" in head or re.search(r"^[- ]{10,}$", text, re.MULTILINE) is not None
     )
 
@@ -59,7 +60,7 @@ def read(text: str) -> dict[str, Any]:
             raise Unparsable("sacct: JSON of an unknown form", text) from exc
     if not recognise(text):
         raise Unparsable("sacct: no heading with JobID", text)
-    return {"records": [_record(row) for row in rows(text, "sacct")]}
+    return {"records": [_record(row) for row in rows(text, "sacct", {"JobID": r"\d", "JobIDRaw": r"\d"})]}
 
 
 def _record(row: dict[str, str]) -> dict[str, Any]:

@@ -39,10 +39,14 @@ _LONG = {
 }  # fmt: skip
 
 
+#: NODES of -o %A is "5/3"; the time of a reason can be Unknown.
+_FORMS = {"NODES": r"\d", "AVAIL": "up|down|drain|inact", "TIMESTAMP": r"\d|Unknown|N/A|n/a|None"}
+
+
 def recognise(text: str) -> bool:
     """Whether the heading is sinfo's, or it is its JSON."""
     head = next((line for line in text.splitlines()[:3] if "NODE" in line), "")
-    columns = set(head.split())
+    columns = set(re.split(r"[|\s]+", head))
     return (
         ("NODELIST" in columns and bool({"STATE", "REASON", "AVAIL"} & columns) and "JOBID" not in columns)
         or values.is_document(text, "sinfo")
@@ -54,9 +58,9 @@ def read(text: str) -> dict[str, Any]:
     """The groups of nodes. Raises Unparsable for another heading, or a row that does not fit it."""
     if text.lstrip()[:1] == "{":
         return _from_json(text)
-    table = rows(text, "sinfo")
+    table = rows(text, "sinfo", _FORMS)
     if not recognise(text):
-        raise Unparsable("sinfo: no heading with NODELIST and a state or reason", text.splitlines()[0])
+        raise Unparsable("sinfo: no heading with NODELIST and a state or reason", text)
     return {"groups": [_group(row) for row in table]}
 
 

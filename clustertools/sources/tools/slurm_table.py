@@ -4,31 +4,41 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Mapping
 
 from clustertools.errors import Unparsable
 
 
-def rows(text: str, what: str) -> list[dict[str, str]]:
+def rows(text: str, what: str, forms: Mapping[str, str]) -> list[dict[str, str]]:
     """The rows by the headings of their columns. A line with the date above (-l) is left out.
 
-    Raises Unparsable where there is no heading, and for a row that does not fit it.
+    `forms` has patterns for columns whose values tell a row from another line. Raises Unparsable where there
+    is no heading, and for a row that does not fit it.
     """
     lines = [line for line in text.splitlines() if line.strip() and not _DATE.fullmatch(line)]
     if not lines:
         raise Unparsable(f"{what}: nothing", text)
     head, *body = lines
     if "|" in head:
-        names = head.rstrip("|").split("|") if head.endswith("|") else head.split("|")
+        names = [name.strip() for name in head.removesuffix("|").split("|")]
         return [_by_bars(names, line, head.endswith("|"), what) for line in body]
+
+    def fitting(line: str, row: dict[str, str]) -> dict[str, str]:
+        if any(name in row and not re.match(form, row[name]) for name, form in forms.items()):
+            raise Unparsable(f"{what}: a row that does not fit its heading", line)
+        return row
+
     if body and re.fullmatch(r"[-\s]+", body[0]):
         # sacct underlines its headings: these are the columns
         spans = [match.span() for match in re.finditer(r"-+", body[0])]
         names = [head[start:end].strip() for start, end in spans]
         return [
-            {name: line[start:end].strip() for name, (start, end) in zip(names, spans, strict=True)}
+            fitting(
+                line, {name: line[start:end].strip() for name, (start, end) in zip(names, spans, strict=True)}
+            )
             for line in body[1:]
         ]
-    return [_by_place(head, line, what) for line in body]
+    return [fitting(line, _by_place(head, line, what)) for line in body]
 
 
 # Sat Nov 21 14:05:16 2026
@@ -37,7 +47,8 @@ _DATE = re.compile(r"[A-Z][a-z]{2} [A-Z][a-z]{2} +\d+ [\d:]{8} \d{4}\s*")
 
 def _by_bars(names: list[str], line: str, closed: bool, what: str) -> dict[str, str]:
     cells = line.split("|")
-    if closed and cells and not cells[-1]:
+    # `sinfo -o %all` closes its rows and not its heading
+    if (closed or len(cells) == len(names) + 1) and not cells[-1]:
         cells.pop()
     # a bar inside a name is not told apart from one between columns
     if len(cells) != len(names):

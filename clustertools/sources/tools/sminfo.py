@@ -12,7 +12,7 @@ KIND = "sminfo"
 
 FIELDS = {
     "lid": "of the subnet manager",
-    "guid": "of its port, as a number",
+    "guid": "of its port, in hexadecimal",
     "activity_count": "grows while it works",
     "priority": "0 to 15",
     "state": "0 to 3",

@@ -32,7 +32,8 @@ _STATES = {
 def recognise(text: str) -> bool:
     """Whether the heading is squeue's, or it is its JSON."""
     head = next((line for line in text.splitlines()[:3] if "JOBID" in line), "")
-    return bool(re.search(r"\bJOBID\b.*\b(ST|STATE|NODELIST\(REASON\))(?:\W|$)", head)) or (
+    columns = set(re.split(r"[|\s]+", head))
+    return ("JOBID" in columns and bool({"ST", "STATE", "NODELIST(REASON)"} & columns)) or (
         values.is_document(text, "jobs") and '"job_resources"' in text
     )
 
@@ -45,9 +46,9 @@ def read(text: str) -> dict[str, Any]:
             return {"jobs": [json_job(job) for job in data["jobs"]]}
         except (AttributeError, TypeError, ValueError, IndexError) as exc:
             raise Unparsable("squeue: JSON of an unknown form", text) from exc
-    table = rows(text, "squeue")
+    table = rows(text, "squeue", {"JOBID": r"\d"})
     if not recognise(text):
-        raise Unparsable("squeue: no heading with JOBID and a state", text.splitlines()[0])
+        raise Unparsable("squeue: no heading with JOBID and a state", text)
     return {"jobs": [_job(row) for row in table]}
 
 
