@@ -31,6 +31,7 @@ def cost_seconds(name: str) -> float:
     return min(spent)
 
 
+@pytest.mark.slow
 def test_no_check_takes_longer_than_it_declares():
     checks = checking.discover(site_folders=(), job_checks=False)
     over = {name: cost for name, c in checks.items() if (cost := cost_seconds(name)) > c.cost_seconds}
@@ -63,6 +64,7 @@ def test_all_passive_checks_together_stay_under_a_second(capsys: pytest.CaptureF
     assert min(spent) < 1.0
 
 
+@pytest.mark.slow
 def test_the_list_says_measured_declared_needs_and_stage(capsys: pytest.CaptureFixture[str]):
     assert main(["checks", "list", "--stage", "prolog", "--cost", "--host", str(HEALTHY), "--json"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

@@ -21,6 +21,7 @@ def test_the_committed_page_is_what_the_generator_writes(name):
     assert written == PAGES[name](), f"docs/{name} is out of date: `make docs`"
 
 
+@pytest.mark.slow
 def test_the_generator_runs_as_make_runs_it(tmp_path):
     copy = tmp_path / "make_reference.py"
     copy.write_text((FOLDER / "make_reference.py").read_text(encoding="utf-8"), encoding="utf-8")

@@ -56,6 +56,7 @@ def test_no_majority_is_one_finding(run, nvml):
     assert len(verdict.findings[0].evidence) == 8
 
 
+@pytest.mark.slow
 def test_cards_of_two_makers_are_not_compared(run, nvml):
     nvml.set("3.vbios=94.02.26.40.81", "3.pci_subsystem=0x403b1458")
     assert run("gpu_identity", nvml.host).status is Status.OK

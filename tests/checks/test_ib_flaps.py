@@ -67,6 +67,7 @@ def test_a_link_that_tries_again_is_no_drop(run):
     assert {f.code for f in verdict.findings} == {"IbLinkFlapping"}
 
 
+@pytest.mark.slow
 def test_flaps_between_the_looks(run):
     host = RdmaHost()
     watch = Watch(run, host)

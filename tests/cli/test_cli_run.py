@@ -435,6 +435,7 @@ def test_a_reader_that_stands_still_does_not_blind_the_watchdog(lab: RunLab) -> 
     assert said == b"".join((f / "output.log").read_bytes() for f in lab.attempt_folders())
 
 
+@pytest.mark.slow
 def test_a_second_run_of_the_same_name_is_refused(lab: RunLab) -> None:
     watchdog = lab.start("--steps", "5000")
     until(lambda: lab.starts(), "the start")

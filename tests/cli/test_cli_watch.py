@@ -78,6 +78,7 @@ def daemon(site):
 # once
 
 
+@pytest.mark.slow
 def test_once_says_what_it_saw_and_ends_with_the_worst(site):
     done = site.watch("--once")
     assert (done.returncode, done.stdout) == (0, "0 findings\n")
@@ -150,6 +151,7 @@ def test_a_wrong_config_is_told_whole_with_lines_before_anything_starts(site):
     assert not site.state.exists()
 
 
+@pytest.mark.slow
 def test_a_check_that_does_not_exist_and_a_sink_that_cannot_be_used(site):
     site.write_config("  gpu_fam: {enabled: false}\n")
     done = site.watch("--once")
@@ -168,6 +170,7 @@ def test_a_check_that_does_not_exist_and_a_sink_that_cannot_be_used(site):
     assert not site.state.exists()
 
 
+@pytest.mark.slow
 def test_options_and_the_systems_folder(site):
     site.etc.mkdir()
     (site.etc / "config.yaml").write_text("cluster: alps\n")

@@ -166,6 +166,7 @@ def test_it_is_among_the_readers() -> None:
     assert readers()["kernel-log"] is kernel_log
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [
