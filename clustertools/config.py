@@ -41,6 +41,7 @@ ETC = "/etc/clustertools"
 
 Mode = Literal["observe", "ask", "act"]
 TransitionKind = Literal["opened", "reopened", "worsened", "resolved"]
+PluginStage = Literal["preflight", "watch", "prolog", "epilog", "daily"]
 SinkKind = Literal["terminal", "slack", "webhook", "pagerduty", "alertmanager", "deadman", "metrics"]
 
 
@@ -81,6 +82,17 @@ class CheckConfig:
     confirm: int | None = option(None, "passes in a row before a state is believed", at_least=1)
     timeout_seconds: float | None = option(None, "deadline of one run", at_least=0.1)
     limits: Mapping[str, Any] = option(dict, "the check's own limits; `clustertools checks list` shows them")
+
+
+@dataclass(frozen=True, slots=True)
+class PluginConfig:
+    """A program that follows the Nagios contract, run as the check `plugin_NAME`."""
+
+    command: tuple[str, ...] = option(doc="the program and its arguments, as a list; no shell reads it")
+    # the Monitoring Plugins end themselves after 10 s by default
+    timeout_seconds: float = option(10.0, "deadline of one run", at_least=0.1)
+    interval_seconds: float = option(60.0, "time between two runs", at_least=1)
+    stages: tuple[PluginStage, ...] = option(("watch", "preflight"), "where it is run")
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +221,7 @@ class Config:
     cluster: str = option("", "the name of the cluster, in every message")
     node_classes: Mapping[str, NodeClass] = option(dict, "what to expect of which nodes")
     checks: Mapping[str, CheckConfig] = option(dict, "checks that run otherwise than they declare")
+    plugins: Mapping[str, PluginConfig] = option(dict, "programs for Nagios, each a check called plugin_NAME")
     jobs: Mapping[str, JobConfig] = option(dict, "runs to watch")
     sinks: Mapping[str, SinkConfig] = option(dict, "where news go")
     policy: PolicyConfig = option(PolicyConfig)
@@ -349,6 +362,8 @@ def _relations(config: Config, tree: Node, problems: Problems) -> None:
 
     for name, sink in config.sinks.items():
         _sink_relations(sink, ("sinks", name), wrong)
+    for name, plugin in config.plugins.items():
+        _plugin_relations(name, plugin, wrong)
     for name, job in config.jobs.items():
         keys = ("jobs", name, "resume")
         if job.resume.kind in ("env", "placeholder") and not job.resume.name:
@@ -362,6 +377,24 @@ def _relations(config: Config, tree: Node, problems: Problems) -> None:
     for name, node_class in config.node_classes.items():
         if not node_class.nodes.strip() or node_class.nodes.count("[") != node_class.nodes.count("]"):
             wrong(("node_classes", name, "nodes"), "not a node set; write one such as gpu-[001-128]")
+
+
+def _plugin_relations(name: str, plugin: PluginConfig, wrong: Any) -> None:
+    keys = ("plugins", name)
+    # infiniband_cables: each word begins with a letter, so that two names never share a code
+    if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z][a-z0-9]*)*", name) or len(name) > 40:
+        wrong(keys, "the name must be words of small letters and digits joined by _, at most 40 characters")
+    if not plugin.stages:
+        wrong((*keys, "stages"), "names no stage: it would never run")
+    program = plugin.command[0] if plugin.command else ""
+    if not program:
+        wrong((*keys, "command"), "names no program")
+    elif len(plugin.command) == 1 and re.search(r"\s", program):
+        wrong((*keys, "command"), "no shell splits this; write a list: [check_load, -w, 100]")
+    elif "/" in program and not program.startswith("/"):
+        wrong((*keys, "command"), "must be a full path beginning with /, or a name on PATH")
+    if any("\0" in word for word in plugin.command):
+        wrong((*keys, "command"), "holds a NUL character, which no argument can")
 
 
 def _sink_relations(sink: SinkConfig, keys: tuple[str, ...], wrong: Any) -> None:
@@ -457,6 +490,7 @@ def schema(checks: Mapping[str, Checkable] | None = None) -> dict[str, Any]:
         result["properties"]["checks"] = {
             "type": "object",
             "properties": known,
+            "patternProperties": {"^plugin_": schema_of(CheckConfig)},
             "additionalProperties": False,
         }
     return result

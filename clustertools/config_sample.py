@@ -39,6 +39,16 @@ checks:
     timeout: 20s
     limits: {}                      # the check's own, such as {uncorrected: 0}
 
+# Programs that follow the Nagios contract. This one is the check plugin_cables with the code PluginCables;
+# `checks: {plugin_cables: {observe: true}}` tunes it as any other. A CRITICAL is told, and acted on only
+# where a playbook in /etc/clustertools/playbooks.d names the code.
+plugins:
+  cables:
+    command: [/usr/local/lib/nagios/check_cables, --all]    # a full path or a name on PATH; no shell reads it
+    timeout: 10s
+    interval: 5m
+    stages: [watch, preflight]      # also prolog, epilog, daily
+
 # Runs to watch. A job that is not named here is never touched.
 jobs:
   pretrain:

@@ -13,6 +13,7 @@ import importlib
 import inspect
 import sys
 import textwrap
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +42,11 @@ class Told:
     clears: set[str] = field(default_factory=set)
     shown: set[Status] = field(default_factory=set)
 
+    @property
+    def usual(self) -> set[Status]:
+        """Without what only an Xid 154 of the same GPU can make of it."""
+        return self.shown or self.statuses
+
 
 def told(check: Check) -> dict[str, Told]:
     """Every code of a check with what it may be told as; more than the truth where the source cannot say."""
@@ -48,15 +54,18 @@ def told(check: Check) -> dict[str, Told]:
     tree = ast.parse(inspect.getsource(module))
     found = {code: Told() for code in check.codes}
     dynamic: set[Status] = set()
+    # how often a code stands in the source: once it is declared, and then where it is told or chosen
+    named = Counter(n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and n.value in check.codes)
     for codes, statuses, clears in _calls(tree, module):
         known = codes & found.keys()
+        named.subtract(known)
         for code in known:
             found[code].statuses |= statuses
             found[code].clears.add(clears)
         if not codes:
             dynamic |= statuses
-    for one in found.values():
-        if not one.statuses:
+    for code, one in found.items():
+        if not one.statuses or named[code] > 1:
             one.statuses |= dynamic
     _refine(module, found)
     return found
@@ -66,6 +75,9 @@ def _refine(module: ModuleType, found: Mapping[str, Told]) -> None:
     """What tables say of codes that a check yields out of a table."""
     if hasattr(module, "finding_codes"):
         _refine_xids(found)
+    rows = _rows(module)
+    for row in rows:
+        found[row.code].statuses = {other.status for other in rows if other.code == row.code}
     for rule in getattr(module, "RULES", {}).values():
         one = found[rule.code]
         # the one rule whose events add up: many kills are a node that cannot host jobs
@@ -75,7 +87,14 @@ def _refine(module: ModuleType, found: Mapping[str, Told]) -> None:
         one.clears.add(_words("reboot") if reboot else f"not repeated for the limit `{rule.limit}`")
 
 
+def _rows(module: ModuleType) -> list[Any]:
+    """The rows of a check's own table: TOLD_AS of fabric_manager_log, _KINDS of bmc_sel."""
+    held = [getattr(module, "_KINDS", ()), getattr(module, "TOLD_AS", {}).values()]
+    return [row for rows in held for row in rows if isinstance(getattr(row, "status", None), Status)]
+
+
 def _refine_xids(found: Mapping[str, Told]) -> None:
+    found["NvlinkDiscoveryFailed"].statuses = {Status.WARNING}  # of no GPU, so no Xid 154 is about it
     for xid in load_xids(()).values():
         one = found[xid.finding_code]
         if xid.status is Status.OK:
@@ -264,7 +283,7 @@ def codes_page() -> str:
 
 
 def _code(code: str, meaning: str, by: str, one: Told, books: tuple[Playbook, ...]) -> list[str]:
-    statuses = ", ".join(s.name for s in sorted(one.shown or one.statuses, reverse=True))
+    statuses = ", ".join(s.name for s in sorted(one.usual, reverse=True))
     statuses = statuses or "only evidence of another code"
     book = playbook_for(code, books)
     answer = f"playbook {book.name}" if book else "no playbook"
@@ -298,7 +317,10 @@ ROOMS = {
 
 @dataclass(frozen=True)
 class Row:
-    """A health check of the field, and where it is here: checks and codes, readings only, or why not."""
+    """A health check of the field, and where it is here: checks and codes, readings only, or why not.
+
+    `by_config` is the section of the config that makes such a check.
+    """
 
     name: str
     cost: str
@@ -306,10 +328,13 @@ class Row:
     codes: tuple[str, ...] = ()
     readings: tuple[str, ...] = ()
     left_out: str = ""
+    by_config: str = ""
 
     @property
     def is_open(self) -> bool:
-        return not self.left_out and not (self.checks and (self.codes or self.readings))
+        return (
+            not self.left_out and not self.by_config and not (self.checks and (self.codes or self.readings))
+        )
 
 
 def coverage() -> list[Row]:
@@ -354,6 +379,8 @@ def coverage_page() -> str:
 def _here(row: Row) -> str:
     if row.left_out:
         return f"left out: {row.left_out}"
+    if row.by_config:
+        return f"the site's own, by the section `{row.by_config}` of the config"
     checks = ", ".join(f"[{name}](checks.md#{name})" for name in row.checks)
     codes = [f"[{code}](codes.md#{code.lower()})" for code in row.codes]
     said = "; ".join(filter(None, (", ".join(codes), ", ".join(f"reading `{r}`" for r in row.readings))))

@@ -89,7 +89,7 @@ def test_the_sample_loads_and_has_every_key(loads: Load) -> None:
     loaded = loads(sample())
     assert loaded.config.jobs["pretrain"].hang.factor == 5
     records = _records(config.Config)
-    assert len(records) == 12
+    assert len(records) == 13
     missing = {
         key
         for record in records
@@ -118,7 +118,12 @@ def _fits(value: Any, rule: Mapping[str, Any]) -> bool:
         return False
     if isinstance(value, dict):
         more = rule.get("additionalProperties", True)
-        rules = {k: rule.get("properties", {}).get(k, more) for k in value}
+        forms = rule.get("patternProperties", {})
+        rules = {
+            k: rule.get("properties", {}).get(k)
+            or next((r for f, r in forms.items() if re.search(f, k)), more)
+            for k in value
+        }
         if any(r is False or (r is not True and not _fits(value[k], r)) for k, r in rules.items()):
             return False
         return set(rule.get("required", ())) <= set(value)

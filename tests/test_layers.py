@@ -45,6 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "probes": {"model", "sources"},
     "check": {"model", "stats", "host", "sources", "catalog"},
     "checks": {"model", "stats", "host", "sources", "catalog", "check"},
+    "plugins": {"model", "host", "sources", "check", "config"},
     "playbooks": set(),
     **{room: {"model", "stats", "catalog"} for room in _PURE},
     **{room: {"model"} for room in ("store", "config", "sinks", "render")},

@@ -19,6 +19,7 @@ from clustertools.delivery import Mail
 from clustertools.errors import ConfigError, StoreError
 from clustertools.host import Host, LocalHost, mount_of
 from clustertools.model import Playbook
+from clustertools.plugins import all_checks
 from clustertools.schedulers import RunSpec
 from clustertools.schedulers.local import LocalScheduler
 from clustertools.sinks import Sink, SinkRule
@@ -100,7 +101,7 @@ def local_watchdog(
     folder = run_folder(state_folder(options["state"], config), spec.name)
     lock(folder, f"run {spec.name}")
     host = LocalHost()
-    checks = discover(config.site_checks) if config else discover()
+    checks = all_checks(config) if config else discover()
     limits = _limits(loaded, checks)
     own = {
         "minimum_silence_seconds": options["hang_after"],
@@ -168,7 +169,7 @@ def site(
 ) -> tuple[Settings, Mail, list[Check]]:
     """Settings, sinks and checks of a node's watchdog as the config says. Raises ConfigError."""
     config = loaded.config
-    checks = discover(config.site_checks)
+    checks: Mapping[str, Check] = all_checks(config)
     base = settings(loaded, LocalHost())
     base = dataclasses.replace(
         base,

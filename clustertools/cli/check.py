@@ -161,10 +161,11 @@ def orders_for(host: Host, config_path: Path | None, *, job_checks: bool = True)
         return Orders(checking.discover(job_checks=job_checks), expect=hardware.expectations(host, expect))
     from clustertools import config as configuration
     from clustertools.cli.assemble import expectations
+    from clustertools.plugins import all_checks
 
     loaded = configuration.load([config_path] if config_path else None)
     config = loaded.config
-    found = checking.discover(config.site_checks)
+    found = all_checks(config)
     checks = {name: adjusted(each, config.check(name)) for name, each in found.items()}
     named = config.node_classes.get(str(recorded.get("node_class"))) if recorded else None
     said = {**(named.expectations() if named else expectations(config, host.name)), **expect}

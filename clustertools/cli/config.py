@@ -17,6 +17,7 @@ from clustertools.config import Loaded
 from clustertools.errors import ConfigError
 from clustertools.host import Host, LocalHost, RecordedHost
 from clustertools.model import Status
+from clustertools.plugins import all_checks
 from clustertools.sources import hardware
 
 
@@ -53,7 +54,7 @@ def check(load: Callable[[], Loaded], out: Output) -> Status:
     try:
         loaded = load()
         # what the config says of limits can only be judged by the checks themselves
-        configuration.validate_limits(loaded, discover(loaded.config.site_checks))
+        configuration.validate_limits(loaded, all_checks(loaded.config))
     except ConfigError as exc:
         if not out.json:
             raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -14,6 +14,7 @@ from clustertools import check as checking
 from clustertools import policy
 from clustertools.check import Check
 from clustertools.cli.frame import Output, common, examples
+from clustertools.cli.site import is_configured
 from clustertools.errors import ConfigError
 from clustertools.host import Host, LocalHost, RecordedHost
 from clustertools.model import Playbook
@@ -61,7 +62,7 @@ def checks() -> None:
 @common
 def list_checks(stage: str | None, cost: bool, recording: Path | None, out: Output) -> None:
     """Every check: its name, stages, codes and what it looks at."""
-    found = [c for c in checking.discover().values() if stage is None or stage in c.stages]
+    found = [c for c in _known(out).values() if stage is None or stage in c.stages]
     total = 0.0
     for check in found:
         # a check of runs has no run to look at here
@@ -82,6 +83,19 @@ def list_checks(stage: str | None, cost: bool, recording: Path | None, out: Outp
         out.line(f"{' ' * len(took)}    {', '.join(check.codes)}")
     if cost and not out.json:
         out.line(f"{_against(total, sum(c.cost_seconds for c in found if c.stages != {'job'}))}  together")
+
+
+def _known(out: Output) -> Mapping[str, Check]:
+    """All checks, with those that only the site's config names; a config that is wrong hides no other."""
+    if is_configured():
+        from clustertools.config import load
+        from clustertools.plugins import all_checks
+
+        try:
+            return all_checks(load().config)
+        except ConfigError as exc:
+            out.note(f"the config is left out: {exc}")
+    return checking.discover()
 
 
 def _against(spent: float | None, declared: float) -> str:
@@ -123,7 +137,7 @@ def explain(words: tuple[str, ...], out: Output) -> None:
     if xid:
         _explain_xid(int(xid[1]), out)
         return
-    found = checking.discover()
+    found = _known(out)
     if asked in found:
         _explain_check(found[asked], out)
         for code, meaning in found[asked].codes.items():

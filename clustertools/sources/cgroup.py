@@ -29,6 +29,25 @@ def slurm_job(cgroup: str) -> str:
     return match["job"] if match else ""
 
 
+def job_owner(cgroup: str) -> int | None:
+    """The user id that the path names; version 2 names none."""
+    # 5:memory:/slurm/uid_1000/job_4812/step_0
+    match = re.search(r"slurm[^\n]{0,200}?/uid_(\d{1,10})/job_\d", cgroup[:8192])
+    return int(match[1]) if match else None
+
+
+def systemd_path(cgroup: str) -> str:
+    """Where systemd put the process; "" when the text does not say.
+
+    With version 2 there is one hierarchy, with version 1 systemd keeps its own; a hybrid has both, and the
+    empty one of version 2 says "/".
+    """
+    # 1:name=systemd:/user.slice/user-1000.slice/session-3.scope
+    # 0::/system.slice/cron.service
+    found = dict(re.findall(r"^\d{1,4}:(name=systemd|):(/[^\n]{0,4000})$", cgroup[:8192], re.MULTILINE))
+    return str(found.get("name=systemd") or found.get("", ""))
+
+
 def job_of(host: Host, pid: int, command: str, before: float) -> str:
     """The job of the process that had this number and name at the time `before`; empty when nobody knows.
 

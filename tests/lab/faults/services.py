@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tests.lab import whole_node
 from tests.lab.host_faults import Machine
 from tests.lab.parts import services as room
@@ -9,6 +11,20 @@ from tests.lab.parts import services as room
 _H100, _CPU = whole_node.DGX_H100, whole_node.CPU
 _DNS = tuple(f"dns:{server}" for server in room.NAME_SERVERS)
 _SILENT = "no answer within 3 s"
+_JOB = "0::/system.slice/slurmstepd.scope/job_4812/step_0/user/task_0\n"
+_BOOT = "00000000-0000-4000-8000-000000009001"
+_SESSION = "0::/user.slice/user-{}.slice/session-4.scope\n"
+
+
+def _process(pid: int, comm: str, uid: int, cgroup: str, **how: Any) -> dict[str, str]:
+    return {
+        f"/proc/{pid}/comm": f"{comm}\n",
+        f"/proc/{pid}/stat": room.stat(pid, comm, **how),
+        f"/proc/{pid}/status": room.status(comm, uid, 4 << 20),
+        f"/proc/{pid}/cgroup": cgroup,
+    }
+
+
 _ASKED = (*_DNS, "tcp:198.18.0.9:2049")
 
 MACHINES = (
@@ -68,6 +84,34 @@ MACHINES = (
                     _H100, "IDLE+DRAIN+INVALID_REG",
                     "gres/gpu count reported lower than configured (0 < 8) [slurm@2026-08-06T06:01:01]",
                 ),
+            },
+        },
+    ),
+    Machine(
+        "host-stray-processes",
+        "a user without a job here trains in a login shell, another one's old job left a process, and an "
+        "nvidia-smi has been hanging in the driver since five minutes",
+        ("StrayProcess", "OrphanedProcess", "DriverTaskStuck"),
+        files={
+            **_process(51000, "python3", 1005, _SESSION.format(1005), ticks=720000, start=1000000),
+            **_process(52000, "wandb-service", 1006, "0::/system.slice/slurmd.service\n", start=1200000),
+            **_process(53000, "python3", 1006, _JOB,
+                       ppid=2210, start=8900000),
+            **_process(54000, "nvidia-smi", 0, "0::/system.slice/cron.service\n", state="D", start=8990000),
+            "/proc/54000/status": "Name:\tnvidia-smi\nState:\tD (disk sleep)\nUid:\t0\t0\t0\t0\n"
+            "voluntary_ctxt_switches:\t7\nnonvoluntary_ctxt_switches:\t2\n",
+            "/proc/54000/wchan": "rwsem_down_write_slowpath",
+            "/proc/54000/stack": "[<0>] os_acquire_rwlock_write+0x3a/0x50 [nvidia]\n",
+        },
+        about={
+            "boot_id": _BOOT,
+            "past": {
+                "host_processes": {
+                    "blocked": {
+                        "boot_id": _BOOT,
+                        "tasks": {"54000:8990000": {"since": 1785999690.0, "switches": 9}},
+                    },
+                },
             },
         },
     ),

@@ -39,6 +39,11 @@ def stat(
     return f"{head} {start} 0 0 18446744073709551615" + " 0" * 27 + "\n"
 
 
+def status(comm: str, uid: int = 0, rss_kib: int = 9216) -> str:
+    """The head of /proc/PID/status, with its user and its memory."""
+    return f"Name:\t{comm}\nState:\tS (sleeping)\nUid:\t{uid}\t{uid}\t{uid}\t{uid}\nVmRSS:\t{rss_kib} kB\n"
+
+
 def limits(memlock: str = "unlimited", nofile: int = 131072) -> str:
     """/proc/PID/limits with these hard limits."""
     rows = {
@@ -119,6 +124,8 @@ def _processes(shape: Shape) -> dict[str, str]:
         kernel = comm in ("kthreadd", "kswapd0")
         files[f"/proc/{pid}/comm"] = f"{comm}\n"
         files[f"/proc/{pid}/stat"] = stat(pid, comm, ppid=0 if pid < 3 else 1, ticks=40, kernel=kernel)
+        if not kernel:
+            files[f"/proc/{pid}/status"] = status(comm)
     files["/proc/1881/limits"] = limits()
     if daemon[1] == "slurmd":
         files["/proc/2210/limits"] = limits()
@@ -146,6 +153,7 @@ def files(shape: Shape) -> dict[str, str]:
         "/proc/sys/fs/file-nr": "8480\t0\t9223372036854775807\n",
         "/proc/sys/net/netfilter/nf_conntrack_count": "214\n",
         "/proc/sys/net/netfilter/nf_conntrack_max": "262144\n",
+        "/etc/login.defs": "UID_MIN\t\t\t 1000\nUID_MAX\t\t\t60000\n",
         "/etc/resolv.conf": "".join(f"nameserver {server}\n" for server in NAME_SERVERS)
         + "search example.org\n",
     }
@@ -169,6 +177,11 @@ def commands(shape: Shape) -> dict[tuple[str, ...], dict[str, Any]]:
         told[("scontrol", "ping")] = {"seconds": 0.02, "stdout": "Slurmctld(primary) at head-1 is UP\n"}
         told[NODE] = {"seconds": 0.03, "stdout": lines}
     return told
+
+
+def globs(shape: Shape) -> dict[str, list[str]]:
+    scope = "/sys/fs/cgroup/system.slice/{}slurmstepd.scope"
+    return {scope.format("*"): [scope.format("")] if shape.gpu else [], "/sys/fs/cgroup/freezer/slurm*": []}
 
 
 def expect(shape: Shape) -> dict[str, Any]:
