@@ -172,6 +172,10 @@ def _mtu(ctx: Context, active: list[Pair]) -> Iterator[Finding]:
     }
     known = [(d, p, told[p.part]) for d, p in active if told.get(p.part)]
     if wanted:
+        # beside InfiniBand there may be an Ethernet adapter for everything else, with packets of its own size
+        layers = {p.link_layer for _, p, _ in known}
+        layer = ctx.expect.get("ib_link_layer") or ("InfiniBand" if "InfiniBand" in layers else "Ethernet")
+        known = [(d, p, mtu) for d, p, mtu in known if p.link_layer == layer]
         low = [(d, p, mtu, f"should have {wanted:g}") for d, p, mtu in known if mtu < wanted]
     else:
         odd = _odd(ctx, [((d.kind, p.link_layer), (d, p, mtu), mtu) for d, p, mtu in known])

@@ -13,6 +13,7 @@ import importlib
 import inspect
 import sys
 import textwrap
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +42,11 @@ class Told:
     clears: set[str] = field(default_factory=set)
     shown: set[Status] = field(default_factory=set)
 
+    @property
+    def usual(self) -> set[Status]:
+        """Without what only an Xid 154 of the same GPU can make of it."""
+        return self.shown or self.statuses
+
 
 def told(check: Check) -> dict[str, Told]:
     """Every code of a check with what it may be told as; more than the truth where the source cannot say."""
@@ -48,15 +54,18 @@ def told(check: Check) -> dict[str, Told]:
     tree = ast.parse(inspect.getsource(module))
     found = {code: Told() for code in check.codes}
     dynamic: set[Status] = set()
+    # how often a code stands in the source: once it is declared, and then where it is told or chosen
+    named = Counter(n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and n.value in check.codes)
     for codes, statuses, clears in _calls(tree, module):
         known = codes & found.keys()
+        named.subtract(known)
         for code in known:
             found[code].statuses |= statuses
             found[code].clears.add(clears)
         if not codes:
             dynamic |= statuses
-    for one in found.values():
-        if not one.statuses:
+    for code, one in found.items():
+        if not one.statuses or named[code] > 1:
             one.statuses |= dynamic
     _refine(module, found)
     return found
@@ -66,6 +75,9 @@ def _refine(module: ModuleType, found: Mapping[str, Told]) -> None:
     """What tables say of codes that a check yields out of a table."""
     if hasattr(module, "finding_codes"):
         _refine_xids(found)
+    rows = _rows(module)
+    for row in rows:
+        found[row.code].statuses = {other.status for other in rows if other.code == row.code}
     for rule in getattr(module, "RULES", {}).values():
         one = found[rule.code]
         # the one rule whose events add up: many kills are a node that cannot host jobs
@@ -75,7 +87,14 @@ def _refine(module: ModuleType, found: Mapping[str, Told]) -> None:
         one.clears.add(_words("reboot") if reboot else f"not repeated for the limit `{rule.limit}`")
 
 
+def _rows(module: ModuleType) -> list[Any]:
+    """The rows of a check's own table: TOLD_AS of fabric_manager_log, _KINDS of bmc_sel."""
+    held = [getattr(module, "_KINDS", ()), getattr(module, "TOLD_AS", {}).values()]
+    return [row for rows in held for row in rows if isinstance(getattr(row, "status", None), Status)]
+
+
 def _refine_xids(found: Mapping[str, Told]) -> None:
+    found["NvlinkDiscoveryFailed"].statuses = {Status.WARNING}  # of no GPU, so no Xid 154 is about it
     for xid in load_xids(()).values():
         one = found[xid.finding_code]
         if xid.status is Status.OK:
@@ -264,7 +283,7 @@ def codes_page() -> str:
 
 
 def _code(code: str, meaning: str, by: str, one: Told, books: tuple[Playbook, ...]) -> list[str]:
-    statuses = ", ".join(s.name for s in sorted(one.shown or one.statuses, reverse=True))
+    statuses = ", ".join(s.name for s in sorted(one.usual, reverse=True))
     statuses = statuses or "only evidence of another code"
     book = playbook_for(code, books)
     answer = f"playbook {book.name}" if book else "no playbook"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from clustertools.errors import Absent, Unobservable
@@ -208,3 +210,15 @@ def test_idle_memory_that_cannot_be_seen(run, path, text, status):
     node = AlteredNode()
     node.files[path] = text
     assert run("mem_idle", node).status.name == status
+
+
+def test_modules_that_a_hypervisor_made_up_may_differ(run):
+    """Hyper-V has one of 4 GB below the hole for devices, many of 64 GB, and the rest; none tells a speed."""
+    node = AlteredNode()
+    text = processors.dimms(32, odd={0: (4, 4800), 31: (32, 4800)})
+    node.commands[processors.DMIDECODE] = text
+    assert run("mem_dimms", node).codes == {"DimmMixed"}
+    node.commands[processors.DMIDECODE] = re.sub(r"Speed: .*", "Speed: Unknown", text)
+    verdict = run("mem_dimms", node)
+    assert (verdict.findings, verdict.blind) == ((), "")
+    assert "hypervisor" in verdict.detail

@@ -130,6 +130,18 @@ def test_mtu(run):
     assert run("ib_configuration", host=host).status is Status.UNKNOWN
 
 
+def test_the_mtu_of_an_ethernet_adapter_is_its_own(run):
+    """Azure's accelerated networking: Ethernet at 1024 beside rails of InfiniBand at 4096."""
+    host = RdmaHost()
+    host.port("mlx5_2", link_layer="Ethernet", lid="0x0", sm_lid="0x0")
+    host.commands["ibv_devinfo",] = ibv_devinfo(whole_node.DGX_H100, {"mlx5_2": 1024, "mlx5_3": 2048})
+    for layer in ({}, {"ib_link_layer": "InfiniBand"}):
+        verdict = run("ib_configuration", host=host, expect={"ib_mtu": 4096, **layer})
+        assert {f.subject.part for f in verdict.findings if f.code == "IbMtuLow"} == {"mlx5_3/1"}
+    verdict = run("ib_configuration", host=host, expect={"ib_mtu": 4096, "ib_link_layer": "Ethernet"})
+    assert {f.subject.part for f in verdict.findings if f.code == "IbMtuLow"} == {"mlx5_2/1"}
+
+
 def test_mtu_that_nobody_can_tell(run):
     assert "not installed" in run("ib_configuration", host=RdmaHost()).detail
     assert run("ib_configuration", host=RdmaHost(), expect={"ib_mtu": 4096}).status is Status.UNKNOWN

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,7 +30,8 @@ class Machine:
     `unknown` are the checks that cannot look there. `absent` and `globs` are listings, as in
     `tests.lab.parts`. `values` are the NVML stand-in's, `kernel` the records that follow those of the boot,
     `mounts` the answers of the mounts in its table, `lacks` the address of a GPU that NVML does not list.
-    What checks remember of an earlier look goes into `about` under `past`, by check.
+    What checks remember of an earlier look goes into `about` under `past`, by check; `profile` is that of
+    other GPUs than its base has.
     """
 
     name: str
@@ -47,6 +49,16 @@ class Machine:
     about: Mapping[str, object] = field(default_factory=dict)
     absent: tuple[str, ...] = ()
     globs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    profile: str = ""
+
+    @property
+    def number(self) -> int:
+        """Lasts, whatever machines there are beside it."""
+        return zlib.crc32(self.name.encode()) % 9000
+
+    @property
+    def boot_id(self) -> str:
+        return f"00000000-0000-4000-8000-{self.number:012d}"
 
 
 def at(seconds: float) -> int:

@@ -11,7 +11,6 @@ import os
 import shutil
 import sys
 import tempfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +19,13 @@ from typing import Any
 from clustertools import check as checking
 from clustertools.host import PYTHON, RecordedHost, dump_yaml
 from clustertools.model import Status
-from tests.lab import faults, parts, profiles, whole_node
+from tests.lab import cloud_node, faults, parts, profiles, whole_node
 from tests.lab.host_faults import CHRONY, GPU_FAULTS, HOST_FAULTS, NVML, Machine
 from tests.lab.nvml import NvmlLab, build
 from tests.lab.whole_node import Node, kernel_log
 
 HOSTS = Path(__file__).parents[1] / "hosts"
 MOUNTS = (PYTHON, "-m", "clustertools.sources.mounts", "--deadline", "5")
-BOOT_ID = "00000000-0000-4000-8000-{:012d}"
 
 
 @dataclass(frozen=True)
@@ -59,6 +57,13 @@ WHOLE = {
     ),
     "mi300x-healthy": Whole(
         whole_node.dgx(whole_node.MI300X), "", "mi300x-8", "healthy: 8 x MI300X, idle"
+    ),
+    "ec2-healthy": Whole(
+        cloud_node.ec2(), "H100", "p5.48xlarge", "healthy: EC2 p5.48xlarge, 8 x H100 and 32 EFA devices, idle"
+    ),
+    "azure-healthy": Whole(
+        cloud_node.azure(), "H100", "nd96isr-h100-v5",
+        "healthy: Azure ND96isr_H100_v5, 8 x H100 and 8 virtual functions of ConnectX-7, idle",
     ),
     "cpu-healthy": Whole(whole_node.cpu_node(), "", "cpu", "healthy: a node without GPUs, idle"),
 }  # fmt: skip
@@ -148,12 +153,11 @@ def _listings(folder: Path, machine: Machine, whole: Whole) -> None:
 
 
 def _about(machine: Machine, whole: Whole) -> dict[str, Any]:
-    number = zlib.crc32(machine.name.encode()) % 9000  # lasts, whatever machines there are beside it
     kind = whole.node_class.split("-")[0]
     about: dict[str, Any] = {"base": f"../{machine.base}"} if machine.base else {}
     about |= {
-        "name": f"{'cpu' if kind == 'cpu' else 'gpu'}-{1000 + number}",
-        "boot_id": BOOT_ID.format(number),
+        "name": f"{'cpu' if kind == 'cpu' else 'gpu'}-{1000 + machine.number}",
+        "boot_id": machine.boot_id,
     }
     provenance = whole_node.PROVENANCE + parts.provenance()
     provenance += whole_node.NVML_PROVENANCE.format(profile=whole.profile) if whole.profile else ""
@@ -169,12 +173,13 @@ def _about(machine: Machine, whole: Whole) -> dict[str, Any]:
 
 def _nvml(machine: Machine, whole: Whole, library: Path, work: Path) -> Mapping[str, Any] | None:
     """What the stand-in answers; None where the base's answer is the machine's."""
-    if not whole.profile or (machine.base and not machine.values and not machine.lacks):
+    profile = machine.profile or whole.profile
+    if not profile or (machine.base and not machine.values and not machine.lacks):
         return None
     addresses = whole.node.gpus
     left = tuple(a for a in addresses if a != machine.lacks)
     lab = NvmlLab(library, work)
-    lab.use(profiles.profile(getattr(profiles, f"{whole.profile}_VALUES"), left))
+    lab.use(profiles.profile(getattr(profiles, f"{profile}_VALUES"), left))
     # stand-ins that the redaction leaves alone
     lab.set(*(f"{n}.serial=9999999{n:06d}" for n in range(len(left))), *machine.values)
     os.environ.update(lab.environment)

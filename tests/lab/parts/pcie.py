@@ -19,6 +19,9 @@ NVSWITCHES = {
     "a100-8": ("1af1", tuple(f"0000:{bus:02x}:00.0" for bus in range(0xC4, 0xCA))),
     "h100-8": _HOPPER,
     "h200-8": _HOPPER,
+    # a guest sees them, as it runs fabric manager; at which addresses is assumed
+    "p5.48xlarge": ("22a3", tuple(f"0000:{bus:02x}:00.0" for bus in range(0x40, 0x44))),
+    "nd96isr-h100-v5": ("22a3", tuple(f"{domain:04x}:00:00.0" for domain in range(4, 8))),
 }
 #: Kinds of node whose links and errors are written out; the others tell nothing of these.
 WRITTEN_OUT = ("a100-8", "h100-8", "mi300x-8")
