@@ -57,7 +57,8 @@ class _Seen:
         "OrphanedProcess": "a process runs outside of its user's job, and is older than that",
     },
     confirm=2,
-    cost_seconds=0.3,
+    # 0.13 ms a process of users and 0.05 ms a thread of the kernel, measured: 2000 and 3000 of them
+    cost_seconds=0.5,
 )
 def host_stray(ctx: Context) -> Iterator[Finding | Reading]:
     """Processes of ordinary users that came by a login, by cron or out of a job, and belong to no job.

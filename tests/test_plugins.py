@@ -16,7 +16,10 @@ from clustertools.config import PluginConfig, PluginStage, load
 from clustertools.errors import ConfigError
 from clustertools.host import LocalHost
 from clustertools.model import Status
+from clustertools.node_health import Memory, Rules, decide
 from clustertools.plugins import all_checks, as_check, code_of
+from clustertools.policy import load_playbooks
+from tests.test_node_health import List
 
 
 @pytest.fixture
@@ -184,6 +187,20 @@ def test_slurms_health_check_runs_it_and_drains_nothing(site, tmp_path, monkeypa
     }
     (told,) = [r for r in rows if r["kind"] == "node-health"]
     assert not told["refuse"]
+
+
+def test_only_a_playbook_of_the_site_drains_for_it(plugin, tmp_path):
+    verdict = plugin("echo 'two cables are out'; exit 2")
+    rules = Rules(mode="act", hold_seconds=60.0, max_fraction=1.0)
+
+    def drained(books):
+        nodes = List()
+        decide(Memory(), [verdict], lambda: books, rules, 1e9, "n1", nodes)
+        return "n1" in nodes.drained
+
+    assert not drained(load_playbooks(()))
+    (tmp_path / "cables.yaml").write_text("name: cables\ncodes: [PluginIt]\nrunbook: x\nsteps: [drain]\n")
+    assert drained(load_playbooks((str(tmp_path),)))
 
 
 @pytest.mark.parametrize(

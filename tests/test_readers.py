@@ -78,6 +78,7 @@ DRESSED = {
     "colours": lambda text: "\n".join(
         line and f"{line[:9]}\x1b[1;32m{line[9:]}\x1b[0m" for line in text.split("\n")
     ),
+    "colours without their escapes": lambda text: f"[1;32m{text[:9]}[0m{text[9:]}",
     "a window's title": lambda text: f"\x1b]0;root@gpu-017: ~\x07root@gpu-017:~# ibstat\n{text}",
 }
 

@@ -23,6 +23,8 @@ _GZIP = b"\x1f\x8b"
 INPUT_LIMIT_BYTES = 1 << 30
 #: Colours and the window's title: ECMA-48 control sequences, and xterm's operating system commands.
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]{0,400}(?:\x07|\x1b\\)|[()][A-Z0-9]|[=>78])")
+#: What is left of a colour where a web page took the escape itself: [4mGPU0 ... [0m
+_COLOUR = re.compile(r"\[\d{1,3}(?:;\d{1,3}){0,4}m")
 #: root@gpu-017:~# ibstat        [root@gpu-017 ~]$        (base) user@login:/tmp$ cat x.txt
 _PROMPT_WITH_HOST = re.compile(
     r"(?:\(\S{1,60}\) ?)?\[?[\w.-]{1,64}@[\w.-]{1,255}[: ][^#$%>]{0,200}[#$%>](?: .*|$)"
@@ -76,12 +78,17 @@ def _understood(kind: str | None, path: str) -> tuple[Reader, dict[str, Any], li
     text, first_line = as_printed(_input(path))
 
     def understand() -> tuple[Reader, dict[str, Any], list[dict[str, Any]]]:
-        reader = readers()[kind] if kind is not None else _one(recognised(text), path)
+        reader = readers()[kind] if kind is not None else _one(text, path)
         return (reader, *read_tolerantly(reader, text, first_line))
 
     try:
         return understand()
     except Unparsable:
+        others = [reader.KIND for reader in recognised(text)]
+        if kind is not None and others and kind not in others:
+            raise ConfigError(
+                f"{_named(path)} is not what {kind} prints; by its content it is {' or '.join(others)}"
+            ) from None
         if not text[:1].isspace():
             raise
     # cut out of a document, with its indentation
@@ -99,6 +106,8 @@ def as_printed(text: str) -> tuple[str, int]:
     text = text.removeprefix("\ufeff").replace("\r\r\n", "\n").replace("\r\n", "\n")
     if "\x1b" in text:
         text = _ESCAPES.sub("", text)
+    if "[0m" in text:
+        text = _COLOUR.sub("", text)
     first, start = 1, 0
     while start < len(text):
         end = text.find("\n", start) + 1 or len(text)
@@ -133,12 +142,15 @@ def _with_guids_in_hexadecimal(value: Any) -> Any:
     return value
 
 
-def _one(fitting: list[Reader], path: str) -> Reader:
+def _one(text: str, path: str) -> Reader:
+    fitting = recognised(text)
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
         kinds = ", ".join(reader.KIND for reader in fitting)
         raise ConfigError(f"{_named(path)} may be of several kinds ({kinds}): say which with --kind")
+    if not text:
+        raise Unparsable(f"{_named(path)} is empty; what a tool says to standard error is lost without 2>&1")
     raise Unparsable(
         f"{_named(path)} is not recognised as the output of any tool; `--kind` says which it is, "
         "`clustertools read --list` shows all"

@@ -138,3 +138,13 @@ def test_a_guid_keeps_all_of_its_digits() -> None:
     assert read._with_guids_in_hexadecimal(told) == {
         "ports": [{"guid": "0xe41d2d0300000011", "peer": {"guid": None}, "lid": 3}]
     }
+
+
+def test_errors_say_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "x.txt"
+    path.write_text("# beta\nx=1\n")
+    assert "by its content it is beta" in _run(capsys, "--kind", "alpha", str(path))[2]
+    path.write_text("\n$ alpha\n")
+    assert "is empty" in _run(capsys, str(path))[2]
+    path.write_text("# alpha\none\ntwo\n" * 40)
+    assert "line of an unknown form: 'one'" in _run(capsys, str(path))[2]

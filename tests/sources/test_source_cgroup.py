@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from clustertools.host import LocalHost
-from clustertools.sources.cgroup import job_of, slurm_job
+from clustertools.sources.cgroup import job_of, job_owner, slurm_job, systemd_path
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,23 @@ from clustertools.sources.cgroup import job_of, slurm_job
 )
 def test_the_job_in_a_path(text: str, job: str) -> None:
     assert slurm_job(text) == job
+
+
+@pytest.mark.parametrize(
+    ("text", "owner", "path"),
+    [
+        ("5:memory:/slurm/uid_1000/job_77/step_0\n1:name=systemd:/system.slice/slurmd.service\n0::/\n",
+         1000, "/system.slice/slurmd.service"),
+        ("5:cpuset:/slurm_gpu-017/uid_1001/job_9/step_batch\n", 1001, ""),
+        ("0::/system.slice/slurmstepd.scope/job_4812/step_0/user/task_0\n",
+         None, "/system.slice/slurmstepd.scope/job_4812/step_0/user/task_0"),
+        ("0::/user.slice/uid_7/job_x\n", None, "/user.slice/uid_7/job_x"),
+        ("", None, ""),
+        ("\0" * 100000, None, ""),
+    ],
+)  # fmt: skip
+def test_the_owner_and_systemds_place(text: str, owner: int | None, path: str) -> None:
+    assert (job_owner(text), systemd_path(text)) == (owner, path)
 
 
 def test_a_process_that_is_not_there() -> None:

@@ -61,13 +61,15 @@ def read_tolerantly(
     lines = text.splitlines()
     numbers = list(range(first_line, first_line + len(lines)))
     unparsed: list[dict[str, Any]] = []
+    first: Unparsable | None = None
     while True:
         try:
             return reader.read("\n".join(lines) + "\n"), unparsed
         except Unparsable as exc:
             # a sample that is one of the lines is what was not understood; anything else is the whole
+            first = first or exc
             if exc.sample not in lines or len(unparsed) >= UNPARSED_LIMIT or len(lines) == 1:
-                raise
+                raise first from exc
             place = lines.index(exc.sample)
             unparsed.append({"line": numbers[place], "text": lines[place]})
             del lines[place], numbers[place]

@@ -28,19 +28,21 @@ PEERS = frozenset(("OK", "CNS", "GNS", "TNS", "NS", "DR", "U"))
 _COLUMNS = ("CPU Affinity", "NUMA Affinity", "GPU NUMA ID")
 
 
+# 	GPU0	GPU1	NIC0	CPU Affinity	NUMA Affinity	GPU NUMA ID      in excerpts without the tab
+_HEADING = re.compile(r"^\s*GPU0\b(?!\s+X\b)", re.MULTILINE)
+
+
 def recognise(text: str) -> bool:
     """Its heading and its first row."""
     head = _plain(text[:20_000])
-    return bool(
-        re.search(r"^\s+GPU0\s", head, re.MULTILINE) and re.search(r"^ ?GPU0\s+X\b", head, re.MULTILINE)
-    )
+    return bool(_HEADING.search(head) and re.search(r"^ ?GPU0\s+X\b", head, re.MULTILINE))
 
 
 def read(text: str) -> dict[str, Any]:
     """`form` ("matrix", "p2p"); `devices` in order; `links` by device and other device; `cpu_affinity` and
     `numa` of the GPUs; `nics`, the names behind NIC0 ... Raises Unparsable."""
     lines = _plain(text).splitlines()
-    start = next((n for n, line in enumerate(lines) if re.match(r"\s+GPU0\b", line)), None)
+    start = next((n for n, line in enumerate(lines) if _HEADING.match(line)), None)
     if start is None:
         raise Unparsable("nvidia-smi topo: no heading with GPU0", text)
     heading = lines[start][:20_000]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from clustertools.checks.nvlink_imex import ASK
+
 from tests.lab.host_faults import GPU_CHECKS, Machine
 from tests.lab.profiles import DGX_A100
 from tests.lab.whole_node import HOME, MOUNTS
@@ -41,5 +43,12 @@ MACHINES = (
         "the stripe of data drives was not mounted at boot: jobs would write to the system's disk",
         ("HostMountMissing",),
         files={"/proc/self/mountinfo": MOUNTS + HOME},
+    ),
+    Machine(
+        "gb200-imex-waits",
+        "the IMEX daemon of a tray runs and waits for its peers to come back",
+        ("ImexNotReady",),
+        base="gb200-healthy",
+        commands={ASK: {"seconds": 0.02, "stdout": "WAITING_FOR_RECOVERY\n"}},
     ),
 )  # fmt: skip
