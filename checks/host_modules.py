@@ -89,7 +89,7 @@ def _nvidia(ctx: Context, loaded: set[str], release: str) -> Iterator[Finding]:
     """Told only when the cause is plain: no module for this kernel, but one for another."""
     if "nvidia" in loaded or not nvidia_devices(ctx.host):
         return
-    if ctx.host.glob("/sys/bus/pci/drivers/vfio-pci/0000:*"):
+    if ctx.host.glob("/sys/bus/pci/drivers/vfio-pci/*:*"):
         ctx.note("GPUs are handed to virtual machines here, so no NVIDIA module is needed")
         return
     kernels = set()

@@ -16,6 +16,14 @@ pytest_plugins = ["tests.lab.no_silent_skips", "tests.lab.nvml"]
 HOSTS = Path(__file__).parent / "hosts"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What starts a child for each question, or tries hundreds of inputs, is left to `make test`."""
+    for item in items:
+        asks_nvml = "nvml_library" in getattr(item, "fixturenames", ())
+        if asks_nvml or getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture
 def run() -> Callable[..., Verdict]:
     """`run("gpu_ecc", host="h100-dbe-gpu3")`: one check on a folder of tests/hosts, or on any Host."""

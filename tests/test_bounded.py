@@ -69,6 +69,7 @@ def test_a_check_that_spins_is_named_and_the_next_one_runs():
     assert after.status is Status.OK
 
 
+@pytest.mark.slow
 def test_a_spin_that_swallows_every_exception_ends_too():
     def stubborn(ctx: Any) -> Any:
         while True:
@@ -79,6 +80,7 @@ def test_a_spin_that_swallows_every_exception_ends_too():
     assert stuck.status is Status.UNKNOWN
 
 
+@pytest.mark.slow
 def test_what_it_waited_for_is_told():
     class Blocking(PassingHost):
         def read(self, path: str, offset: int = 0, limit: int | None = None) -> str:
@@ -150,6 +152,7 @@ def test_a_child_of_a_killed_check_holds_no_lock_and_no_pipe():
     assert verdict.readings[0].value == 0
 
 
+@pytest.mark.slow
 def test_a_slow_check_leaves_the_others_their_time():
     began = time.monotonic()
     stuck, *others = look(

@@ -61,6 +61,7 @@ def test_any_names_are_folded(names):
     folded(names)
 
 
+@pytest.mark.slow
 def test_sixteen_thousand_nodes():
     shared = {f"sysctl.a{i}": "1" for i in range(100)}
     fleet = {f"gpu-{i:05d}": {**shared, "kernel": "b" if i % 1000 == 7 else "a"} for i in range(16_384)}

@@ -43,6 +43,7 @@ def outcome(tmp_path: Path):
     return run
 
 
+@pytest.mark.slow
 def test_a_skip_is_no_failure_on_a_desk_but_is_said(outcome):
     code, said = outcome(SKIPPING)
     assert code == 0
@@ -57,6 +58,7 @@ def test_a_skip_fails_under_ci(outcome):
     assert "skipped, which is a failure under CI=true: needs Slurm" in said
 
 
+@pytest.mark.slow
 def test_a_component_on_the_list_may_lack(outcome):
     code, said = outcome(SKIPPING, CI="true", CLUSTERTOOLS_MAY_SKIP="slurm, gpu")
     assert code == 0
@@ -66,6 +68,7 @@ def test_a_component_on_the_list_may_lack(outcome):
     assert "1 failed, 1 passed, 1 skipped, 1 xfailed" in said
 
 
+@pytest.mark.slow
 def test_a_module_that_skips_itself_fails_too(outcome):
     code, said = outcome("import pytest\npytest.importorskip('no_such_module')\n", CI="1")
     assert code != 0

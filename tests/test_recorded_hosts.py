@@ -59,6 +59,7 @@ def looked_at(recorded: RecordedHost) -> dict[str, Verdict]:
     }
 
 
+@pytest.mark.slow
 @EVERY_FOLDER
 def test_a_recorded_host_shows_what_it_says_and_nothing_else(folder: Path) -> None:
     host = RecordedHost(folder)
@@ -80,6 +81,7 @@ def test_a_fault_makes_no_check_look_away(folder: Path) -> None:
         assert skipped <= {n for n, v in base.items() if v.status is Status.SKIPPED}
 
 
+@pytest.mark.slow
 @EVERY_FOLDER
 def test_a_recorded_host_says_what_it_is(folder: Path) -> None:
     own, about = load_yaml(folder / "host.yaml"), RecordedHost(folder).about
@@ -95,6 +97,7 @@ def test_a_recorded_host_says_what_it_is(folder: Path) -> None:
     assert set(own["expect_codes"]) <= declared
 
 
+@pytest.mark.slow
 def test_no_two_hosts_have_one_name() -> None:
     names = [RecordedHost(folder).name for folder in FOLDERS]
     assert len(set(names)) == len(names)
@@ -103,6 +106,7 @@ def test_no_two_hosts_have_one_name() -> None:
 HEALTHY = [machine.name for machine in MACHINES if not machine.base]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HEALTHY)
 def test_a_healthy_node_is_ok_before_a_launch(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "--stage", "preflight", "--host", str(HOSTS / name), "--json"]) == 0
@@ -118,6 +122,7 @@ def test_a_healthy_node_is_ok_before_a_launch(name: str, capsys: pytest.CaptureF
     assert not any(v["findings"] or v["blind"] for v in told.values())
 
 
+@pytest.mark.slow
 @EVERY_FOLDER
 def test_a_recording_names_no_machine_and_no_person(folder: Path) -> None:
     users = [getpass.getuser(), os.environ.get("SUDO_USER", "")]

@@ -252,6 +252,7 @@ def test_what_differs_is_said(lines: str, said: str, tmp_path: Path):
     assert any(said in p for p in problems), problems
 
 
+@pytest.mark.slow
 def test_with_another_interval_times_do_not_count(tmp_path: Path):
     folder = recording(tmp_path / "rec", HUNG + f"    expect: [{OPENED}, {BLOCKED}]")
     assert replay(folder, interval_seconds=10.0).problems == ()
@@ -277,6 +278,7 @@ def test_the_job_of_an_ended_attempt_does_no_more(tmp_path: Path):
 # the command
 
 
+@pytest.mark.slow
 def test_the_command_tells_the_story(capsys):
     assert main(["replay", str(RUNS / "xid79-during-run")]) == 0
     out = capsys.readouterr().out
@@ -288,6 +290,7 @@ def test_the_command_tells_the_story(capsys):
     assert "everything came out as the recording says" in out
 
 
+@pytest.mark.slow
 def test_the_command_observes(capsys):
     assert main(["replay", str(RUNS / "xid79-during-run"), "--observe"]) == 0
     out = capsys.readouterr().out
@@ -303,6 +306,7 @@ def test_the_command_as_json(capsys):
     assert any(r.get("after_seconds") == 270.0 for r in rows)
 
 
+@pytest.mark.slow
 def test_the_exit_code_says_what_differs(tmp_path: Path, capsys):
     folder = recording(tmp_path / "rec", HUNG + "    expect: []")
     assert main(["replay", str(folder)]) == 2

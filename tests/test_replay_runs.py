@@ -21,6 +21,7 @@ def modes(folder: Path) -> list[str | None]:
 CASES = [pytest.param(f, mode, id=f"{f.name}-{mode or 'own'}") for f in RUNS for mode in modes(f)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("folder", "mode"), CASES)
 def test_what_must_come_out_does(folder: Path, mode: str | None):
     told = replay(folder, mode=mode)

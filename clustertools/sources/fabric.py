@@ -309,6 +309,18 @@ class LocalPort:
         return "-C", self.device, "-P", str(self.number)
 
 
+#: PCI device ids of NVIDIA's virtual functions, ConnectX-4 to the common one of ConnectX-6 Dx and later (the
+#: PCI ID repository). Their host does not let them send management datagrams to the fabric.
+_VIRTUAL_FUNCTIONS = frozenset(("0x1014", "0x1016", "0x1018", "0x101a", "0x101c", "0x101e"))
+
+
+def _is_virtual(host: Host, device: str) -> bool:
+    try:
+        return host.read(f"/sys/class/infiniband/{device}/device/device").strip() in _VIRTUAL_FUNCTIONS
+    except Absent:
+        return False
+
+
 def local_ports(host: Host) -> list[LocalPort]:
     """The InfiniBand ports with a umad device in /dev, by name; none where there is no InfiniBand.
 
@@ -328,7 +340,7 @@ def local_ports(host: Host) -> list[LocalPort]:
             if not re.fullmatch(r"[\w.-]{1,64}", device) or not re.fullmatch(r"\d{1,3}", number):
                 raise Unparsable(f"{path} names no port", f"{device}/{number}")
             folder = f"/sys/class/infiniband/{device}/ports/{number}"
-            if host.read(f"{folder}/link_layer").strip() != "InfiniBand":
+            if host.read(f"{folder}/link_layer").strip() != "InfiniBand" or _is_virtual(host, device):
                 continue
             # 4: ACTIVE        5: LinkUp
             words = [host.read(f"{folder}/{name}").strip() for name in ("state", "phys_state")]

@@ -58,6 +58,14 @@ def test_no_infiniband(run, host):
     assert run("ib_peer", host=host).status is Status.SKIPPED
 
 
+def test_a_virtual_function_may_not_ask_the_fabric(run, host):
+    host.files["/sys/class/infiniband/mlx5_0/device/device"] = "0x101e\n"
+    host.commands.clear()
+    assert run("ib_peer", host=host).status is Status.SKIPPED
+    host.files["/sys/class/infiniband/mlx5_0/device/device"] = "0x1021\n"
+    assert run("ib_peer", host=host).status is Status.UNKNOWN
+
+
 SILENT = "ibwarn: [7] mad_rpc: _do_madrpc failed; dport (Lid 1)\nsminfo: iberror: failed: query\n"
 
 

@@ -280,6 +280,7 @@ def public(lab):
     shutil.rmtree(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.root
 @pytest.mark.parametrize("running", [True, False])
 def test_what_another_user_owns_can_be_read_if_they_let_us(lab, public, running):

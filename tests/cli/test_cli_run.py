@@ -60,6 +60,7 @@ def end(watchdog: subprocess.Popen[bytes], number: int = signal.SIGTERM) -> tupl
 # a run that is well
 
 
+@pytest.mark.slow
 def test_a_healthy_run_passes_its_output_on_byte_for_byte(lab: RunLab) -> None:
     words = ("--steps", "12", "--do", "print:200001@4", "--do", "print:3000000@12")
     done = subprocess.run(lab.argv(*words), capture_output=True, timeout=60, check=False)

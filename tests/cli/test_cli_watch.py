@@ -94,6 +94,7 @@ def test_once_says_what_it_saw_and_ends_with_the_worst(site):
     assert (done.returncode, done.stdout) == (3, "0 findings, could not look: lab_fault\n")
 
 
+@pytest.mark.slow
 def test_json_is_one_object_a_pass(site):
     site.fault("LabFault - it \x1b[31mbroke")
     done = site.watch("--once", "--json")
@@ -201,6 +202,7 @@ def test_what_a_person_might_expect_and_will_not_get(site):
 # for ever
 
 
+@pytest.mark.slow
 def test_sigterm_ends_the_wait_at_once(site, daemon):
     watch = daemon("--interval", "1h")
     watch.said("0 findings")

@@ -369,6 +369,7 @@ def test_a_run_that_was_never_started_is_not_an_ended_one(lab: Lab) -> None:
 # started once
 
 
+@pytest.mark.slow
 def test_eight_who_submit_the_same_attempt_at_once_start_it_once(lab: Lab) -> None:
     spec = dataclasses.replace(lab.spec, command=("sh", "-c", "echo $$ >> starts; sleep 60"))
     gate, opened = os.pipe()

@@ -77,7 +77,7 @@ MACHINES = (
             "mlx5_core 2191360 1 - Live 0x0000000000000000\n",
             "/lib/modules/5.15.0-1053-nvidia/updates/dkms/nvidia.ko": "",
         },
-        globs={"/sys/bus/pci/drivers/vfio-pci/0000:*": ()},
+        globs={"/sys/bus/pci/drivers/vfio-pci/*:*": ()},
         commands={
             (*room.NODE, "{node}"): {
                 "seconds": 0.02, "stdout": room.node_line(
