@@ -30,7 +30,7 @@ _ASKED = (*_DNS, "tcp:198.18.0.9:2049")
 MACHINES = (
     Machine(
         "host-services-down",
-        "slurmd has failed, containerd hangs, the name servers and the file server are silent, jobs may pin "
+        "munge has failed, containerd hangs, the name servers and the file server are silent, jobs may pin "
         "64 KiB and start hardly a thread",
         ("ServiceDown", "UnitFailed", "ContainerRuntimeSilent", "DnsSilent", "HostUnreachable", "MemlockLow",
          "NofileLow", "TaskTableFull", "FileTableFull", "ModuleMissing", "ConntrackFull", "SlurmNodeDown"),
