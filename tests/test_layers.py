@@ -27,6 +27,9 @@ _HEAD = {
     "systemd",
 }
 
+#: What only the preflight's active tests are made of.
+_ACTIVE = {"measurement", "isolate", "performance", "handover"}
+
 #: What imports nothing of ours and may be imported by all.
 _GROUND = {"errors", "text"}
 
@@ -35,6 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     **{room: set() for room in (*_GROUND, "systemd")},
     "model": set(),
     "drift": set(),
+    "measurement": {"model"},
     "stats": set(),
     "host": {"model"},
     "shared_host": {"model", "host"},
@@ -42,19 +46,21 @@ MAY_IMPORT: dict[str, set[str]] = {
     "recorder": {"model", "host"},
     "catalog": {"model", "host"},
     "sources": {"model", "host", "catalog"},
-    "probes": {"model", "sources"},
+    "probes": {"model", "host", "sources", "measurement"},
     "check": {"model", "stats", "host", "sources", "catalog"},
     "checks": {"model", "stats", "host", "sources", "catalog", "check"},
     "plugins": {"model", "host", "sources", "check", "config"},
     "playbooks": set(),
     **{room: {"model", "stats", "catalog"} for room in _PURE},
-    **{room: {"model"} for room in ("store", "config", "sinks", "render")},
+    **{room: {"model", "stats", "catalog", "measurement"} for room in ("isolate", "performance")},
+    **{room: {"model"} for room in ("store", "config", "sinks")},
+    **{room: {"model", "measurement"} for room in ("render", "handover")},
     "delivery": {"model", "sinks", "store"},
     "redact": {"host"},
     **{room: {"model", "host", "sources"} for room in ("schedulers", "fleet")},
     "actions": {"model", "host", "sources", "schedulers"},
     **{
-        room: _NODE | _PURE | _HEAD | {"checks"}
+        room: _NODE | _PURE | _HEAD | _ACTIVE | {"checks"}
         for room in ("preflight", "watchdog", "simulate", "node_health")
     },
     "replay": _NODE | _PURE | _HEAD | {"checks", "watchdog"},

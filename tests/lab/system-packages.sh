@@ -23,6 +23,8 @@ if [ "$(id -u)" -eq 0 ]; then
   command -v ipmitool >/dev/null 2>&1 || missing="$missing ipmitool"
   command -v chronyd >/dev/null 2>&1 || missing="$missing chrony"
   command -v ethtool >/dev/null 2>&1 || missing="$missing ethtool"
+  [ -x /usr/sbin/sshd ] || missing="$missing openssh-server openssh-client"
+  command -v ip >/dev/null 2>&1 || missing="$missing iproute2"
   command -v smartctl >/dev/null 2>&1 || missing="$missing smartmontools"
 fi
 [ -n "$missing" ] || exit 0
