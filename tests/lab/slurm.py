@@ -6,8 +6,9 @@
 
 As root each node has its own pid, mount and UTS namespace: its host name differs, its /run and
 /etc/clustertools are its own, and killing it kills all that runs on it. Otherwise the nodes are plain
-`slurmd -N`. Nodes may lie in network namespaces that somebody else made: `prefix` and `addresses`. Everything dies with the process that made it, also when that is killed: `setpriv --pdeathsig`
-outside, `unshare --kill-child` inside.
+`slurmd -N`. Nodes may lie in network namespaces that somebody else made: `prefix` and `addresses`.
+Everything dies with the process that made it, also when that is killed: `setpriv --pdeathsig` outside,
+`unshare --kill-child` inside.
 """
 
 from __future__ import annotations
@@ -205,8 +206,8 @@ class Slurm:
             self._spawn(name, *apart, "slurmctld", "-D")
         elif self.is_apart:
             self._spawn(
-                name, *self.prefix.get(name, ()), "unshare", "--pid", "--fork", "--kill-child=KILL", "--mount", "--mount-proc", "--uts",
-                str(self.folder / name / "node"),
+                name, *self.prefix.get(name, ()), "unshare", "--pid", "--fork", "--kill-child=KILL",
+                "--mount", "--mount-proc", "--uts", str(self.folder / name / "node"),
             )  # fmt: skip
         else:
             self._spawn(name, "slurmd", "-D", "-N", name)
@@ -231,8 +232,8 @@ class Slurm:
         first = Path(f"/proc/{self._children[node].pid}/task/{self._children[node].pid}/children")
         pid = first.read_text().split()[0]
         return subprocess.Popen(
-            ["/usr/bin/nsenter", "-t", pid, "--mount", "--uts", "--pid", "--net", "--", *argv], env=environment,
-            cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            ["/usr/bin/nsenter", "-t", pid, "--mount", "--uts", "--pid", "--net", "--", *argv],
+            env=environment, cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
 
     def freeze(self, name: str, number: int = signal.SIGSTOP) -> None:
