@@ -233,7 +233,8 @@ class Slurm:
         pid = first.read_text().split()[0]
         return subprocess.Popen(
             ["/usr/bin/nsenter", "-t", pid, "--mount", "--uts", "--pid", "--net", "--", *argv],
-            env=environment, cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env=environment, cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
 
     def freeze(self, name: str, number: int = signal.SIGSTOP) -> None:
