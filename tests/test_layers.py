@@ -58,7 +58,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     **{room: {"model", "measurement", "preflight_report"} for room in ("render", "handover")},
     "delivery": {"model", "sinks", "store"},
     "redact": {"host"},
-    **{room: {"model", "host", "sources"} for room in ("schedulers", "fleet")},
+    "schedulers": {"model", "host", "sources"},
+    "fleet": {"model", "host", "sources", "measurement"},
     "actions": {"model", "host", "sources", "schedulers"},
     **{
         room: _NODE | _PURE | _HEAD | _ACTIVE | {"checks"}
