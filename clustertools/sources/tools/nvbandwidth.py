@@ -87,7 +87,7 @@ def read(text: str) -> dict[str, Any]:
         elif told["tests"] and _in_test(told["tests"][-1], line):
             continue
         elif told["tests"] and told["tests"][-1]["message"]:
-            # what follows a failed comparison: "Current offset : 200064", "ASSERT in expression ...", its place
+            # after a failed comparison: "Current offset : 200064", "ASSERT in expression ...", its place
             continue
         elif not _CHATTER.match(line):
             raise Unparsable("nvbandwidth: a line of an unknown form", line)
