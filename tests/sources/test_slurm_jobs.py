@@ -1,4 +1,4 @@
-"""What Slurm says of jobs, idle nodes and switches: answers of 22.05, and those that newer ones would give."""
+"""What Slurm says of jobs, idle nodes and switches: as 22.05 says it, and as newer ones would."""
 
 from __future__ import annotations
 
