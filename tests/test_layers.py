@@ -28,7 +28,7 @@ _HEAD = {
 }
 
 #: What only the preflight's active tests are made of.
-_ACTIVE = {"measurement", "isolate", "performance", "handover"}
+_ACTIVE = {"measurement", "isolate", "performance", "preflight_report", "handover"}
 
 #: What imports nothing of ours and may be imported by all.
 _GROUND = {"errors", "text"}
@@ -39,6 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "model": set(),
     "drift": set(),
     "measurement": {"model"},
+    "preflight_report": {"model", "measurement"},
     "stats": set(),
     "host": {"model"},
     "shared_host": {"model", "host"},
@@ -54,10 +55,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     **{room: {"model", "stats", "catalog"} for room in _PURE},
     **{room: {"model", "stats", "catalog", "measurement"} for room in ("isolate", "performance")},
     **{room: {"model"} for room in ("store", "config", "sinks")},
-    **{room: {"model", "measurement"} for room in ("render", "handover")},
+    **{room: {"model", "measurement", "preflight_report"} for room in ("render", "handover")},
     "delivery": {"model", "sinks", "store"},
     "redact": {"host"},
-    **{room: {"model", "host", "sources"} for room in ("schedulers", "fleet")},
+    "schedulers": {"model", "host", "sources"},
+    "fleet": {"model", "host", "sources", "measurement"},
     "actions": {"model", "host", "sources", "schedulers"},
     **{
         room: _NODE | _PURE | _HEAD | _ACTIVE | {"checks"}
@@ -88,7 +90,7 @@ def room(module: str) -> str:
     parts = module.split(".")
     if len(parts) < 2:
         return ""
-    return "config" if parts[1].startswith("config_") else parts[1]
+    return next((many for many in ("config", "performance") if parts[1].startswith(f"{many}_")), parts[1])
 
 
 def imports(source: str, module: str, names: set[str]) -> Iterator[str]:

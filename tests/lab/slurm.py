@@ -2,11 +2,13 @@
 
     with Slurm(folder, nodes=3, health=script) as slurm:
         slurm.run("srun", "-N2", "hostname")
+        slurm.batch("#!/bin/sh\nsrun hostname\n", "-N2")
 
 As root each node has its own pid, mount and UTS namespace: its host name differs, its /run and
 /etc/clustertools are its own, and killing it kills all that runs on it. Otherwise the nodes are plain
-`slurmd -N`. Everything dies with the process that made it, also when that is killed: `setpriv --pdeathsig`
-outside, `unshare --kill-child` inside.
+`slurmd -N`. Nodes may lie in network namespaces that somebody else made: `prefix` and `addresses`.
+Everything dies with the process that made it, also when that is killed: `setpriv --pdeathsig` outside,
+`unshare --kill-child` inside.
 """
 
 from __future__ import annotations
@@ -18,9 +20,10 @@ import random
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +41,7 @@ SOON_SECONDS = 30.0
 # The short timeouts make a dead node visible within seconds. See slurm.conf(5), Slurm 22.05.
 CONF = """
 ClusterName=lab
-SlurmctldHost=localhost(127.0.0.1)
+SlurmctldHost=localhost({controller})
 SlurmctldPort={port}
 SlurmUser={user}
 SlurmdUser={user}
@@ -69,6 +72,7 @@ TCPTimeout=1
 MessageTimeout=5
 KillWait=3
 MinJobAge=300
+GresTypes=gpu
 {scripts}
 {nodes}
 PartitionName=main Nodes={names} Default=YES MaxTime=INFINITE State=UP
@@ -91,19 +95,26 @@ class Slurm:
     """The cluster; use it as a context manager. `conf` is its slurm.conf, `log` its logs' folder.
 
     `health`, `prolog` and `epilog` are programs for slurm.conf; `node_folder(n)` is what the node sees as
-    /etc/clustertools.
+    /etc/clustertools. `gpus` are GPUs a node that are nothing but names (as root).
+
+    `prefix` starts a node's daemon by other words (`{"n1": ("ip", "netns", "exec", "ct1")}`, as root),
+    `addresses` says where the head and the other nodes reach it, `controller` where they reach slurmctld.
     """
 
     def __init__(
         self, folder: Path, nodes: int = 2, *, health: Path | str = "", prolog: Path | str = "",
         epilog: Path | str = "", interval_seconds: int = 2, extra: str = "", cpus: int = 4,
+        gpus: int = 0, prefix: Mapping[str, Sequence[str]] | None = None,
+        addresses: Mapping[str, str] | None = None, controller: str = "127.0.0.1",
     ) -> None:  # fmt: skip
         self.folder, self.log, self.conf = folder, folder / "log", folder / "etc" / "slurm" / "slurm.conf"
         self.nodes = [f"n{i}" for i in range(1, nodes + 1)]
         self.is_apart = os.geteuid() == 0
-        self.extra, self.cpus = extra, cpus
+        self.extra, self.cpus, self.gpus = extra, cpus, gpus
+        self.prefix, self.addresses, self.controller = prefix or {}, addresses or {}, controller
         self.scripts = {"Prolog": str(prolog), "Epilog": str(epilog), "HealthCheckProgram": str(health)}
         self.interval_seconds = interval_seconds
+        self._batches = 0
         self._children: dict[str, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> Slurm:
@@ -141,16 +152,25 @@ class Slurm:
         if self.scripts["HealthCheckProgram"]:
             lines += [f"HealthCheckInterval={self.interval_seconds}", "HealthCheckNodeState=ANY"]
         nodes = [
-            f"NodeName={name} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port + i} CPUs={self.cpus} "
-            f"Boards=1 SocketsPerBoard=1 CoresPerSocket={self.cpus} ThreadsPerCore=1 RealMemory=100"
+            f"NodeName={name} NodeHostname=localhost NodeAddr={self.addresses.get(name, '127.0.0.1')} "
+            f"Port={port + i} CPUs={self.cpus} Boards=1 SocketsPerBoard=1 CoresPerSocket={self.cpus} "
+            f"ThreadsPerCore=1 RealMemory=100" + (f" Gres=gpu:{self.gpus}" if self.gpus else "")
             for i, name in enumerate(self.nodes, 1)
         ]
+        if self.gpus:
+            for i in range(self.gpus):
+                # slurmd wants devices, and takes a GPU's number from its name; these are /dev/null
+                os.mknod(self.folder / f"nvidia{i}", 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+            files = f"{self.folder}/nvidia[0-{self.gpus - 1}]"
+            (self.conf.parent / "gres.conf").write_text(f"AutoDetect=off\nName=gpu File={files}\n")
         self.conf.write_text(
             CONF.format(
                 port=port, user=getpass.getuser(), folder=self.folder, names=",".join(self.nodes),
-                nodes="\n".join(nodes), scripts="\n".join([*lines, self.extra]),
+                controller=self.controller, nodes="\n".join(nodes), scripts="\n".join([*lines, self.extra]),
             )
         )  # fmt: skip
+        # nothing here uses it; slurmd, left to find it out, needs /sys/fs/cgroup, which "ip netns exec" hides
+        (self.conf.parent / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
         for name in self.nodes:
             self.node_folder(name).mkdir(parents=True, exist_ok=True)
             program = self.folder / name / "node"
@@ -188,8 +208,8 @@ class Slurm:
             self._spawn(name, *apart, "slurmctld", "-D")
         elif self.is_apart:
             self._spawn(
-                name, "unshare", "--pid", "--fork", "--kill-child=KILL", "--mount", "--mount-proc", "--uts",
-                str(self.folder / name / "node"),
+                name, *self.prefix.get(name, ()), "unshare", "--pid", "--fork", "--kill-child=KILL",
+                "--mount", "--mount-proc", "--uts", str(self.folder / name / "node"),
             )  # fmt: skip
         else:
             self._spawn(name, "slurmd", "-D", "-N", name)
@@ -214,8 +234,9 @@ class Slurm:
         first = Path(f"/proc/{self._children[node].pid}/task/{self._children[node].pid}/children")
         pid = first.read_text().split()[0]
         return subprocess.Popen(
-            ["/usr/bin/nsenter", "-t", pid, "--mount", "--uts", "--pid", "--", *argv], env=environment,
-            cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            ["/usr/bin/nsenter", "-t", pid, "--mount", "--uts", "--pid", "--net", "--", *argv],
+            env=environment, cwd="/", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
 
     def freeze(self, name: str, number: int = signal.SIGSTOP) -> None:
@@ -233,6 +254,19 @@ class Slurm:
         )  # fmt: skip
         assert done.returncode == 0 or not check, f"{' '.join(argv)}: {done.stderr}{self.logs()}"
         return done.stdout
+
+    def batch(self, script: str, *options: str, check: bool = True, timeout: float = 60.0) -> str:
+        """Submit a job script, wait for its end and give what it said; `options` are sbatch's."""
+        self._batches += 1
+        path, said = (self.folder / f"batch{self._batches}{end}" for end in ("", ".out"))
+        path.write_text(script)
+        try:
+            self.run(
+                "sbatch", "--wait", f"--output={said}", *options, str(path), check=check, timeout=timeout
+            )
+        except AssertionError as exc:
+            raise AssertionError(f"{exc}\n--- the job said\n{said.read_text()}") from exc
+        return said.read_text()
 
     def states(self) -> dict[str, str]:
         """Node -> its state as sinfo says it: idle, drained, down* ..."""

@@ -10,6 +10,7 @@ import re
 from typing import Any
 
 from clustertools.errors import Unparsable
+from clustertools.sources.tools.iblinkinfo import FIELDS as PORT_FIELDS
 from clustertools.sources.tools.iblinkinfo import LINE_LIMIT, is_complaint
 
 KIND = "ibnetdiscover"
@@ -20,19 +21,7 @@ FIELDS = {
     "nodes[].name": "its description",
     "nodes[].port_count": "its ports",
     "nodes[].lid": "of a switch; 0 for others",
-    "ports[].guid": "of the port, in hexadecimal; of a switch, one for all its ports; null where it is not "
-    "printed",
-    "ports[].name": "of the node, as its description says",
-    "ports[].kind": "ca, switch or router; \"\" where it is not printed",
-    "ports[].lid": "local identifier",
-    "ports[].port": "number of the port at the node",
-    "ports[].width": "lanes that are up: 4; null when the link is down",
-    "ports[].lane_gbps": "Gb/s of one lane: 53.125 is HDR, 106.25 NDR; null when the link is down",
-    "ports[].state": "logical state: Active, Down, Initialize, Armed; \"\" where it is not printed",
-    "ports[].physical_state": "LinkUp, Polling, Disabled ...; \"\" where it is not printed",
-    "ports[].peer": "the other end: guid, lid, port, name; null when there is none",
-    "ports[].could_be": "what both ends could do and do not: width, lane_gbps",
-    "complaints[]": "lines of standard error that were among the output",
+    **PORT_FIELDS,
 }  # fmt: skip
 
 #: Gb/s of one lane, as the names are used by these tools (libibmad, mad_dump_linkspeed*).
