@@ -6,7 +6,7 @@ PY := .venv/bin/python
 TORCH ?= torch==2.13.0 numpy
 WORKERS ?= 2
 
-.PHONY: help venv torch check test demo bench docs new-check clean
+.PHONY: help venv torch check test demo bench docs pyz new-check clean
 
 help:
 	@echo 'make demo                     a real training job hangs, and is restarted from its last good checkpoint'
@@ -14,6 +14,7 @@ help:
 	@echo 'make test                     sets everything up, then runs all tests'
 	@echo 'make bench                    speed and memory, as figures and ratios'
 	@echo 'make docs                     docs/checks.md and docs/codes.md, from the checks and playbooks themselves'
+	@echo 'make pyz                      dist/clustertools.pyz, which runs wherever Python 3.10 is'
 	@echo 'make new-check NAME=gpu_fan   the files of a new check'
 	@echo 'make clean                    removes what the above left behind'
 
@@ -52,6 +53,9 @@ bench: venv
 
 docs: venv
 	$(PY) docs/make_reference.py
+
+pyz: venv
+	$(PY) -m clustertools.fleet.shipping dist/clustertools.pyz
 
 new-check: venv
 	$(PY) -m clustertools new-check '$(NAME)'

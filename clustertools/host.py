@@ -47,6 +47,22 @@ _LOCAL_FILE_SYSTEMS = frozenset(
 )
 
 
+def running_archive() -> str:
+    """The path of the zip archive that this runs from; empty when clustertools is installed."""
+    return _ARCHIVE
+
+
+def own_python(*words: str) -> list[str]:
+    """The argv of this Python, isolated, with `words`; a module of ours is found in a zip archive as well."""
+    ours = words[:1] == ("-m",) and words[1].startswith("clustertools.")
+    return [sys.executable, "-I", *([_ARCHIVE] if _ARCHIVE and ours else []), *words]
+
+
+# what zipimport calls it; absolute, since the folder that we run in may change
+_ARCHIVE = getattr(__spec__ and __spec__.loader, "archive", "")
+_ARCHIVE = os.path.abspath(_ARCHIVE) if _ARCHIVE else ""
+
+
 @dataclass(frozen=True, slots=True)
 class Completed:
     """A command that ended. `truncated`: it said more than we kept."""
@@ -141,7 +157,7 @@ class LocalHost:
         At the deadline the whole process group is killed. A child that cannot be killed (it sits in the
         kernel, state D) is left behind and named in the error: waiting for it would hang us as well.
         """
-        words = [sys.executable, "-I", *argv[1:]] if argv[0] == PYTHON else list(argv)
+        words = own_python(*argv[1:]) if argv[0] == PYTHON else list(argv)
         began = time.monotonic()
         try:
             child = subprocess.Popen(

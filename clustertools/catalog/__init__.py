@@ -19,6 +19,7 @@ from typing import Any
 from clustertools.errors import ConfigError
 from clustertools.model import Clears, Remedy, Status
 
+#: Beside this file, which may lie in an archive: read by `packaged_text`, not opened.
 _FOLDER = Path(__file__).parent
 #: Rows of a site; the last one wins.
 SITE_XIDS = ("/etc/clustertools/xid.yaml",)
@@ -369,6 +370,13 @@ def _rows(path: Path, key: str) -> Iterator[tuple[int, dict[str, Any]]]:
             yield code, row
 
 
+def packaged_text(name: str) -> str:
+    """The text of one file of this folder, also when clustertools runs from a zip archive. Raises OSError."""
+    assert __spec__ is not None
+    data: bytes = __spec__.loader.get_data(str(_FOLDER / name))  # type: ignore[union-attr]
+    return data.decode("utf-8")
+
+
 @functools.lru_cache(maxsize=8)
 def _document(path: Path) -> dict[str, Any]:
     import yaml
@@ -376,7 +384,8 @@ def _document(path: Path) -> dict[str, Any]:
     # the safe loaders build plain values only; the C twin reads the Xid table in about 15 ms
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        document = loader(path.read_text(encoding="utf-8")).get_single_data()
+        text = packaged_text(path.name) if path.parent == _FOLDER else path.read_text(encoding="utf-8")
+        document = loader(text).get_single_data()
     except OSError as exc:
         raise ConfigError(f"{path}: {exc.strerror}") from exc
     except (yaml.YAMLError, UnicodeDecodeError) as exc:

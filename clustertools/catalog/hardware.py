@@ -11,12 +11,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from clustertools.catalog import packaged_text
 from clustertools.errors import ConfigError
 
-_FILE = Path(__file__).parent / "hardware.yaml"
+_FILE = "hardware.yaml"
 #: SMBIOS makers and products of virtual machines; a cloud's bare metal names its maker, or "metal".
 _VIRTUAL = (
     "QEMU", "KVM", "VMware", "Xen", "OpenStack", "Virtual Machine", "Google Compute Engine", "Bochs",
@@ -108,7 +108,7 @@ def catalogue() -> tuple[tuple[Entry, ...], tuple[Entry, ...]]:
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    document = loader(_FILE.read_text(encoding="utf-8")).get_single_data()
+    document = loader(packaged_text(_FILE)).get_single_data()
     return tuple(_entries(document["gpus"])), tuple(_entries(document["systems"]))
 
 
@@ -122,4 +122,4 @@ def _entries(rows: Sequence[Mapping[str, Any]]) -> Iterator[Entry]:
                 tuple(match.get("gpu", ())),
             )  # fmt: skip
         except KeyError as exc:
-            raise ConfigError(f"{_FILE.name}: the row {row.get('name', row)} lacks {exc}") from exc
+            raise ConfigError(f"{_FILE}: the row {row.get('name', row)} lacks {exc}") from exc

@@ -15,13 +15,13 @@ import os
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from clustertools.errors import ActionFailed, Unobservable
+from clustertools.host import own_python
 from clustertools.model import Attempt, Job, JobState, Subject
 from clustertools.schedulers import RunSpec
 from clustertools.schedulers.shim import boot_id, claim, descendants, start_ticks, write_json
@@ -73,7 +73,7 @@ class LocalScheduler:
             if not (folder / "claimed").exists():
                 write_json(folder / "spec.json", self._launch(spec, attempt))
                 shim = subprocess.Popen(
-                    [sys.executable, "-I", "-m", "clustertools.schedulers.shim", str(folder)],
+                    own_python("-m", "clustertools.schedulers.shim", str(folder)),
                     stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                     start_new_session=True, cwd="/", env=_environment(spec, attempt),
                 )  # fmt: skip

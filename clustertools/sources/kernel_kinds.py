@@ -10,6 +10,7 @@ import functools
 import re
 from pathlib import Path
 
+from clustertools.catalog import packaged_text
 from clustertools.errors import ConfigError
 from clustertools.sources.kernel import is_driver_load, is_post_rx_failure, parse_sxid, parse_xid
 from clustertools.sources.kernel_events import parse_host_event
@@ -17,7 +18,6 @@ from clustertools.sources.kernel_events import parse_host_event
 KIND_CHARACTERS = 160
 #: Lines of a site, of the same form.
 SITE_LINES = "/etc/clustertools/kernel_lines.txt"
-_FOLDER = Path(__file__).parent.parent / "catalog"
 
 # hexadecimal words, addresses and numbers; names in brackets and quotes are left: they tell kinds apart
 _VARIES = r"0x[0-9a-f]+|\b[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]\b|\b[0-9a-f]{6,16}\b|\d+"
@@ -42,10 +42,11 @@ def is_familiar(text: str) -> bool:
 @functools.cache
 def _known() -> tuple[re.Pattern[str], ...]:
     patterns = []
-    for path in (_FOLDER / "kernel_lines.txt", Path(SITE_LINES)):
-        if not path.exists():
-            continue
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    lists = {"catalog/kernel_lines.txt": packaged_text("kernel_lines.txt")}
+    if Path(SITE_LINES).exists():
+        lists[SITE_LINES] = Path(SITE_LINES).read_text(encoding="utf-8")
+    for path, text in lists.items():
+        for number, line in enumerate(text.splitlines(), 1):
             if not line.strip() or line.startswith("#"):
                 continue
             try:

@@ -86,6 +86,9 @@ def read(text: str) -> dict[str, Any]:
             _in_test(told["tests"][-1], line)
         elif told["tests"] and _in_test(told["tests"][-1], line):
             continue
+        elif told["tests"] and told["tests"][-1]["message"]:
+            # after a failed comparison: "Current offset : 200064", "ASSERT in expression ...", its place
+            continue
         elif not _CHATTER.match(line):
             raise Unparsable("nvbandwidth: a line of an unknown form", line)
     if not told["tests"] and not told["version"]:
@@ -116,7 +119,7 @@ def _in_test(test: dict[str, Any], line: str) -> bool:
     elif _WAIVED.fullmatch(line):
         test["status"] = "waived"
     elif match := _ERROR.match(line):
-        test["status"], test["message"] = "error", match[1][:300]
+        test["status"], test["message"] = "error", test["message"] or match[1][:300]
     else:
         return False
     return True
