@@ -250,6 +250,11 @@ def folded(names: Iterable[str]) -> str:
     return ",".join([word, *odd] if word else odd)
 
 
+def number(count: int, noun: str) -> str:
+    """`1 node`, `1,024 nodes`"""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
 def is_host_name(name: str) -> bool:
     """Whether `name` can be a node's: what Slurm, ssh and MPI take as one host, and nothing else."""
     letters = name.replace("-", "").replace(".", "").replace("_", "")
@@ -428,10 +433,11 @@ def _go_sentence(
 ) -> str:
     if everything:
         fewer = f", {len(launch)} of them are used: {folded(launch)}" if len(launch) < len(asked) else ""
-        return f"GO: all {len(asked)} nodes are good" + (fewer or f": {folded(launch)}")
+        whole = "the node is" if len(asked) == 1 else f"all {number(len(asked), 'node')} are"
+        return f"GO: {whole} good" + (fewer or f": {folded(launch)}")
     used = set(launch)
     out = [n for n in asked if n not in used and state(by_name[n]) != Grade.GOOD.value]
-    parts = [f"GO on {len(launch)} nodes: {folded(launch)}"]
+    parts = [f"GO on {number(len(launch), 'node')}: {folded(launch)}"]
     if out:
         parts.append(f"without {_left_out(by_name, out)}")
     if swaps:
