@@ -44,7 +44,9 @@ def look(
             if told.facts:
                 facts[told.node] = told.facts
             if told.why_not:
-                here.think(Grade.COULD_NOT_RUN, f"the passive checks: {plain(told.why_not, 300)}", "transport")
+                here.think(
+                    Grade.COULD_NOT_RUN, f"the passive checks: {plain(told.why_not, 300)}", "transport"
+                )
                 here.fate = told.fate.value if told.fate is not Fate.TIMEOUT else here.fate
             else:
                 here.passed.add(NAME)
