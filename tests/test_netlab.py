@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab.netlab import NetLab, needs_netlab
+from tests.lab.slurm import needs_slurm
 
 pytestmark = [pytest.mark.slow, pytest.mark.root, needs_netlab]
 
@@ -127,6 +128,18 @@ def test_a_node_that_is_frozen_lacks_torch_or_has_no_disk(lab: NetLab):
     with lab.read_only_disk("n2"):
         assert "Read-only" in lab.run("n2", *write).stderr
     assert lab.run("n2", *write).returncode == 0
+
+
+@needs_slurm
+def test_a_slurm_of_the_same_nodes(lab: NetLab, tmp_path: Path):
+    with lab.slurm(tmp_path / "slurm") as slurm:
+        said = lab.head("srun", "-N4", "-l", "ip", "-br", "addr", env={"SLURM_CONF": str(slurm.conf)}).stdout
+        assert all(lab.address(node, "eth1") in said for node in lab.nodes)
+        assert slurm.batch("#!/bin/sh\nhostname; srun hostname | sort", "-N2") == "n1\nn1\nn2\n"
+        with lab.cut("n4", "eth0"):
+            failed = slurm.run("srun", "-N4", "hostname", check=False)
+            assert "n4" not in failed
+        slurm.wait(lambda: set(slurm.states().values()) == {"idle"}, "n4 is back", 60)
 
 
 def test_a_killed_node_is_gone_and_a_killed_test_run_leaves_nothing(tmp_path: Path):

@@ -39,6 +39,8 @@ DEPENDENCIES = {"click": "click", "PyYAML": "yaml", "ClusterShell": "ClusterShel
 _OURS = ("clustertools", "clustertools.checks", "clustertools.playbooks")
 #: The earliest time that a zip archive can hold: equal content gives equal bytes.
 _TIME = (1980, 1, 1, 0, 0, 0)
+#: What a node's own Python is called.
+PYTHON3 = "python3"
 _SHEBANG = b"#!/usr/bin/env python3\n"
 #: How long a node may take to say whether it has the archive, and to take it over a slow link.
 ASK_SECONDS, STORE_SECONDS = 30.0, 120.0
@@ -184,16 +186,16 @@ class Tool:
         transport: Transport,
         nodes: Sequence[str],
         *,
-        python: str = "python3",
+        python: str = PYTHON3,
         installed: str | None = "clustertools",
     ) -> Tool:
         """Ask every node for the archive, and send it to those that lack it; a node's trouble stays its own.
 
-        `python` may be any Python 3.6 or newer; where it is older than 3.10, a newer one of that node is
-        looked for. A node that has the command `installed`, of our version, is sent nothing; None sends the
-        archive to it all the same, as `argv(python=...)` needs. Raises ConfigError when there is no archive.
+        Where `python` is older than 3.10, a newer one of that node is looked for. A node that has the command
+        `installed`, of our version, is sent nothing; with None, and with a `python` of the caller's choice,
+        every node is. Raises ConfigError when no archive can be built.
         """
-        built, command = archive(), installed or ""
+        built, command = archive(), (installed or "") if python == PYTHON3 else ""
         tool = cls(python, built.sha256, command, {}, {})
         ready, missing = {}, {}
         lacking = []
@@ -218,13 +220,20 @@ class Tool:
                 missing[node] = Answer(node, Fate.LOST, reason="the transport said nothing of this node")
         return replace(tool, ready=ready, missing=missing)
 
+    @classmethod
+    def there(cls, nodes: Sequence[str], command: str = "clustertools") -> Tool:
+        """The tool on nodes where `command` is installed, or is all that sshd lets us run. Asks nobody."""
+        return cls("", "", command, {node: Ready("", command, is_installed=True) for node in nodes}, {})
+
     def argv(self, *words: str, python: str = "") -> tuple[str, ...]:
         """One argv for all nodes that runs `clustertools WORDS`.
 
-        With `python`, a path, it is run by that Python, say the job's own with its torch, and by no other.
-        Raises ValueError for that when nodes may have no archive because the command is installed there.
+        With the path of a `python`, say the job's own with its torch, it is run by that one and by no other;
+        raises ValueError when the nodes may lack the archive, since the command was installed on them.
         """
-        if not python:
+        if not self.digest and not python:
+            return (self.command, *words)
+        if not python or python == PYTHON3:
             return (*self._bootstrap("run"), *words)
         if self.command:
             raise ValueError(

@@ -287,9 +287,8 @@ class NetLab:
             "PATH": f"{Path(sys.executable).parent}:{_PATH}", "HOME": f"{self.folder}/{place}/home",
             "LANG": "C.UTF-8", **options.pop("env", {}),
         }  # fmt: skip
-        words = ("nsenter", "-t", str(self._first[place]), "--net", "--mount", "--uts", "--pid", "--")
         return subprocess.Popen(
-            [*words, "setpriv", "--pdeathsig", "KILL", *argv], env=environment, text=True,
+            [*self._door(place), "setpriv", "--pdeathsig", "KILL", *argv], env=environment, text=True,
             **{"cwd": "/", "stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE,
                **options},
         )  # fmt: skip
@@ -318,18 +317,16 @@ class NetLab:
 
     def slurm(self, folder: Path, **options: Any) -> Slurm:
         """A Slurm of the same nodes, its controller on the head: not started yet; a context manager."""
-        words = ("--net", "--mount", "--uts", "--pid", "--")
-        prefix = {name: ("nsenter", "-t", str(pid), *words) for name, pid in self._first.items()}
-        prefix = {**prefix, "slurmctld": prefix["head"]}
-        addresses = {name: self.address(name) for name in self.nodes}
-        return Slurm(
-            folder,
-            nodes=len(self.nodes),
-            prefix=prefix,
-            addresses=addresses,
-            controller=HEAD_ADDRESS,
-            **options,
-        )
+        doors = {name: self._door(name) for name in ("head", *self.nodes)}
+        return _Slurm(
+            doors.pop("head"), folder, nodes=len(self.nodes), prefix=doors, controller=HEAD_ADDRESS,
+            addresses={name: self.address(name) for name in self.nodes}, **options,
+        )  # fmt: skip
+
+    def _door(self, place: str) -> tuple[str, ...]:
+        """The words before a command that runs it there."""
+        spaces = ("--net", "--mount", "--uts", "--pid")
+        return "nsenter", "-t", str(self._first[place]), *spaces, "--"
 
     # -- faults of the network ----------------------------------------------------------------------------
 
@@ -513,6 +510,20 @@ class NetLab:
             if path.name in {"out", "sshd.log"} and (text := path.read_text(errors="replace").splitlines()):
                 tails += [f"\n--- {path.relative_to(self.folder)}", *text[-lines:]]
         return "\n".join(tails)
+
+
+class _Slurm(Slurm):
+    """Its controller and its commands are on the head of a NetLab, as the nodes' daemons are on its nodes."""
+
+    def __init__(self, head: tuple[str, ...], folder: Path, **options: Any) -> None:
+        super().__init__(folder, **options)
+        self._head = head
+
+    def _spawn(self, name: str, *argv: str) -> None:
+        super()._spawn(name, *(self._head if name == "slurmctld" else ()), *argv)
+
+    def run(self, *argv: str, **options: Any) -> str:
+        return super().run(*self._head, *argv, **options)
 
 
 def _rate(bits_per_second: float) -> str:
