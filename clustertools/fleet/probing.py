@@ -186,7 +186,8 @@ def _figure(node: str, probe: str, data: Mapping[str, Any]) -> Figure:
     if not _is_number(value):
         raise ValueError(f"a figure that is no number: {value!r}")
     return Figure(
-        _text(data.get("probe")) or probe, _texts(data.get("nodes")) or (node,), _text(data["metric"]), float(value),
+        _text(data.get("probe")) or probe, _texts(data.get("nodes")) or (node,), _text(data["metric"]),
+        float(value),
         _text(data.get("part")), int(data.get("size_bytes") or 0), _text(data.get("variant")),
         data.get("higher_is_better") is not False,
     )  # fmt: skip
@@ -213,8 +214,8 @@ def as_group(probe: str, nodes: Sequence[str], answers: Mapping[str, Trial]) -> 
     """The answers of a group's members as one Trial of the group.
 
     A figure that several members tell (each measured the same collective) counts with the worst of them: a
-    collective is done when its last rank is. One that names several members itself is of these only. Where every member could run but one could not, the group could
-    not run: nothing is known of the others.
+    collective is done when its last rank is. One that names several members itself is of these only.
+    Where every member could run but one could not, the group could not: nothing is known of the others.
     """
     members = [
         answers.get(node) or Trial(probe, (node,), Ending.COULD_NOT_RUN, detail="not asked") for node in nodes

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from clustertools.preflight_report import Terms
+from clustertools.preflight_report import Stage, Terms
 
 STAGES = ("passive", "node", "fabric")
 
@@ -43,18 +43,8 @@ class Asked:
         return tuple(dict.fromkeys((*self.nodes, *self.spares)))
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a preflight is. `total` 0: nobody knows yet."""
-
-    stage: str
-    done: int = 0
-    total: int = 0
-    text: str = ""
-    elapsed_seconds: float = 0.0
-
-
-Tell = Callable[[Progress], None]
+#: Told of a stage while it runs: how much of it is done.
+Tell = Callable[[Stage], None]
 
 
 class Budget:

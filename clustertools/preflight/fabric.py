@@ -1,4 +1,4 @@
-"""The last stage: the nodes work together, and who or what is guilty when that is slow, wrong or stands still.
+"""The last stage: the nodes work together, and who is guilty when that is slow, wrong or stands still.
 
 `isolate` says which groups to run, this runs them and grades what came of it, until `isolate` is sure, the
 rounds are used up, or the time is.
@@ -12,14 +12,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from clustertools import isolate, performance
-from clustertools.errors import ConfigError
 from clustertools.fleet import Fate
 from clustertools.fleet.probing import Probers, as_group
 from clustertools.measurement import Ending, Grade, Judged, Suspect, Trial
-from clustertools.preflight.asked import Asked, Budget, Progress, Tell
+from clustertools.preflight.asked import Asked, Budget, Tell
 from clustertools.preflight.meeting import MeetingPlace, collective_order, meeting_place, ports
 from clustertools.preflight.record import Record
-from clustertools.preflight_report import GroupResult, Round, Untested, folded
+from clustertools.preflight_report import GroupResult, Round, Stage, Untested
 
 NAME = "fabric"
 PROBE = "collective"
@@ -70,7 +69,8 @@ def search(asked: Asked, record: Record, probers: Probers, budget: Budget, tell:
                 stage.note = f"the time was over after {len(history)} rounds"
                 step = isolate.so_far(question, history)
                 break
-            tell(Progress(NAME, len(history), text=step.why, elapsed_seconds=budget.spent))
+            told = f"round {len(history) + 1}: {step.why}"
+            tell(Stage(NAME, question.budget_rounds, len(history), stage.elapsed_seconds, told))
             began = time.monotonic()
             results = runner.run(step, searched.judged)
             searched.rounds.append(

@@ -52,7 +52,7 @@ def _order(name: str) -> tuple[int, str]:
 
 
 def ports(seed: int) -> Iterator[int]:
-    """Ports to meet at, each once, in an order of chance: a late rank of one round meets nobody of the next."""
+    """Ports to meet at, each once, in order by chance: a late rank of one round meets nobody of the next."""
     while True:
         yield from random.Random(seed).sample(PORTS, len(PORTS))
 

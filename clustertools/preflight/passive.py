@@ -10,10 +10,10 @@ from clustertools.fleet import Fate, Transport
 from clustertools.fleet.looking import Request, look_all
 from clustertools.fleet.shipping import Tool
 from clustertools.measurement import Grade
-from clustertools.model import Status, Verdict
-from clustertools.preflight.asked import Asked, Budget, Progress, Tell
+from clustertools.model import Status
+from clustertools.preflight.asked import Asked, Budget, Tell
 from clustertools.preflight.record import Record
-from clustertools.preflight_report import Remark, Untested, folded
+from clustertools.preflight_report import Remark, Stage, folded
 from clustertools.text import plain
 
 NAME = "passive"
@@ -51,7 +51,7 @@ def look(
             else:
                 here.passed.add(NAME)
             stage.done += 1
-            tell(Progress(NAME, stage.done, len(nodes), elapsed_seconds=budget.spent))
+            tell(Stage(NAME, len(nodes), stage.done, stage.elapsed_seconds))
     record.remarks += _everywhere(record, nodes)
     record.remarks += _differing(facts)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from clustertools.fleet import Answer, Fate
 from clustertools.measurement import Ending, Grade, Judged, Trial
@@ -117,12 +117,13 @@ class Record:
     @contextmanager
     def stage(self, name: str, planned: int) -> Iterator[StageCount]:
         """Time one stage; what is counted in it stands in the report, also when it is broken off."""
-        count, began = StageCount(), time.monotonic()
+        count = StageCount()
         try:
             yield count
         finally:
-            stage = Stage(name, planned, count.done, time.monotonic() - began, count.note)
-            self.stages.append(replace(stage, done=min(count.done, planned)))
+            self.stages.append(
+                Stage(name, planned, min(count.done, planned), count.elapsed_seconds, count.note)
+            )
 
 
 @dataclass
@@ -131,3 +132,8 @@ class StageCount:
 
     done: int = 0
     note: str = ""
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def elapsed_seconds(self) -> float:
+        return time.monotonic() - self.began
