@@ -74,7 +74,7 @@ def _file(help_text: str) -> dict[str, object]:
 @click.option("--config", "config_path", **_file("A config file, besides /etc/clustertools."))  # type: ignore[arg-type]
 @click.argument("launch", nargs=-1, type=click.UNPROCESSED)
 @common
-def preflight(out: Output, launch: tuple[str, ...], **options: Any) -> int:
+def preflight(out: Output, launch: tuple[str, ...], **options: Any) -> int | None:
     """Test nodes before a launch, and start LAUNCH on the good ones, if the verdict allows.
 
     First the passive checks of all nodes, then each node under load, then all of them together, within the
@@ -111,7 +111,7 @@ def preflight(out: Output, launch: tuple[str, ...], **options: Any) -> int:
     for warning in plan.warnings:
         out.note(warning)
     out.note(f"starting on {folded(plan.nodes)}")
-    handover.start(plan)
+    return handover.start(plan)
 
 
 @dataclass(frozen=True, slots=True)

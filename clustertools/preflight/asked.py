@@ -22,7 +22,7 @@ class Asked:
 
     nodes: tuple[str, ...]
     spares: tuple[str, ...] = ()
-    terms: Terms = Terms()
+    terms: Terms = field(default_factory=Terms)
     stages: tuple[str, ...] = STAGES
     budget_seconds: float = 300.0
     python: str = "python3"

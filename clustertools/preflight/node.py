@@ -99,7 +99,7 @@ def _order(each: Load, asked: Asked, nodes: Iterable[str]) -> Mapping[str, Any]:
         return {"probe": each.probe, **parameters}
     # the GPUs of each node among themselves: groups of one node, which meet at home
     alone = [(node,) for node in nodes]
-    here = {node: "127.0.0.1" for node in nodes}
+    here = dict.fromkeys(nodes, "127.0.0.1")
     return collective_order(alone, here, ports(asked.seed + 1), collective="all_reduce", **parameters)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
 from clustertools.drift import Drift, drift
@@ -21,7 +20,7 @@ NAME = "passive"
 SECONDS = 60.0
 #: More facts than this on which nodes differ are told as a number only.
 MOST_DRIFTS = 12
-#: A value that so small a share of the nodes has is a straggler of a roll-out; one with more is a second kind.
+#: A value of so small a share of the nodes is a straggler of a roll-out; of more it is a second kind.
 MINORITY = 0.2
 
 
