@@ -76,7 +76,7 @@ def host_limits(ctx: Context) -> Iterator[Finding | Reading]:
 
 
 def _has_rdma(host: Host) -> bool:
-    """Whether the kernel's RDMA interface for programs is there, as a module or, without modules, built in."""
+    """Whether programs can use RDMA here: the kernel's interface, as a module or built in."""
     try:
         return bool(re.search(r"^ib_uverbs ", host.read("/proc/modules"), re.MULTILINE))
     except Absent:
