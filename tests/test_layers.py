@@ -28,7 +28,7 @@ _HEAD = {
 }
 
 #: What only the preflight's active tests are made of.
-_ACTIVE = {"measurement", "isolate", "performance", "preflight_report", "handover"}
+_ACTIVE = {"drift", "measurement", "isolate", "performance", "preflight_report", "handover"}
 
 #: What imports nothing of ours and may be imported by all.
 _GROUND = {"errors", "text"}
