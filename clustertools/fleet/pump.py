@@ -71,8 +71,9 @@ class Pump:
             self._selector.register(sock, events, call)
 
     def forget(self, sock: socket.socket) -> None:
-        """On the pump's thread, before the socket is closed or handed on."""
-        if sock in self._selector.get_map():
+        """On the pump's thread, before the socket is closed or handed on. One that a login has closed is known
+        to nobody here any more."""
+        if sock.fileno() >= 0 and sock in self._selector.get_map():
             self._selector.unregister(sock)
 
     def stop(self) -> None:
