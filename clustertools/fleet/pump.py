@@ -71,8 +71,7 @@ class Pump:
             self._selector.register(sock, events, call)
 
     def forget(self, sock: socket.socket) -> None:
-        """On the pump's thread, before the socket is closed or handed on. One that a login has closed is known
-        to nobody here any more."""
+        """On the pump's thread, before the socket is closed or handed on; one that a worker closed is gone."""
         if sock.fileno() >= 0 and sock in self._selector.get_map():
             self._selector.unregister(sock)
 
