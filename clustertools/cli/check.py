@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import click
 
@@ -78,6 +78,13 @@ class Orders:
     help="A config file, besides those in /etc/clustertools.",
 )
 @click.option("--remember", is_flag=True, help="Keep cursors and previous readings for the next look.")
+@click.option(
+    "--request",
+    "request_file",
+    type=click.File("rb"),
+    metavar="FILE",
+    help="Look as a head asks, in JSON; - is standard input. No config is read, and nothing else counts.",
+)
 @click.option("--list", "list_only", is_flag=True, help="Say which checks would run.")
 @common
 def check(
@@ -89,6 +96,7 @@ def check(
     seconds: float | None,
     config_path: Path | None,
     remember: bool,
+    request_file: BinaryIO | None,
     list_only: bool,
     out: Output,
 ) -> int:
@@ -100,6 +108,10 @@ def check(
     """
     format_name = "json" if out.json else format_name
     host: Host = RecordedHost(recording) if recording else LocalHost()
+    if request_file is not None:
+        from clustertools.cli.request import answer
+
+        return answer(request_file, host)
     about_runs = stage == "job" or any(name.startswith(checking.JOB_PREFIX) for name in names)
     orders = orders_for(host, config_path, job_checks=about_runs)
     chosen = [

@@ -13,16 +13,16 @@ from clustertools.model import to_data
 SCHEMA = 1
 
 
-def json_line(kind: str, data: Mapping[str, Any] | Any) -> str:
+def json_line(kind: str, data: Mapping[str, Any] | Any, *, ascii_only: bool = False) -> str:
     """`data`, a mapping or a value of the model, as {"schema": 1, "kind": kind, ...} on one line."""
     plain = to_data(data)
     if not isinstance(plain, dict):
         plain = {"value": plain}
     line = {"schema": SCHEMA, "kind": kind, **plain}
     try:
-        return json.dumps(line, ensure_ascii=False, allow_nan=False)
+        return json.dumps(line, ensure_ascii=ascii_only, allow_nan=False)
     except ValueError:
-        return json.dumps(_without_nan(line), ensure_ascii=False)
+        return json.dumps(_without_nan(line), ensure_ascii=ascii_only)
 
 
 def _without_nan(value: Any) -> Any:

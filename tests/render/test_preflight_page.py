@@ -74,6 +74,7 @@ def test_what_a_node_says_is_text():
     text = page(hostile())
     assert "<script" not in text
     assert "<img" not in text
+    assert "<i>" not in text
     assert MARKUP.split(">")[0] in Reader(text).text
 
 

@@ -1,0 +1,62 @@
+"""The transports there are, by name; each is imported when it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from clustertools.errors import ConfigError
+from clustertools.fleet import Transport
+
+#: What `open_transport` takes, in the order in which a person should be told of them.
+NAMES = ("ssh", "srun", "local")
+
+
+class OpenTransport(Transport, Protocol):
+    """A transport as `open_transport` gives it: a context manager."""
+
+    def __enter__(self) -> OpenTransport: ...
+    def __exit__(self, *exc: object) -> None: ...
+
+
+def open_transport(
+    name: str,
+    *,
+    ssh_config: Path | None = None,
+    connect_timeout_seconds: float | None = None,
+    job_id: str = "",
+    nodes: tuple[str, ...] = (),
+) -> OpenTransport:
+    """The transport of that name: `ssh` (ssh_config, connect_timeout_seconds), `srun` (job_id), `local`
+    (nodes: the names under which this machine answers).
+
+    Raises ConfigError for another name and for settings that cannot be read.
+    """
+    makers: dict[str, Callable[[], OpenTransport]] = {
+        "ssh": lambda: _ssh(ssh_config, connect_timeout_seconds),
+        "srun": lambda: _srun(job_id),
+        "local": lambda: _local(nodes),
+    }
+    if name not in makers:
+        raise ConfigError(f"no transport is called {name!r}; there are {', '.join(NAMES)}")
+    return makers[name]()
+
+
+def _ssh(config: Path | None, connect_timeout_seconds: float | None) -> OpenTransport:
+    from clustertools.fleet.ssh import SshSettings, SshTransport
+
+    return SshTransport(SshSettings(config=config, connect_timeout_seconds=connect_timeout_seconds))
+
+
+def _srun(job_id: str) -> OpenTransport:
+    import importlib
+
+    transport: OpenTransport = importlib.import_module("clustertools.fleet.srun").SrunTransport(job_id=job_id)
+    return transport
+
+
+def _local(nodes: tuple[str, ...]) -> OpenTransport:
+    from clustertools.fleet.local import LocalTransport
+
+    return LocalTransport(*nodes)
