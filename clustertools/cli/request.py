@@ -58,7 +58,7 @@ def choose(request: Request, checks: Mapping[str, Check]) -> list[Check]:
     problems = []
     if request.stage not in checking.STAGES - {"job"}:
         problems.append(f"the request has the stage {request.stage!r}, of which no node is asked")
-    for key in ("limits", "timeouts", "past", "disabled"):
+    for key in ("limits", "timeouts"):  # elsewhere a check that is not here makes no difference
         problems += [
             f"{key} in the request names {name!r}, which is no check here"
             for name in getattr(request, key)

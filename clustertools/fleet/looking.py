@@ -57,7 +57,7 @@ class Request:
 
     def text(self) -> str:
         """As the JSON object that `check --request -` reads."""
-        return json.dumps({"v": VERSION, **to_data(self)}, sort_keys=True, allow_nan=False)
+        return json.dumps({"v": VERSION, **to_data(self)}, sort_keys=True, allow_nan=False, default=str)
 
     @classmethod
     def read(cls, text: str | bytes) -> Request:

@@ -16,6 +16,7 @@ import pytest
 
 from clustertools.fleet import Answer, Fate, shipping
 from clustertools.fleet.shipping import Tool, archive, bootstrap, build_archive
+from clustertools.host import Completed
 from tests.fleet.pretended_nodes import BARE, PretendedNodes, pretended_node, program
 
 HOSTS = Path(__file__).parent.parent / "hosts"
@@ -56,6 +57,15 @@ def test_it_holds_checks_playbooks_data_dependencies_and_their_licences(pyz):
     assert any(name.startswith("clustertools/playbooks/") and name.endswith(".yaml") for name in names)
     assert {n.split("/")[1] for n in names if n.startswith("licences/")} >= {*shipping.DEPENDENCIES}
     assert not [name for name in names if name.endswith((".so", ".pyc"))]
+
+
+def test_it_runs_by_a_relative_path(pyz):
+    done = subprocess.run(
+        [BARE, "-I", "-S", pyz.name, "explain", "xid 79"], cwd=pyz.parent, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "XidGpuLost" in done.stdout
 
 
 def test_an_archive_ships_itself(pyz, tmp_path):
@@ -218,6 +228,34 @@ def test_a_full_disk_leaves_nothing_behind_and_the_next_place_is_tried(node, tmp
     assert "No space left" in json.loads(told)["problems"][0]
     assert left == []
     assert cached(node).exists()
+
+
+class SharedHomes(PretendedNodes):
+    """Forty nodes; those of one letter have one home."""
+
+    def __init__(self, letters: str) -> None:
+        super().__init__({f"{letter}{n}": {} for letter in letters for n in range(40 // len(letters))})
+        self.having: set[str] = set()
+        self.rounds: list[tuple[str, int]] = []
+
+    def run(self, nodes, argv, **options):
+        mode = argv[4]
+        self.rounds.append((mode, len(nodes)))
+        for node in nodes:
+            if mode == "store":
+                self.having.add(node[0])
+            state = "ready" if node[0] in self.having else "absent"
+            told = json.dumps({"clustertools_bootstrap": 1, "state": state, "path": "/x", "problems": []})
+            yield Answer(node, Fate.COMPLETED, Completed(argv, 0, told, ""))
+
+
+def test_with_one_home_one_node_is_sent_the_archive():
+    nodes = SharedHomes("a")
+    assert len(Tool.install(nodes, list(nodes.nodes)).ready) == 40
+    assert nodes.rounds == [("ask", 40), ("store", 1), ("ask", 1), ("ask", 38)]
+    apart = SharedHomes("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMN")
+    assert len(Tool.install(apart, list(apart.nodes)).ready) == 40
+    assert apart.rounds == [("ask", 40), ("store", 1), ("ask", 1), ("store", 39)]
 
 
 @pytest.mark.slow
