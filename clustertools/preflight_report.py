@@ -386,7 +386,7 @@ def _without_crossing(suspects: Iterable[Suspect], usable: list[str], enough: in
 
 
 def _suspect_in_words(suspect: Suspect) -> str:
-    ends = " and ".join(plain(word) for word in suspect.names)
+    ends = " and ".join(plain(word, 4000) for word in suspect.names)
     return f"the {plain(suspect.kind)} between {ends} is {suspect.grade.value}"
 
 

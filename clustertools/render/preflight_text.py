@@ -179,7 +179,7 @@ def _marked(word: str, status: Status, said: str, color: bool, width: int) -> It
 
 
 def _suspect_lines(suspect: Suspect, color: bool, width: int) -> Iterator[str]:
-    ends = " <-> ".join(plain(name) for name in suspect.names)
+    ends = " <-> ".join(plain(name, 4000) for name in suspect.names)
     said = f"{plain(suspect.kind, 40)} {ends}"
     yield from _marked(suspect.grade.value, _STATUS[suspect.grade], said, color, width)
     why = f"{plain(suspect.because)} [confidence {suspect.confidence:.2f}]".strip()

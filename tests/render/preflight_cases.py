@@ -201,7 +201,7 @@ def hostile() -> Report:
             Suspect(evil, (evil, evil), Grade.SLOW, 0.5, evil),
         ),
         (Round(evil, (GroupResult((evil, "n2"), Grade.SLOW, 0.4),), 1.0),),
-        (Untested(evil, evil, (evil,)),),
+        (Untested(evil, evil, (evil, "<i>x</i>")),),
         (Remark(evil, Status.WARNING, (evil,), (evil,)),),
         figures[-1:],
         1,
