@@ -316,7 +316,7 @@ def decide(report: Report) -> Verdict:
         return refuse(status, f"{have}, {enough} are needed")
     crossed = [s for s in blocking if _crosses(s, launch)]
     if crossed:
-        return refuse(Status.CRITICAL, "; ".join(_suspect_in_words(s) for s in crossed))
+        return refuse(Status.CRITICAL, "; ".join(suspect_in_words(s) for s in crossed))
     warnings = _warnings(report, by_name, launch, unproven)
     avoided = [s for s in blocking if _crosses(s, asked)]
     everything = not swaps and not avoided and set(asked) <= set(good)
@@ -385,7 +385,8 @@ def _without_crossing(suspects: Iterable[Suspect], usable: list[str], enough: in
     return usable
 
 
-def _suspect_in_words(suspect: Suspect) -> str:
+def suspect_in_words(suspect: Suspect) -> str:
+    """`the path between gpu1 and gpu5 is slow`"""
     ends = " and ".join(plain(word, 4000) for word in suspect.names)
     return f"the {plain(suspect.kind)} between {ends} is {suspect.grade.value}"
 
@@ -394,9 +395,9 @@ def _warnings(
     report: Report, by_name: Mapping[str, NodeResult], launch: Iterable[str], unproven: tuple[str, ...]
 ) -> list[str]:
     """What a person should know of a launch that is allowed."""
-    said = [_suspect_in_words(s) for s in _between(report) if _crosses(s, launch)]
+    said = [suspect_in_words(s) for s in _between(report) if _crosses(s, launch)]
     apart = [s for s in _between(report) if _crosses(s, report.asked) and not _crosses(s, launch)]
-    said += [f"{_suspect_in_words(s)}: nodes are left out so that the job does not cross it" for s in apart]
+    said += [f"{suspect_in_words(s)}: nodes are left out so that the job does not cross it" for s in apart]
     if unproven:
         said.append(f"not known to be good, and used all the same: {folded(unproven)}")
     said += [f"{plain(u.what)} was not tested: {plain(u.why)}" for u in report.untested if u.required]
