@@ -117,7 +117,9 @@ def _moderated(spread: float, count: int, noise: float) -> tuple[float, float]:
     """A spread from `count` values, drawn towards the usual one, and its degrees of freedom."""
     own = _MAD_EFFICIENCY * (count - 1)
     weight = _PRIOR_WEIGHT + own
-    return math.sqrt((_PRIOR_WEIGHT * noise**2 + own * spread**2) / weight), weight
+    drawn = math.sqrt((_PRIOR_WEIGHT * noise**2 + own * spread**2) / weight)
+    # a set that is wider than usual is so for a reason, and is taken as it is
+    return max(drawn, spread), weight
 
 
 def _student(probability: float, freedom: float) -> float:

@@ -28,7 +28,9 @@ _HEAD = {
 }
 
 #: What only the preflight's active tests are made of.
-_ACTIVE = {"measurement", "isolate", "performance", "preflight_report", "handover"}
+_ACTIVE = {
+    "measurement", "isolate", "performance", "grading", "budget", "baselines", "preflight_report", "handover",
+}  # fmt: skip
 
 #: What imports nothing of ours and may be imported by all.
 _GROUND = {"errors", "text"}
@@ -54,6 +56,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "playbooks": set(),
     **{room: {"model", "stats", "catalog"} for room in _PURE},
     **{room: {"model", "stats", "catalog", "measurement"} for room in ("isolate", "performance")},
+    "budget": set(),
+    "baselines": {"stats", "measurement", "performance", "budget"},
+    "grading": {"model", "measurement", "performance", "preflight_report"},
     **{room: {"model"} for room in ("store", "config", "sinks")},
     **{room: {"model", "measurement", "preflight_report"} for room in ("render", "handover")},
     "delivery": {"model", "sinks", "store"},

@@ -66,9 +66,9 @@ class _Running:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Serve until the end of input. `argv` are the words after `probe`: `serve`, and perhaps an option."""
+    """Serve until the end of input. `argv` are the words after `probe serve`: perhaps an option."""
     words = list(argv)
-    if not words or words[0] != "serve" or set(words[1:]) - {"--without-torch"}:
+    if set(words) - {"--without-torch"}:
         print(_USAGE, file=sys.stderr)
         return 3
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
@@ -340,4 +340,4 @@ def _more(fd: int) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main(["serve", *sys.argv[1:]]))
+    sys.exit(main(sys.argv[1:]))

@@ -79,6 +79,14 @@ def test_limits_expectations_memory_and_deadlines_reach_the_check():
     assert told[0]["findings"][0]["code"] == "RebootLoop"
 
 
+def test_the_request_of_the_manual_is_one():
+    manual = (Path(__file__).parent.parent.parent / "docs/fleet-nodes.md").read_text()
+    example = re.search(r"```json\n(.*?)```", manual, re.DOTALL)[1]
+    chosen = choose(request := Request.read(example), discover(site_folders=()))
+    assert len(chosen) > 40
+    assert set(json.loads(request.text())) == set(json.loads(example))
+
+
 def test_a_deadline_of_the_request_reaches_the_check():
     request = Request(checks=("gpu_ecc", "host_clock"), timeouts={"gpu_ecc": 3})
     chosen = choose(request, discover(site_folders=()))

@@ -101,6 +101,11 @@ def test_a_child_finds_its_module_in_the_archive_and_the_argv_is_as_recorded(pyz
     assert done.stdout.startswith("('python', '-m', 'clustertools.sources.mounts') 0 "), done.stdout
 
 
+def test_nvml_is_asked_with_the_pynvml_of_the_archive(pyz, nvml):
+    done = bare(pyz, "-m", "clustertools.sources.nvidia", "--json", **nvml.environment)
+    assert len(json.loads(done.stdout)["gpus"]) == 8, done.stderr
+
+
 def test_checks_of_a_site_are_found_beside_those_of_the_archive(pyz, tmp_path):
     (tmp_path / "site_fan.py").write_text(
         "from clustertools.check import check\n"
@@ -159,6 +164,15 @@ def test_words_arrive_as_they_are(node):
     [answer] = nodes.run(["n1"], tool.argv("explain", hostile))
     assert answer.completed.returncode == 3
     assert "$(touch /tmp/x); `id`" in answer.completed.stderr
+
+
+def test_modules_of_the_user_are_not_ours(node, tmp_path):
+    for name in ("json", "hashlib", "click", "clustertools"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('a module of the user was imported')")
+    nodes = PretendedNodes({"n1": {**node, "PYTHONPATH": str(tmp_path), "PYTHONSTARTUP": "/nowhere"}})
+    tool = Tool.install(nodes, ["n1"])
+    [answer] = nodes.run(["n1"], tool.argv("--version"))
+    assert answer.completed.returncode == 0, answer.completed.stderr
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 something else", b"cut"])

@@ -70,8 +70,8 @@ def test_it_ends_when_nobody_reads_any_more(prober):
 
 
 def test_wrong_words_are_refused(capsys):
-    assert serve.main(["serve", "--wiht-torch"]) == 3
-    assert serve.main([]) == 3
+    assert serve.main(["--wiht-torch"]) == 3
+    assert serve.main(["serve"]) == 3
     assert "usage" in capsys.readouterr().err
 
 
