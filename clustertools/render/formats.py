@@ -251,8 +251,9 @@ def junit(verdicts: Sequence[Verdict]) -> str:
         when = datetime.datetime.fromtimestamp(min(v.time for v in cases), datetime.timezone.utc)
         suite = Xml.SubElement(
             root, "testsuite", name=xml_text(node), tests=str(len(cases)),
-            hostname=xml_text(cases[0].subject.node), failures=str(counts[Status.CRITICAL]), errors=str(counts[Status.UNKNOWN]),
-            skipped=str(counts[Status.SKIPPED]), timestamp=when.strftime("%Y-%m-%dT%H:%M:%S"),
+            hostname=xml_text(cases[0].subject.node), failures=str(counts[Status.CRITICAL]),
+            errors=str(counts[Status.UNKNOWN]), skipped=str(counts[Status.SKIPPED]),
+            timestamp=when.strftime("%Y-%m-%dT%H:%M:%S"),
             time=f"{sum(v.elapsed_seconds for v in cases):.3f}",
         )  # fmt: skip
         for verdict in cases:
