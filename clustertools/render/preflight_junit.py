@@ -22,6 +22,7 @@ from clustertools.preflight_report import (
     folded,
     results,
     state,
+    suspect_ends,
     suspect_in_words,
 )
 from clustertools.render.formats import xml_text
@@ -84,7 +85,7 @@ def _of_the_cluster(report: Report) -> Iterable[_Outcome]:
         yield _of_a_stage(stage)
     for suspect in report.suspects:
         if suspect.kind != "node":
-            name = f"{suspect.kind} {' - '.join(suspect.names)}"
+            name = f"{suspect.kind} {' - '.join(suspect_ends(suspect))}"
             message, kind = f"{suspect_in_words(suspect)}: {suspect.because}", suspect.grade.value
             yield _Outcome(name, _tag(suspect.grade), kind, message)
     for untested in report.untested:
