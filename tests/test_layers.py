@@ -30,6 +30,7 @@ _HEAD = {
 #: What only the preflight's active tests are made of.
 _ACTIVE = {
     "measurement", "isolate", "performance", "grading", "budget", "baselines", "preflight_report", "handover",
+    "drift",
 }  # fmt: skip
 
 #: What imports nothing of ours and may be imported by all.

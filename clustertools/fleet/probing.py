@@ -186,7 +186,8 @@ def _figure(node: str, probe: str, data: Mapping[str, Any]) -> Figure:
     if not _is_number(value):
         raise ValueError(f"a figure that is no number: {value!r}")
     return Figure(
-        _text(data.get("probe")) or probe, (node,), _text(data["metric"]), float(value),
+        _text(data.get("probe")) or probe, _texts(data.get("nodes")) or (node,), _text(data["metric"]),
+        float(value),
         _text(data.get("part")), int(data.get("size_bytes") or 0), _text(data.get("variant")),
         data.get("higher_is_better") is not False,
     )  # fmt: skip
@@ -213,8 +214,8 @@ def as_group(probe: str, nodes: Sequence[str], answers: Mapping[str, Trial]) -> 
     """The answers of a group's members as one Trial of the group.
 
     A figure that several members tell (each measured the same collective) counts with the worst of them: a
-    collective is done when its last rank is. Where every member could run but one could not, the group could
-    not run: nothing is known of the others.
+    collective is done when its last rank is. One that names several members itself is of these only.
+    Where every member could run but one could not, the group could not: nothing is known of the others.
     """
     members = [
         answers.get(node) or Trial(probe, (node,), Ending.COULD_NOT_RUN, detail="not asked") for node in nodes
@@ -224,8 +225,9 @@ def as_group(probe: str, nodes: Sequence[str], answers: Mapping[str, Trial]) -> 
     ending = Ending.COULD_NOT_RUN if could_not else next(e for e in _WORST if e in endings)
     merged: dict[tuple[Any, ...], Figure] = {}
     for figure in itertools.chain.from_iterable(m.figures for m in members):
-        whole = replace(figure, nodes=tuple(nodes))
-        key = (whole.comparable, whole.part)
+        between = len(figure.nodes) > 1 and set(figure.nodes) <= set(nodes)
+        whole = figure if between else replace(figure, nodes=tuple(nodes))
+        key = (whole.comparable, whole.nodes, whole.part)
         other = merged.get(key)
         worse = min if whole.higher_is_better else max
         if other is None or worse(whole.value, other.value) == whole.value:

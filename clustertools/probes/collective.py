@@ -21,7 +21,7 @@ from typing import Any
 
 from clustertools.errors import Unobservable
 from clustertools.measurement import Ending
-from clustertools.probes import known_answers
+from clustertools.probes import known_answers, tools
 from clustertools.probes.children import Progress
 from clustertools.probes.faults import fault_of
 from clustertools.probes.known_answers import Seen, percentile
@@ -91,6 +91,8 @@ def tasks(order: Order, here: Here) -> list[Task]:
     """One child for each rank of this node; and on the group's first node, one for the store."""
     if here.torch is None:
         raise Unobservable("a collective needs PyTorch, and this Python has none")
+    if program := tools.nccl_program(order, here):
+        return tools.nccl(order, here, program)
     asked = wish(order, here)
     settings = order.environment()
     if len(order.nodes) == 1 and asked.local_ranks == 1:

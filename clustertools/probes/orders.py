@@ -221,8 +221,8 @@ def together(reports: Sequence[Report]) -> Report:
     )
 
 
-def answer_line(order: Order, node: str, report: Report, elapsed_seconds: float) -> str:
-    """The answer to `order` as one line."""
+def answer_line(order: Order, node: str, report: Report, elapsed_seconds: float, **more: Any) -> str:
+    """The answer to `order` as one line; `more` are keys that only this probe's answers have."""
     figures = [told for told in report.figures if math.isfinite(told["value"])]
     return json.dumps(
         {
@@ -235,5 +235,6 @@ def answer_line(order: Order, node: str, report: Report, elapsed_seconds: float)
             "figures": figures[:FIGURES_LIMIT],
             "node_seconds": round(report.node_seconds, 6),
             "elapsed_seconds": round(elapsed_seconds, 6),
+            **more,
         }
     )

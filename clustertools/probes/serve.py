@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+import math
 import os
 import selectors
 import signal
@@ -41,7 +42,9 @@ from clustertools.probes.node import (
 from clustertools.probes.orders import BadOrder, Order, Report, answer_line, read_order
 from clustertools.text import plain
 
-PROBES = ("collective",)
+PROBES = (
+    "collective", "gemm", "memory", "host_device", "peer", "storage", "ib_write_bw", "dcgm_diag",
+)  # fmt: skip
 #: A longer line is no order.
 LINE_CAP_BYTES = 4 << 20
 #: So long the other ranks of this node may go on after one has failed: they wait for it, mostly in vain.
@@ -155,6 +158,7 @@ class _Server:
 
     def _read(self) -> None:
         data = os.read(0, 1 << 16)
+        received = time.time()
         if not data:
             self.ended = True
             return
@@ -165,16 +169,18 @@ class _Server:
             if self.skipping:
                 self.skipping = False
             elif line.strip():
-                self._take(line.decode("utf-8", "replace"))
+                self._take(line.decode("utf-8", "replace"), received)
         if len(self.buffer) > LINE_CAP_BYTES and not self.skipping:
             self._say({"error": f"a line of more than {LINE_CAP_BYTES} bytes was skipped"})
             self.skipping = True
         if self.skipping:
             self.buffer.clear()
 
-    def _take(self, line: str) -> None:
+    def _take(self, line: str, received: float) -> None:
         try:
             order = read_order(line, self.here.node)
+            if order is not None and order.probe == "clock":
+                order.number("head_time", math.nan, 0.0, 1e12)
         except BadOrder as exc:
             self._say({"error": str(exc)})
             return
@@ -182,6 +188,10 @@ class _Server:
             return
         if order.probe == "end":
             self.ended = True
+        elif order.probe == "clock":
+            # at once, whatever else is going on: a child would only add its own delay
+            times = {"head": order.parameters["head_time"], "received": received, "sent": time.time()}
+            self._say(answer_line(order, self.here.node, Report(Ending.DONE), 0.0, clock=times))
         else:
             self.waiting.append(order)
 
