@@ -29,7 +29,7 @@ def typed(kind: type[T], data: Any) -> T:
     Raises TypeError.
     """
     try:
-        return typing.cast(T, reader(kind)(data))
+        return typing.cast(T, reader(typing.cast(Any, kind))(data))
     except RecursionError:
         raise TypeError("nested too deep") from None
 
