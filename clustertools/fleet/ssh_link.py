@@ -8,23 +8,34 @@ neither a worker nor anybody else's time.
 from __future__ import annotations
 
 import errno
+import importlib
 import os
 import random
 import shlex
 import socket
 import subprocess
+import sys
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from clustertools.errors import ConfigError
 from clustertools.fleet import Fate
 from clustertools.fleet.known_hosts import KnownHosts
 from clustertools.fleet.pump import READ, WRITE, Pump, Timer, Workers
-from clustertools.fleet.ssh_target import GATEWAYS_IN_A_ROW, SshSettings, Target, Targets
-from clustertools.fleet.ssh_wire import Keys, Login, LoginFailed, Wire, hang_up, read_config
+from clustertools.fleet.ssh_target import (
+    GATEWAYS_IN_A_ROW,
+    LoginFailed,
+    SshSettings,
+    Target,
+    Targets,
+    hang_up,
+)
 from clustertools.text import plain
+
+if TYPE_CHECKING:
+    from clustertools.fleet.ssh_wire import Keys, Login, Wire
 
 #: A busy sshd hangs up on some (MaxStartups); those that it did are tried again a little later, so often.
 TRIES = 3
@@ -38,13 +49,23 @@ class Hub:
 
     def __init__(self, settings: SshSettings, on_fault: Callable[[Exception], None]) -> None:
         self.settings = settings
-        self.targets = Targets(settings, read_config)
-        self.keys = Keys()
+        self.targets = Targets(settings, _read_hard)
+        self._keys: Keys | None = None
         self.workers = Workers(settings.at_once)
         self.pump = Pump(on_fault)
         self._known: dict[tuple[str, ...], KnownHosts] = {}
         self._links: dict[object, Link] = {}
         self._turns: dict[str, Turns] = {}
+        # a quarter of a second, in which the nodes can already be dialled
+        self.workers.do(_import_wire)
+
+    @property
+    def keys(self) -> Keys:
+        if self._keys is None:
+            from clustertools.fleet.ssh_wire import Keys
+
+            self._keys = Keys()
+        return self._keys
 
     def known_hosts(self, paths: tuple[str, ...]) -> KnownHosts:
         """Raises ConfigError when one is there and cannot be read."""
@@ -77,6 +98,24 @@ class Hub:
         """On the pump's thread: every connection ends."""
         for link in self._links.values():
             link.close()
+
+
+def _import_wire() -> None:
+    # paramiko imports invoke, for `Match exec`; that is a third of its own start, and seldom needed
+    is_without = "invoke" not in sys.modules
+    if is_without:
+        sys.modules["invoke"] = None  # type: ignore[assignment]
+    try:
+        importlib.import_module("clustertools.fleet.ssh_wire")
+    finally:
+        if is_without:
+            del sys.modules["invoke"]
+
+
+def _read_hard(text: str, host: str) -> Mapping[str, Any]:
+    from clustertools.fleet.ssh_wire import read_config
+
+    return read_config(text, host)
 
 
 class Turns:
@@ -150,7 +189,7 @@ class _Attempt:
         self._child: subprocess.Popen[bytes] | None = None
         self._addresses: list[tuple[int, Any]] = []
         self._errors: list[str] = []
-        self._is_over = False
+        self._is_over = self._is_with_paramiko = False
         self._tries = 0
         self._turns: Turns | None = None
         self._timer: Timer | None = None
@@ -207,8 +246,6 @@ class _Attempt:
 
     def fail(self, fate: Fate, reason: str) -> None:
         if self._end():
-            if self._login is not None:
-                self._login.give_up(self._sock)
             self._drop()
             self.link.settle(None, fate, reason)
 
@@ -224,11 +261,14 @@ class _Attempt:
         return True
 
     def _drop(self) -> None:
-        """Close what was opened, unless a worker still reads from it: then it was woken, and closes it."""
-        if isinstance(self._sock, socket.socket) and self._login is None:
+        """Close what was opened; what paramiko reads from is hung up, and closed by its thread."""
+        if self._is_with_paramiko:
+            if self._sock is not None:
+                hang_up(self._sock)
+        elif self._sock is not None:
             self.pump.forget(self._sock)
             self._sock.close()
-        self._sock, self._login = None, None
+        self._sock, self._login, self._is_with_paramiko = None, None, False
         if self._child is not None:
             end_child(self._child)
             self._child = None
@@ -370,24 +410,27 @@ class _Attempt:
         ours.setblocking(False)
         self.pump.watch(ours, READ, lambda: self._hear(ours))
 
-    # the handshake, on a worker
+    # the handshake: a worker begins it, and paramiko's thread for this connection goes on with it
 
     def _log_in(self, connected: Callable[[], Any]) -> None:
-        login = self._login = Login(self.target, self.link.known_hosts, self.hub.keys)
+        self._is_with_paramiko = True
 
         def work() -> None:
-            wire: Wire | None = None
-            failure: LoginFailed | None = None
+            from clustertools.fleet.ssh_wire import Login
+
+            login = self._login = Login(
+                self.target, self.link.known_hosts, self.hub.keys,
+                lambda wire, failure: self.pump.call(self._logged_in, login, wire, failure),
+            )  # fmt: skip
+            if self._is_over:
+                return
             try:
-                if not login.is_given_up:
-                    sock = self._sock = connected()
-                    wire = login.attempt(sock, self._until)
-            except LoginFailed as exc:
-                failure = exc
+                self._sock = connected()
+                login.begin(self._sock)
             except Exception as exc:  # noqa: BLE001 - paramiko raises many things; each is told with its node
                 what = plain(str(exc), 160) or type(exc).__name__
-                failure = LoginFailed(Fate.UNREACHABLE, f"{what}, while {login.stage}", is_transient=False)
-            self.pump.call(self._logged_in, login, wire, failure)
+                failure = LoginFailed(Fate.UNREACHABLE, f"{what}, while {self._stage}")
+                self.pump.call(self._logged_in, login, None, failure)
 
         self.hub.workers.do(work)
 

@@ -26,7 +26,9 @@ def test_nothing_is_left_on_the_node_after_the_deadline(lab, ssh):
 def test_a_conversation(lab, ssh):
     talk = ssh.talk(lab.nodes, ("cat",))
     talk.send("hello")
-    heard = [item for item in (next(talk.receive(10)) for _ in lab.nodes) if isinstance(item, Line)]
+    items = [next(talk.receive(10)) for _ in lab.nodes]
+    heard = [item for item in items if isinstance(item, Line)]
+    assert len(heard) == len(items), items
     assert {(line.node, line.text) for line in heard} == {(n, "hello") for n in lab.nodes}
     talk.close()
     last = list(talk.receive(5))
