@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
 import time
@@ -59,6 +60,8 @@ def on(
     from clustertools.fleet.nodesets import expand
     from clustertools.fleet.transports import open_transport
 
+    # a process of seconds, a tenth of which the collector would spend on going through all connections
+    gc.set_threshold(200_000)
     nodes = expand(node_set)
     began = time.monotonic()
     with open_transport(

@@ -106,7 +106,8 @@ class SshTransport:
         for program in programs:
             self._programs.add(program)
             program.gone = self._programs.discard
-            program.begin()
+            # each by itself: what goes wrong with one is not to keep the next from its begin
+            self._hub.pump.call(program.begin)
 
     def _go_on(self, programs: Sequence[_Program]) -> None:
         for program in programs:

@@ -7,11 +7,13 @@ neither a worker nor anybody else's time.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import os
 import random
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -25,7 +27,6 @@ from clustertools.fleet import Fate
 from clustertools.fleet.known_hosts import KnownHosts
 from clustertools.fleet.pump import READ, WRITE, Pump, Timer, Workers
 from clustertools.fleet.ssh_target import (
-    GATEWAYS_IN_A_ROW,
     LoginFailed,
     SshSettings,
     Target,
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 #: A busy sshd hangs up on some (MaxStartups); those that it did are tried again a little later, so often.
 TRIES = 3
 RETRY_SECONDS = (0.2, 0.6)
+#: A handshake that takes longer waits for its node, not for us: it does not keep others from theirs.
+SLOW_HANDSHAKE_SECONDS = 2.0
 #: The kernel's own look whether a silent node is still there: lost after 15 + 3 * 5 seconds.
 KEEPALIVE = ((socket.TCP_KEEPIDLE, 15), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3))
 
@@ -56,6 +59,7 @@ class Hub:
         self._known: dict[tuple[str, ...], KnownHosts] = {}
         self._links: dict[object, Link] = {}
         self._turns: dict[str, Turns] = {}
+        self.handshakes = Turns(settings.at_once)
         # a quarter of a second, in which the nodes can already be dialled
         self.workers.do(_import_wire)
 
@@ -81,12 +85,13 @@ class Hub:
     def link(self, node: str) -> Link:
         """The link to a node, which may not be open yet. Raises ConfigError."""
         if node not in self._links:
-            self._links[node] = Link(self, self.targets.of(node), depth=0)
+            self._links[node] = Link(self, self.targets.of(node))
         return self._links[node]
 
-    def gateway(self, gateways: tuple[str, ...], depth: int) -> Link:
+    def gateway(self, gateways: tuple[str, ...]) -> Link:
+        """The link to the last of those gateways, through the others. Raises ConfigError."""
         if gateways not in self._links:
-            self._links[gateways] = Link(self, self.targets.of_gateway(gateways), depth=depth)
+            self._links[gateways] = Link(self, self.targets.of_gateway(gateways))
         return self._links[gateways]
 
     def turns(self, name: str) -> Turns:
@@ -141,13 +146,16 @@ class Turns:
 class Link:
     """The connection to one target. `when_open` brings it about, and makes a broken one anew."""
 
-    def __init__(self, hub: Hub, target: Target, depth: int) -> None:
-        self.hub, self.target, self._depth = hub, target, depth
+    def __init__(self, hub: Hub, target: Target) -> None:
+        self.hub, self.target = hub, target
         self.known_hosts = hub.known_hosts(target.known_hosts_files)
         self.wire: Wire | None = None
         self._waiting: list[tuple[Callable[[Wire], object], Callable[[Fate, str], object]]] = []
         self._attempt: _Attempt | None = None
-        self._child: subprocess.Popen[bytes] | None = None
+        #: The ProxyCommand that carries it.
+        self.child: subprocess.Popen[bytes] | None = None
+        #: The gateway that it waits for.
+        self.waits_for: Link | None = None
 
     def when_open(self, opened: Callable[[Wire], object], failed: Callable[[Fate, str], object]) -> None:
         """On the pump's thread: call one of them, now or when it is known."""
@@ -156,13 +164,13 @@ class Link:
             return
         self._waiting.append((opened, failed))
         if self._attempt is None:
-            self.wire = None
+            self._drop()
             self._attempt = _Attempt(self)
             self._attempt.begin()
 
     def settle(self, wire: Wire | None, fate: Fate = Fate.COMPLETED, reason: str = "") -> None:
         """The attempt is over: tell those who wait."""
-        self.wire, self._attempt = wire, None
+        self.wire, self._attempt, self.waits_for = wire, None, None
         waiting, self._waiting = self._waiting, []
         for opened, failed in waiting:
             if wire is not None:
@@ -173,9 +181,15 @@ class Link:
     def close(self) -> None:
         if self._attempt is not None:
             self._attempt.fail(Fate.UNREACHABLE, "the transport was closed")
+        self._drop()
+
+    def _drop(self) -> None:
         if self.wire is not None:
+            # its thread reads the end of it, and closes all else
             hang_up(self.wire.sock)
-            self.hub.workers.do(self.wire.close)
+        if self.child is not None:
+            end_child(self.child)
+        self.wire, self.child = None, None
 
 
 class _Attempt:
@@ -189,7 +203,7 @@ class _Attempt:
         self._child: subprocess.Popen[bytes] | None = None
         self._addresses: list[tuple[int, Any]] = []
         self._errors: list[str] = []
-        self._is_over = self._is_with_paramiko = False
+        self._is_over = self._is_with_paramiko = self._is_shaking = False
         self._tries = 0
         self._turns: Turns | None = None
         self._timer: Timer | None = None
@@ -198,16 +212,16 @@ class _Attempt:
     def begin(self) -> None:
         target = self.target
         if target.gateways:
-            if self.link._depth >= GATEWAYS_IN_A_ROW:
-                self.fail(
-                    Fate.UNREACHABLE,
-                    "its gateways lead to each other: see ProxyJump in the ssh configuration",
-                )
-                return
             try:
-                gateway = self.hub.gateway(target.gateways, self.link._depth + 1)
+                gateway = self.hub.gateway(target.gateways)
             except ConfigError as exc:
                 self.fail(Fate.UNREACHABLE, str(exc))
+                return
+            self.link.waits_for = further = gateway
+            while further is not self.link and further.waits_for is not None:
+                further = further.waits_for
+            if further is self.link:
+                self.fail(Fate.UNREACHABLE, "its gateways lead to each other: see ProxyJump in ssh_config")
                 return
             name = ",".join(target.gateways)
 
@@ -233,10 +247,15 @@ class _Attempt:
         turns = self.hub.turns(name)
         turns.take(begin)
 
-    def _start_clock(self) -> None:
-        seconds = self.target.connect_timeout_seconds
+    def _start_clock(self, seconds: float | None = None) -> None:
+        if seconds is None:
+            seconds = self.target.connect_timeout_seconds
         self._until = time.monotonic() + seconds
         self._timer = self.pump.after(seconds, self._too_late)
+
+    def _stop_clock(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
 
     def _too_late(self) -> None:
         stage = self._login.stage if self._login is not None else self._stage
@@ -254,8 +273,8 @@ class _Attempt:
         if self._is_over:
             return False
         self._is_over = True
-        if self._timer is not None:
-            self._timer.cancel()
+        self._stop_clock()
+        self._give_handshake()
         if self._turns is not None:
             self._turns.give()
         return True
@@ -357,6 +376,7 @@ class _Attempt:
 
     def _again(self, reason: str) -> None:
         """Try again a little later, unless it was tried often enough."""
+        self._give_handshake()
         self._drop()
         self._tries += 1
         pause = random.uniform(*RETRY_SECONDS)
@@ -413,26 +433,43 @@ class _Attempt:
     # the handshake: a worker begins it, and paramiko's thread for this connection goes on with it
 
     def _log_in(self, connected: Callable[[], Any]) -> None:
-        self._is_with_paramiko = True
+        """Have a handshake when there is a turn. The wait for it is our own doing, and does not count."""
+        left = self._until - time.monotonic()
+        self._stop_clock()
 
-        def work() -> None:
-            from clustertools.fleet.ssh_wire import Login
-
-            login = self._login = Login(
-                self.target, self.link.known_hosts, self.hub.keys,
-                lambda wire, failure: self.pump.call(self._logged_in, login, wire, failure),
-            )  # fmt: skip
+        def begin() -> None:
             if self._is_over:
+                self.hub.handshakes.give()
                 return
-            try:
-                self._sock = connected()
-                login.begin(self._sock)
-            except Exception as exc:  # noqa: BLE001 - paramiko raises many things; each is told with its node
-                what = plain(str(exc), 160) or type(exc).__name__
-                failure = LoginFailed(Fate.UNREACHABLE, f"{what}, while {self._stage}")
-                self.pump.call(self._logged_in, login, None, failure)
+            self._is_shaking = True
+            self._start_clock(left)
+            self.pump.after(SLOW_HANDSHAKE_SECONDS, self._give_handshake)
+            self._is_with_paramiko = True
+            self.hub.workers.do(lambda: self._shake_hands(connected))
 
-        self.hub.workers.do(work)
+        self.hub.handshakes.take(begin)
+
+    def _give_handshake(self) -> None:
+        if self._is_shaking:
+            self._is_shaking = False
+            self.hub.handshakes.give()
+
+    def _shake_hands(self, connected: Callable[[], Any]) -> None:
+        """On a worker."""
+        from clustertools.fleet.ssh_wire import Login
+
+        def done(wire: Wire | None, failure: LoginFailed | None) -> None:
+            self.pump.call(self._logged_in, login, wire, failure)
+
+        login = self._login = Login(self.target, self.link.known_hosts, self.hub.keys, done)
+        if self._is_over:
+            return
+        try:
+            self._sock = connected()
+            login.begin(self._sock)
+        except Exception as exc:  # noqa: BLE001 - paramiko raises many things; each is told with its node
+            what = plain(str(exc), 160) or type(exc).__name__
+            done(None, LoginFailed(Fate.UNREACHABLE, f"{what}, while {self._stage}"))
 
     def _logged_in(self, login: Login, wire: Wire | None, failure: LoginFailed | None) -> None:
         if self._login is not login or self._is_over:
@@ -442,7 +479,7 @@ class _Attempt:
             return
         if wire is not None:
             self._end()
-            self.link._child, self._child = self._child, None
+            self.link.child, self._child = self._child, None
             self.link.settle(wire)
         elif failure is not None and failure.is_transient:
             self._login = None
@@ -461,7 +498,7 @@ def is_numeric(family: int, address: str) -> bool:
 
 
 def end_child(child: subprocess.Popen[bytes]) -> None:
-    """End a ProxyCommand. It is reaped when the next process is started."""
-    child.poll()
-    if child.returncode is None:
-        child.kill()
+    """End a ProxyCommand and what it started. It is reaped when the next process is started."""
+    if child.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)

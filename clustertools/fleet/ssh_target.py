@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import getpass
 import os
 import shlex
@@ -18,8 +19,6 @@ from clustertools.fleet.ssh_config import ConfigText
 from clustertools.text import plain
 
 DEFAULT_CONNECT_TIMEOUT_SECONDS = 10.0
-#: A gateway behind a gateway behind ...: more are a ProxyJump that leads to itself.
-GATEWAYS_IN_A_ROW = 8
 
 
 class LoginFailed(Exception):
@@ -106,9 +105,7 @@ class Targets:
                   "%r": whom, "%u": self._user, "%k": alias or address}  # fmt: skip
 
         def files(keyword: str, default: str) -> tuple[str, ...]:
-            return tuple(
-                _filled(w, tokens) for w in shlex.split(str(says.get(keyword, default))) if w != "none"
-            )
+            return tuple(_filled(w, tokens) for w in _words(str(says.get(keyword, default))) if w != "none")
 
         known = files("userknownhostsfile", "~/.ssh/known_hosts ~/.ssh/known_hosts2")
         known += files("globalknownhostsfile", "/etc/ssh/ssh_known_hosts /etc/ssh/ssh_known_hosts2")
@@ -122,7 +119,7 @@ class Targets:
         seconds = settings.connect_timeout_seconds or float(says.get("connecttimeout", 0) or 0)
         if command:
             # word by word: a name with a blank in it does not become two
-            command = shlex.join(_filled(word, tokens) for word in shlex.split(command))
+            command = shlex.join(_filled(word, tokens) for word in _words(command))
         agent = str(says.get("identityagent", ""))
         families = {"inet": socket.AF_INET, "inet6": socket.AF_INET6}
         return Target(
@@ -153,8 +150,16 @@ class Targets:
         return replace(target, gateways=own) if own else target
 
 
+@functools.lru_cache(maxsize=256)
+def _words(text: str) -> tuple[str, ...]:
+    # the same few lines for each of a thousand nodes
+    return tuple(shlex.split(text))
+
+
 def _filled(text: str, tokens: Mapping[str, str]) -> str:
     """ssh_config's tokens and the home folder, at one go: what was put in is not looked at again."""
+    if "%" not in text:
+        return os.path.expanduser(text) if text.startswith("~") else text
     parts = text.split("%%")
     done = []
     for part in parts:

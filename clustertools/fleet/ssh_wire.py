@@ -73,7 +73,11 @@ class Wire(paramiko.Transport):  # type: ignore[misc]
 
     def stop_thread(self) -> None:
         hang_up(self.sock)
-        super().stop_thread()
+        try:
+            super().stop_thread()
+        except EOFError:
+            # the gateway below is gone already, and so is this connection
+            return
 
 
 class _ReadAhead:

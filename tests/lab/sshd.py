@@ -68,17 +68,16 @@ exec {sshd} -D -e -f {folder}/{name}.conf
 class Sshds:
     """The servers; use it as a context manager. Their names are `nodes`, and `ssh_config` knows them all.
 
-    `shell` is the login shell of the user, `extra` lines for every sshd_config, `apart=False` does without
-    namespaces also as root (two hundred are up sooner; the user is then root).
+    `shell` is the login shell of the user, `extra` lines for every sshd_config, `prefix` begins the names.
     """
 
     def __init__(
-        self, folder: Path, count: int, *, shell: str = "/bin/sh", extra: str = "", apart: bool = True
+        self, folder: Path, count: int, *, shell: str = "/bin/sh", extra: str = "", prefix: str = "lab"
     ) -> None:
         self.folder, self.extra = folder, extra
-        self.is_apart = apart and os.geteuid() == 0
+        self.is_apart = os.geteuid() == 0
         self.user = USER if self.is_apart else getpass.getuser()
-        self.addresses = {f"lab{i}": f"127.0.1.{i}" for i in range(1, count + 1)}
+        self.addresses = {f"{prefix}{i}": f"127.0.1.{i}" for i in range(1, count + 1)}
         self.nodes = tuple(self.addresses)
         self.port = _free_ports(1)
         self.ssh_config, self.known_hosts = folder / "ssh_config", folder / "known_hosts"
@@ -101,8 +100,6 @@ class Sshds:
         if "\nsshd:" not in passwd:
             passwd += "sshd:*:61233:65534::/run/sshd:/usr/sbin/nologin\n"
         (self.folder / "passwd").write_text(passwd)
-        if not self.is_apart and os.geteuid() == 0:
-            Path("/run/sshd").mkdir(exist_ok=True)
         for name in self.nodes:
             self.make_key(f"{name}.key")
             self.configure(name)
