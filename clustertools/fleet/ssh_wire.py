@@ -73,11 +73,7 @@ class Wire(paramiko.Transport):  # type: ignore[misc]
 
     def stop_thread(self) -> None:
         hang_up(self.sock)
-        try:
-            super().stop_thread()
-        except EOFError:
-            # the gateway below is gone already, and so is this connection
-            return
+        super().stop_thread()
 
 
 class _ReadAhead:
@@ -85,7 +81,7 @@ class _ReadAhead:
 
     def __init__(self, sock: Any) -> None:
         self._sock, self._buffer, self._at = sock, b"", 0
-        for name in ("send", "close", "settimeout", "shutdown"):
+        for name in ("send", "settimeout", "shutdown"):
             setattr(self, name, getattr(sock, name))
 
     def recv(self, size: int) -> bytes:
@@ -94,6 +90,13 @@ class _ReadAhead:
         found = self._buffer[self._at : self._at + size]
         self._at += len(found)
         return found
+
+    def close(self) -> None:
+        try:
+            self._sock.close()
+        except EOFError:
+            # a channel of a gateway that is gone already
+            return
 
     @property
     def _closed(self) -> bool:

@@ -93,6 +93,7 @@ def test_a_conversation():
         ("n1", Fate.COMPLETED), ("n2", Fate.COMPLETED)}  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_conversation_that_does_not_end_by_itself_is_ended():
     with LocalTransport("n1") as transport:
         talk = transport.talk(("n1",), ("sh", "-c", "sleep 4734 & exec sleep 4734"))

@@ -55,6 +55,7 @@ def test_connections_are_kept(lab, ssh):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shell", ["/bin/sh", *(s for s in OTHER_SHELLS if shutil.which(s))])
 def test_every_word_arrives_as_it_is_whatever_the_login_shell(tmp_path, shell):
     with (
@@ -148,6 +149,7 @@ def test_the_last_words_of_a_program_that_fails(ssh):
     talk.close()
 
 
+@pytest.mark.slow
 def test_a_conversation_that_does_not_end_by_itself_is_ended(lab, ssh):
     talk = ssh.talk(lab.nodes[:3], ("sh", "-c", "sleep 4713 & exec sleep 4713"))
     assert list(talk.receive(0.5)) == []
@@ -171,6 +173,7 @@ def test_a_reader_who_is_slow_holds_the_programs_and_loses_nothing(lab, ssh):
     assert heard == {name: [str(i) for i in range(1, count + 1)] for name in lab.nodes[:2]}
 
 
+@pytest.mark.slow
 def test_a_program_that_does_not_listen_does_not_hold_the_others(lab, ssh):
     script = "[ $CLUSTERTOOLS_NODE = lab1 ] && exec sleep 4714; wc -c"
     talk = ssh.talk(lab.nodes[:2], ("sh", "-c", script))

@@ -130,6 +130,7 @@ def test_files_that_include_each_other(tmp_path):
         ConfigText([(path, True)], read_config)
 
 
+@pytest.mark.slow
 @given(
     st.lists(
         st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])), min_size=1, max_size=4

@@ -105,6 +105,7 @@ def test_hashed_names_and_ports(lab):
         assert {a.fate for a in ask(ssh, "lab1", "127.0.1.2").values()} == {Fate.COMPLETED}
 
 
+@pytest.mark.slow
 def test_a_server_with_several_keys_shows_the_one_that_is_known(tmp_path):
     with Sshds(tmp_path / "lab", 1, extra=f"HostKey {tmp_path}/lab/rsa") as lab_before:
         pass
@@ -161,6 +162,7 @@ def test_a_server_that_asks_for_more_than_a_key(tmp_path):
     assert "also asks for password" in answer.reason
 
 
+@pytest.mark.slow
 def test_a_connection_that_breaks_in_the_middle(tmp_path):
     with Sshds(tmp_path / "lab", 2) as lab, transport(lab) as ssh:
         talk = ssh.talk(lab.nodes, ("sh", "-c", "echo here; exec sleep 4721"))
