@@ -19,7 +19,6 @@ from clustertools.fleet import Answer, Transport
 from clustertools.fleet.looking import Request
 from clustertools.fleet.probing import Probers
 from clustertools.fleet.shipping import Tool
-from clustertools.measurement import Grade
 from clustertools.preflight import fabric, node, passive
 from clustertools.preflight.asked import STAGES, Asked, Budget, Tell
 from clustertools.preflight.record import NodeRecord, Record
@@ -64,9 +63,9 @@ def examine(asked: Asked, transport: Transport, requests: Mapping[str, Request],
                 _note_the_end(record[name], answer)
     left_out = [Untested(f"stage {s}", "not asked for") for s in STAGES if s not in asked.stages]
     return Report(
-        began, time.time(), asked.nodes, tuple(n.result() for n in record.nodes.values()), asked.cluster,
+        began, time.time(), asked.nodes, record.results(), asked.cluster,
         transport.name, asked.job, asked.budget_seconds, asked.terms, tuple(record.stages),
-        searched.suspects, tuple(searched.rounds), (*record.untested, *left_out), tuple(record.remarks),
+        tuple(record.suspects), tuple(searched.rounds), (*record.untested, *left_out), tuple(record.remarks),
         tuple(searched.judged), asked.seed, {"clustertools": __version__}, asked.command,
     )  # fmt: skip
 
@@ -95,20 +94,16 @@ def _greet(probers: Probers, record: Record, budget: Budget, tell: Tell) -> None
             _note_the_end(record[name], answer)
         elif name not in probers.hello:
             reason = f"its prober did not start within {min(HELLO_SECONDS, budget.seconds):g} s"
-            record[name].think(Grade.COULD_NOT_RUN, reason, "probes")
+            record[name].doubts.append(reason)
         elif not probers.hello[name].torch:
             said = f"no PyTorch in {probers.hello[name].python or 'its Python'}: name the job's with --python"
-            record[name].think(Grade.COULD_NOT_RUN, said, "probes")
+            record[name].doubts.append(said)
 
 
 def _note_the_end(record: NodeRecord, answer: Answer) -> None:
     if answer.completed is None:
         record.away(answer)
         return
-    said = (
-        answer.completed.stderr.strip() or answer.completed.stdout.strip() or "it said nothing"
-    ).splitlines()
-    code = answer.completed.returncode
-    record.think(
-        Grade.COULD_NOT_RUN, f"its prober ended with exit code {code}: {plain(said[-1], 300)}", "probes"
-    )
+    done = answer.completed
+    said = (done.stderr.strip() or done.stdout.strip() or "it said nothing").splitlines()
+    record.doubts.append(f"its prober ended with exit code {done.returncode}: {plain(said[-1], 300)}")

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from clustertools import isolate, performance
 from clustertools.fleet import Fate
 from clustertools.fleet.probing import Probers, as_group
-from clustertools.measurement import Ending, Grade, Judged, Suspect, Trial
+from clustertools.measurement import Ending, Grade, Judged, Trial
 from clustertools.preflight.asked import Asked, Budget, Tell
 from clustertools.preflight.meeting import MeetingPlace, collective_order, meeting_place, ports
 from clustertools.preflight.record import Record
@@ -40,7 +40,6 @@ LEAST_SECONDS = 5.0
 class Searched:
     """What the search found, and every round of it."""
 
-    suspects: tuple[Suspect, ...] = ()
     rounds: list[Round] = field(default_factory=list)
     judged: list[Judged] = field(default_factory=list)
     sentence: str = ""
@@ -53,7 +52,7 @@ def search(asked: Asked, record: Record, probers: Probers, budget: Budget, tell:
     for node in record.fit(probers.present):
         if node not in place:
             which = f" on {asked.interface}" if asked.interface else " but its own"
-            record[node].think(Grade.COULD_NOT_RUN, f"{NAME}: it has no address{which}", "probe collective")
+            record[node].doubts.append(f"{NAME}: it has no address{which}")
     nodes = record.fit(probers.present)
     if len(nodes) < 2:
         few = f"{len(nodes)} nodes are left that could work together"
@@ -82,24 +81,15 @@ def search(asked: Asked, record: Record, probers: Probers, budget: Budget, tell:
             history.append((step, results))
             step = isolate.next_step(question, history)
         stage.done = len({n for _, results in history for r in results for n in r.nodes if _is_told(r)})
-    searched.suspects, searched.sentence = step.suspects, step.sentence
-    _write_down(record, nodes, step)
+    record.suspects = step.suspects
+    searched.sentence = step.sentence
+    for node in step.undecided:
+        record[node].doubts.append(f"the fabric test did not clear it: {step.sentence}")
     return searched
 
 
 def _is_told(result: isolate.GroupResult) -> bool:
     return result.grade is not Grade.COULD_NOT_RUN
-
-
-def _write_down(record: Record, nodes: Iterable[str], found: isolate.Conclusion) -> None:
-    """The conclusion, at the nodes that it is about."""
-    for suspect in found.suspects:
-        if suspect.kind == "node":
-            record[suspect.names[0]].think(suspect.grade, suspect.because, "isolation", suspect.confidence)
-    for node in found.cleared:
-        record[node].passed.add(NAME)
-    for node in found.undecided:
-        record[node].think(Grade.UNTESTED, f"not cleared by the fabric test: {found.sentence}", "isolation")
 
 
 class _Runner:

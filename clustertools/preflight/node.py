@@ -8,7 +8,7 @@ from typing import Any
 
 from clustertools import performance
 from clustertools.fleet.probing import Hello, Probers
-from clustertools.measurement import Ending, Figure, Grade, Trial
+from clustertools.measurement import Ending, Figure
 from clustertools.model import Status
 from clustertools.preflight.asked import Asked, Budget, Tell
 from clustertools.preflight.meeting import collective_order, ports
@@ -65,7 +65,7 @@ def load(asked: Asked, record: Record, probers: Probers, budget: Budget, tell: T
             tell(Stage(NAME, len(LOADS), place, stage.elapsed_seconds, each.probe))
             figures += _run(each, asked, fitting, record, probers, budget)
         stage.done = len(record.fit(nodes))
-    grade(figures, record)
+    _grade(figures, record)
 
 
 def _why_not(each: Load, asked: Asked, budget: Budget) -> str:
@@ -79,15 +79,19 @@ def _why_not(each: Load, asked: Asked, budget: Budget) -> str:
 def _run(
     each: Load, asked: Asked, nodes: Iterable[str], record: Record, probers: Probers, budget: Budget
 ) -> list[Figure]:
-    """One probe on all these nodes at once, and a second time where a figure is near a line."""
+    """One probe on all these nodes at once, and a second time where it ended badly or a figure is near a
+    line."""
     figures: list[Figure] = []
     again = list(nodes)
     for _ in range(REPEATS):
         seconds = max(1.0, min(each.timeout_seconds, budget.left))
         trials = probers.ask(_order(each, asked, again), again, timeout_seconds=seconds)
-        figures += [figure for trial in write_down(trials, record, each.probe) for figure in trial.figures]
-        marginal = {node for figure in performance.assess(figures).marginal for node in figure.nodes}
-        again = [node for node in record.fit(again) if node in marginal]
+        for node, trial in trials.items():
+            record[node].tried(trial, NAME)
+        figures += [figure for trial in trials.values() for figure in trial.figures]
+        doubtful = {node for figure in performance.assess(figures).marginal for node in figure.nodes}
+        doubtful |= {n for n, trial in trials.items() if trial.ending in (Ending.CRASH, Ending.HANG)}
+        again = [node for node in again if node in doubtful and node not in probers.gone]
         if not again or each.cost_seconds > budget.left:
             break
     return figures
@@ -103,38 +107,11 @@ def _order(each: Load, asked: Asked, nodes: Iterable[str]) -> Mapping[str, Any]:
     return collective_order(alone, here, ports(asked.seed + 1), collective="all_reduce", **parameters)
 
 
-def write_down(trials: Mapping[str, Trial], record: Record, probe: str) -> list[Trial]:
-    """Each node's trial at its record; what is given back are those that were done.
-
-    When more than half of several nodes end badly in the same probe, that is no fault of each of them: a
-    server, a library, the probe itself. They could not be tested, and the cluster is told of.
-    """
-    bad = [t for t in trials.values() if t.ending in (Ending.CRASH, Ending.HANG)]
-    common = len(bad) > 1 and 2 * len(bad) > len(trials)
-    if common:
-        text = f"{probe}: {len(bad)} of {len(trials)} nodes ended badly: look for what they have in common"
-        names = tuple(node for t in bad for node in t.nodes)
-        record.remarks.append(Remark(text, Status.CRITICAL, names, tuple(t.detail for t in bad[:3])))
-    for node, trial in trials.items():
-        if common and trial in bad:
-            reason = f"{probe} ended badly here as on most nodes: {trial.detail}"
-            record[node].think(Grade.COULD_NOT_RUN, reason, f"probe {probe}")
-        else:
-            record[node].tried(trial, NAME)
-    return [t for t in trials.values() if t.ending is Ending.DONE]
-
-
-def grade(figures: Iterable[Figure], record: Record) -> None:
+def _grade(figures: Iterable[Figure], record: Record) -> None:
     """What all figures of the stage come to, at the nodes and for the cluster."""
     told = performance.assess(figures)
     for one in told.judged:
-        node = record[one.figure.nodes[0]]
-        node.judged.append(one)
-        if one.grade in (Grade.SLOW, Grade.COULD_NOT_RUN):
-            part = f" {one.figure.part}" if one.figure.part else ""
-            value = performance.told(one.figure.value, one.figure)
-            said = f"{performance.name_of(one.figure)}{part}: {value}, {one.ratio:.0%} of {one.against}"
-            node.think(one.grade, said, one.decided_by)
+        record[one.figure.nodes[0]].judged.append(one)
     for remark in told.remarks:
         nodes = remark.sets[0] if len(remark.sets) == 1 else ()
         record.remarks.append(Remark(f"{remark.code}: {remark.sentence}", Status.WARNING, nodes))

@@ -27,9 +27,10 @@ from clustertools.preflight_report import (
     number,
     results,
     state,
+    suspect_ends,
 )
 from clustertools.render import plot
-from clustertools.render.preflight_text import reasons_of, stage_in_words
+from clustertools.render.preflight_text import pair_ratios, reasons_of, stage_in_words
 from clustertools.text import in_words, plain
 
 #: More single nodes than this in the table would bury the rest of the page.
@@ -76,7 +77,7 @@ def page(report: Report) -> str:
         more_rows=max(0, len(rows) - ROWS_SHOWN),
         good=verdict.good_nodes,
         warned=_warned(by_name),
-        suspects=[s for s in report.suspects if s.kind != "node"],
+        suspects=[(s, " and ".join(suspect_ends(s))) for s in report.suspects if s.kind != "node"],
         stages=[stage_in_words(stage) for stage in report.stages],
         pictures=[(title, markupsafe.Markup(svg)) for title, svg in _pictures(report, by_name)],  # noqa: S704
         style=markupsafe.Markup(plot.STYLE),  # noqa: S704  # ours
@@ -200,7 +201,8 @@ def _pictures(report: Report, by_name: dict[str, NodeResult]) -> Iterator[tuple[
             yield title, plot.bars(_bars(some), key=f"picture{place}", title=title)
     if report.pair_figures:
         title = "pairs of nodes: measured over expected, the slowest of each"
-        yield title, _heat_map(report, by_name, title)
+        names, ratios, leaves = pair_ratios(report)
+        yield title, plot.heat_map(names, ratios, key="pairs", title=title, groups=leaves)
 
 
 _TITLES = {"busbw_bytes_per_second": "bus bandwidth", "bytes_per_second": "bandwidth"}
@@ -241,17 +243,3 @@ def _bars(some: Iterable[Judged]) -> list[plot.Bar]:
         said = plot.quantity(middle, ordered[0].figure.metric)
         rows.append(plot.Bar(f"median of {len(others):,} others", middle, said))
     return rows
-
-
-def _heat_map(report: Report, by_name: dict[str, NodeResult], title: str) -> str:
-    ratios: dict[tuple[str, str], float] = {}
-    for judged in report.pair_figures:
-        a, b = sorted(set(judged.figure.nodes))
-        ratios[a, b] = min(judged.ratio, ratios.get((a, b), judged.ratio))
-    leaves = {name: result.leaf for name, result in by_name.items() if result.leaf}
-    tested = {name for pair in ratios for name in pair}
-    # nodes of one leaf switch stand together, so that a slow one shows as a band
-    order = list(dict.fromkeys(leaves.values()))
-    names = [n for n in (*by_name, *sorted(tested - set(by_name))) if n in tested]
-    names.sort(key=lambda n: order.index(leaves[n]) if n in leaves else len(order))
-    return plot.heat_map(names, ratios, key="pairs", title=title, groups=leaves)
