@@ -94,7 +94,8 @@ def stand_of_groups(
     if few or any(one.verdict == "undecided" for one in top):
         middle, line = max(values), max(-math.log1p(-margin), _FEW_SIGMAS * noise)
     else:
-        middle, line = top[0].middle, max(one.line for one in top)
+        reached = [value for value, one in zip(values, standings, strict=True) if one.population == fastest]
+        middle, line = statistics.median(reached), max(one.line for one in top)
     told = []
     for value in values:
         deviation = math.log(value / middle)
