@@ -25,8 +25,10 @@ from clustertools.preflight_report import (
     number,
     results,
     state,
+    suspect_ends,
 )
 from clustertools.render.formats import paint
+from clustertools.render.plot import text_heat_map
 from clustertools.text import in_words, plain
 
 #: More distinct answers of one kind than this are told as one, with an example.
@@ -98,7 +100,7 @@ def _finding_in_words(finding: Finding) -> str:
 
 
 def text(report: Report, *, color: bool = False, width: int = 80, verbose: int = 0) -> str:
-    """The whole report for a terminal of `width` columns; `verbose` adds evidence."""
+    """The whole report for a terminal of `width` columns; `verbose` adds evidence and pairs."""
     verdict = report.verdict
     lines = [*_headline(verdict, color, width), *_counts(report, verdict, width)]
     lines += [line for warning in verdict.warnings for line in wrap(f"! {warning}", "  ", width)]
@@ -107,6 +109,9 @@ def text(report: Report, *, color: bool = False, width: int = 80, verbose: int =
     lines += _warned_lines(report, color, width)
     for remark in report.remarks:
         lines += _remark_lines(remark, color, width)
+    if verbose and (cells := text_heat_map(*pair_ratios(report), width=width - 2)):
+        lines.append("pairs, in tenths of what was expected (#: all of it, .: not measured)")
+        lines += [f"  {line}" for line in cells]
     if report.untested:
         lines.append("not tested")
         lines += [line for untested in report.untested for line in _untested_lines(untested, width)]
@@ -179,8 +184,7 @@ def _marked(word: str, status: Status, said: str, color: bool, width: int) -> It
 
 
 def _suspect_lines(suspect: Suspect, color: bool, width: int) -> Iterator[str]:
-    ends = " <-> ".join(plain(name) for name in suspect.names)
-    said = f"{plain(suspect.kind, 40)} {ends}"
+    said = f"{plain(suspect.kind, 40)} {' <-> '.join(suspect_ends(suspect))}"
     yield from _marked(suspect.grade.value, _STATUS[suspect.grade], said, color, width)
     why = f"{plain(suspect.because)} [confidence {suspect.confidence:.2f}]".strip()
     yield from wrap(why, " " * _INDENT, width)
@@ -211,6 +215,21 @@ def _untested_lines(untested: Untested, width: int) -> Iterator[str]:
     nodes = f" on {folded(untested.nodes)}" if untested.nodes else ""
     must = " (required)" if untested.required else ""
     yield from wrap(f"{plain(untested.what)}{nodes}{must}: {plain(untested.why)}", "  ", width)
+
+
+def pair_ratios(report: Report) -> tuple[list[str], dict[tuple[str, str], float], dict[str, str]]:
+    """For a heat map: the nodes, those of one leaf switch together so that a slow one shows as a band; the
+    lowest ratio of each pair; each node's leaf switch, where it is known."""
+    by_name = results(report)
+    ratios: dict[tuple[str, str], float] = {}
+    for judged in report.pair_figures:
+        a, b = sorted(set(judged.figure.nodes))
+        ratios[a, b] = min(judged.ratio, ratios.get((a, b), judged.ratio))
+    tested = {name for pair in ratios for name in pair}
+    leaves = {name: result.leaf for name, result in by_name.items() if result.leaf}
+    order = {leaf: place for place, leaf in enumerate(dict.fromkeys(leaves.values()))}
+    names = [name for name in (*by_name, *sorted(tested - set(by_name))) if name in tested]
+    return sorted(names, key=lambda n: order.get(leaves.get(n, ""), len(order))), ratios, leaves
 
 
 def stage_in_words(stage: Stage) -> str:

@@ -37,6 +37,15 @@ def test_each_answer_says_who_why_and_how_it_is_known():
     assert "| volatile uncorrected: 3" in text(small(), verbose=1)
 
 
+def test_pairs_are_shown_when_asked_for_and_when_they_fit():
+    lines = text(small(), verbose=1).splitlines()
+    at = lines.index("pairs, in tenths of what was expected (#: all of it, .: not measured)")
+    assert lines[at + 1] == "  gpu001 .####555555"
+    assert lines[at + 6] == "  gpu008 55555.#####"
+    assert "pairs, in tenths" not in text(small())
+    assert "pairs, in tenths" in text(large(), verbose=1)  # by leaf switch
+
+
 @pytest.mark.parametrize("width", [40, 80, 120])
 def test_no_line_is_wider_than_the_terminal(width):
     for report in (small(), large(), hostile()):
