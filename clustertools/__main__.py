@@ -38,7 +38,7 @@ def probe(words: Sequence[str]) -> int:
     if words and words[0] in known:
         module = importlib.import_module(f"clustertools.probes.{words[0]}")
         if hasattr(module, "main"):
-            code: int = module.main(list(words))
+            code: int = module.main(list(words[1:]))
             return code
     sys.stderr.write(f"clustertools: there is no probe {' '.join(words[:1])!r} to run\n")
     return COULD_NOT_RUN

@@ -13,16 +13,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 
 from clustertools import __version__
 from clustertools.fleet import Answer, Transport
 from clustertools.fleet.looking import Request
 from clustertools.fleet.probing import Probers
 from clustertools.fleet.shipping import Tool
+from clustertools.measurement import Grade
+from clustertools.model import Status
 from clustertools.preflight import fabric, node, passive
 from clustertools.preflight.asked import STAGES, Asked, Budget, Tell
 from clustertools.preflight.record import NodeRecord, Record
-from clustertools.preflight_report import Report, Stage, Untested
+from clustertools.preflight.yardsticks import Yardsticks
+from clustertools.preflight_report import Remark, Report, Stage, Untested
 from clustertools.text import plain
 
 __all__ = ["STAGES", "Asked", "Budget", "Tell", "examine"]
@@ -31,10 +35,14 @@ __all__ = ["STAGES", "Asked", "Budget", "Tell", "examine"]
 HELLO_SECONDS = 60.0
 
 
-def examine(asked: Asked, transport: Transport, requests: Mapping[str, Request], tell: Tell) -> Report:
+def examine(
+    asked: Asked, transport: Transport, requests: Mapping[str, Request], tell: Tell,
+    baselines: Path | None = None,
+) -> Report:  # fmt: skip
     """Look at the nodes that are asked for, within the budget, and say what is thought of each.
 
-    `requests` are what the passive checks are asked, node by node. Nothing that happens on a node is raised;
+    `requests` are what the passive checks are asked, node by node; in the file `baselines` the figures of
+    this run are kept for the next. Nothing that happens on a node is raised;
     what went wrong there stands in the report. Raises ConfigError for what was asked wrongly.
     """
     began, budget = time.time(), Budget(asked.budget_seconds)
@@ -52,10 +60,16 @@ def examine(asked: Asked, transport: Transport, requests: Mapping[str, Request],
         probers = Probers(transport.talk(fit, tool.argv("probe", "serve", python=asked.python)), fit)
         try:
             _greet(probers, record, budget, tell)
+            expects = {name: request.expect for name, request in requests.items()}
+            yardsticks = Yardsticks(probers.hello, expects, baselines)
+            record.remarks += yardsticks.reputations()
             if "node" in probing:
-                node.load(asked, record, probers, budget, tell)
+                node.load(asked, record, probers, yardsticks, budget, tell)
             if "fabric" in probing:
-                searched = fabric.search(asked, record, probers, budget, tell)
+                searched = fabric.search(asked, record, probers, yardsticks, budget, tell)
+                _confirm(asked, record, probers, yardsticks, budget, tell)
+            if problem := yardsticks.keep(record.results()):
+                record.remarks.append(Remark(problem, Status.OK))
         finally:
             probers.close()
         for name in fit:
@@ -68,6 +82,33 @@ def examine(asked: Asked, transport: Transport, requests: Mapping[str, Request],
         tuple(record.suspects), tuple(searched.rounds), (*record.untested, *left_out), tuple(record.remarks),
         tuple(searched.judged), asked.seed, {"clustertools": __version__}, asked.command,
     )  # fmt: skip
+
+
+def _confirm(
+    asked: Asked, record: Record, probers: Probers, yardsticks: Yardsticks, budget: Budget, tell: Tell
+) -> None:
+    """Let the nodes that the verdict would launch on work together once, all of them and no other.
+
+    Where that fails although no smaller group did, nobody is to blame, and nothing is launched.
+    """
+    so_far = Report(0, 0, asked.nodes, record.results(), terms=asked.terms, suspects=tuple(record.suspects))
+    nodes = [name for name in so_far.verdict.launch_nodes if name in probers.present]
+    if len(nodes) < 2:
+        return
+    if budget.left < fabric.LEAST_SECONDS:
+        record.untested.append(
+            Untested("all nodes of the launch together", "the time was over", tuple(nodes))
+        )
+        return
+    with record.stage("launch", len(nodes)) as stage:
+        tell(Stage("launch", len(nodes), 0))
+        case = fabric.together(asked, record, probers, yardsticks, budget, nodes)
+        stage.done = len(nodes) if case.grade is Grade.GOOD else 0
+    for name in nodes:
+        record[name].cases.append(case)
+    if case.grade not in (Grade.GOOD, Grade.SLOW):
+        why = f"{case.grade.value} when they work together, although no smaller group was: {case.detail}"
+        record.untested.append(Untested("all nodes of the launch together", why, tuple(nodes), required=True))
 
 
 def _reach(asked: Asked, record: Record, transport: Transport, tell: Tell, *, to_probe: bool) -> Tool:

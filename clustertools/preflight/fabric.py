@@ -11,14 +11,15 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from clustertools import isolate, performance
+from clustertools import isolate
 from clustertools.fleet import Fate
 from clustertools.fleet.probing import Probers, as_group
 from clustertools.measurement import Ending, Grade, Judged, Trial
 from clustertools.preflight.asked import Asked, Budget, Tell
 from clustertools.preflight.meeting import MeetingPlace, collective_order, meeting_place, ports
 from clustertools.preflight.record import Record
-from clustertools.preflight_report import GroupResult, Round, Stage, Untested
+from clustertools.preflight.yardsticks import Yardsticks
+from clustertools.preflight_report import Case, GroupResult, Round, Stage, Untested
 
 NAME = "fabric"
 PROBE = "collective"
@@ -45,7 +46,9 @@ class Searched:
     sentence: str = ""
 
 
-def search(asked: Asked, record: Record, probers: Probers, budget: Budget, tell: Tell) -> Searched:
+def search(
+    asked: Asked, record: Record, probers: Probers, yardsticks: Yardsticks, budget: Budget, tell: Tell
+) -> Searched:
     """Find who is guilty of what the nodes cannot do together, and write it down at each node."""
     searched = Searched()
     place = meeting_place({n: probers.hello[n] for n in record.fit(probers.present)}, asked.interface)
@@ -58,7 +61,7 @@ def search(asked: Asked, record: Record, probers: Probers, budget: Budget, tell:
         few = f"{len(nodes)} nodes are left that could work together"
         record.untested.append(Untested("the nodes together", few, required=len(asked.nodes) > 1))
         return searched
-    runner = _Runner(asked, probers, record, budget, place)
+    runner = _Runner(asked, probers, record, budget, place, yardsticks)
     question = isolate.Question(nodes, asked.topology, seed=asked.seed)
     history: list[tuple[isolate.Round, Sequence[isolate.GroupResult]]] = []
     with record.stage(NAME, len(nodes)) as stage:
@@ -88,6 +91,19 @@ def search(asked: Asked, record: Record, probers: Probers, budget: Budget, tell:
     return searched
 
 
+def together(
+    asked: Asked, record: Record, probers: Probers, yardsticks: Yardsticks, budget: Budget,
+    nodes: Sequence[str],
+) -> Case:  # fmt: skip
+    """One all-reduce over exactly the nodes that the job would run on: what no smaller group has shown."""
+    place = meeting_place({n: probers.hello[n] for n in nodes}, asked.interface)
+    runner = _Runner(asked, probers, record, budget, place, yardsticks)
+    group = isolate.Round((tuple(nodes),), isolate.ALL_REDUCE, "all nodes of the launch together")
+    began = time.monotonic()
+    (result,) = runner.run(group, [])
+    return Case(NAME, "launch", result.grade, result.detail, time.monotonic() - began)
+
+
 def _is_told(result: isolate.GroupResult) -> bool:
     return result.grade is not Grade.COULD_NOT_RUN
 
@@ -96,10 +112,11 @@ class _Runner:
     """Runs the groups of a round, and grades each by what the others of its kind reach."""
 
     def __init__(
-        self, asked: Asked, probers: Probers, record: Record, budget: Budget, place: MeetingPlace
-    ) -> None:
+        self, asked: Asked, probers: Probers, record: Record, budget: Budget, place: MeetingPlace,
+        yardsticks: Yardsticks,
+    ) -> None:  # fmt: skip
         self.asked, self.probers, self.record = asked, probers, record
-        self.budget, self.place = budget, place
+        self.budget, self.place, self.yardsticks = budget, place, yardsticks
         self.is_gpu = all(probers.hello[n].devices for n in probers.present)
         self.sizes = asked.sizes_bytes or (GPU_SIZES if self.is_gpu else CPU_SIZES)
         self.ports = ports(asked.seed)
@@ -116,7 +133,7 @@ class _Runner:
         trials = [as_group(PROBE, group, answers) for group in step.groups]
         self._note_the_lost(members)
         figures = [f for trial in trials for f in trial.figures if f.metric == METRIC]
-        graded = performance.judge(figures)
+        graded = self.yardsticks.assess(figures).judged
         judged += graded
         return [self._result(trial, graded) for trial in trials]
 
