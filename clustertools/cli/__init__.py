@@ -26,6 +26,10 @@ from clustertools.model import Status
 #: name -> ("module:attribute", one line for `--help`). The order is that of `--help`.
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "check": ("clustertools.cli.check:check", "Look at this machine once."),
+    "preflight": (
+        "clustertools.cli.preflight:preflight",
+        "Test nodes before a launch; launch on the good.",
+    ),
     "node-health": ("clustertools.cli.node_health:node_health", "What slurmd calls: look, drain, resume."),
     "run": ("clustertools.cli.run:run", "Supervise one command on this machine, without a scheduler."),
     "watch": ("clustertools.cli.watch:watch", "Watch the cluster: one pass, or for ever."),
