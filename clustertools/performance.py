@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 from clustertools.measurement import Figure, Grade, Judged
 from clustertools.performance_bounds import Bound, MeasuredElsewhere, Reference, Upper
-from clustertools.performance_peers import Standing, stand
+from clustertools.performance_peers import Standing, stand, stand_of_groups
 
 #: Metrics that tell the same as another one does (algbw, the mean time): kept for people, and not judged.
 _TOLD_BY_ANOTHER = ("algbw_", "time_")
@@ -168,7 +168,12 @@ def assess(
 
     Repeats of one figure are taken together first (`of_repeats`), so each figure is judged once. A figure
     that nothing can be held against is UNTESTED; one that cannot be true is COULD_NOT_RUN. What tells the
-    same as another figure does, and the slowest of a few tries, is not judged. Clock offsets get
+    same as another figure does, and the slowest of a few tries, is not judged.
+
+    A node is held against its population, a group of nodes against the fastest groups: SLOW says of a group
+    that something in it is, and of none of its nodes that it is the one.
+
+    Clock offsets get
     no verdict, but a remark: a wrong clock slows nobody.
     """
     rules = limits or Limits()
@@ -265,7 +270,7 @@ class _Set:
         self.standing_of = dict(
             zip(
                 map(id, self.sound),
-                stand(
+                (stand_of_groups if len(figures[0].nodes) > 1 else stand)(
                     [_goodness(one) for one in self.sound],
                     noise=self.margin.noise,
                     margin=self.margin.share,
@@ -378,6 +383,8 @@ class _Set:
         whose = f"the median of {standing.count} alike"
         if any(other.population != standing.population for other in self.standing_of.values()):
             whose = f"the median of its population, {standing.count} of {len(self.sound)}"
+        if len(figure.nodes) > 1:
+            whose = f"the fastest of {len(self.sound)} groups"
         against = f"{told(middle, figure)}, {whose}; slow is below {math.exp(-standing.line):.0%} of it"
         return Judged(figure, grade, "peers", math.exp(standing.deviation), against)
 

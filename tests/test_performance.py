@@ -132,6 +132,29 @@ def test_what_tells_the_same_is_judged_once() -> None:
     assert len(judge(both)) == 5
 
 
+def groups(values: dict[tuple[str, ...], float]) -> list[Figure]:
+    return [Figure("collective", names, "busbw_bytes_per_second", v * GB) for names, v in values.items()]
+
+
+def slow_groups(values: dict[tuple[str, ...], float]) -> set[tuple[str, ...]]:
+    return {one.figure.nodes for one in judge(groups(values)) if one.grade is Grade.SLOW}
+
+
+def test_of_groups_the_slower_are_slow_even_if_they_are_many() -> None:
+    # c slows half of all pairs of four nodes
+    pairs = {("a", "b"): 400.0, ("a", "d"): 402.0, ("b", "d"): 399.0}
+    slower = {("a", "c"): 200.0, ("b", "c"): 201.0, ("c", "d"): 199.0}
+    assert slow_groups(pairs | slower) == set(slower)
+    found = judge(groups(pairs | slower))
+    assert found[3].ratio == pytest.approx(0.5, rel=0.01)
+    assert found[3].against.startswith("400 GB/s, the fastest of 6 groups; slow is below")
+    # of two halves one is enough to know what is possible
+    assert slow_groups({("a", "b"): 400, ("c", "d"): 200}) == {("c", "d")}
+    assert slow_groups({("a", "b"): 400, ("c", "d"): 395}) == set()
+    assert slow_groups({("a", "b"): 400, ("c", "d"): 330, ("e", "f"): 280}) == {("c", "d"), ("e", "f")}
+    assert assess(groups(pairs | slower)).remarks == ()
+
+
 def test_a_place_is_held_against_the_same_place_of_other_nodes() -> None:
     # the second GPU is behind another socket on every node
     near_and_far = {"gpu0": 55 * GB, "gpu1": 40 * GB}
