@@ -107,12 +107,10 @@ def _confirm(
         stage.done = len(nodes)
     for name in nodes:
         record[name].cases += cases
-    tried = {case.name for case in cases}
-    if rest := [name for name in fabric.COLLECTIVES if name not in tried]:
-        record.untested.append(
-            Untested(f"{', '.join(rest)} over all nodes of the launch", "the time was over")
-        )
-    last = cases[-1]
+    last, tried = cases[-1], {case.name for case in cases}
+    if rest := ", ".join(name for name in fabric.COLLECTIVES if name not in tried):
+        why = "the time was over" if last.grade is Grade.GOOD else f"no more was tried after {last.name}"
+        record.untested.append(Untested(f"{rest} over all nodes of the launch", why))
     if last.grade not in (Grade.GOOD, Grade.SLOW):
         why = f"{last.name}: {last.grade.value} when all work together, although no smaller group was so"
         what = "all nodes of the launch together"
