@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from clustertools.check import Context, check
-from clustertools.errors import Unparsable
+from clustertools.errors import Absent, Unparsable
+from clustertools.host import Host
 from clustertools.model import Finding, Reading
 from clustertools.sources.processes import programs
 
@@ -46,7 +47,7 @@ def host_limits(ctx: Context) -> Iterator[Finding | Reading]:
     if not starter:
         raise ctx.skip("neither slurmd nor a container runtime runs here")
     judged = starter == "slurmd"
-    rdma = judged and bool(re.search(r"^ib_uverbs ", ctx.host.read("/proc/modules"), re.MULTILINE))
+    rdma = judged and _has_rdma(ctx.host)
     text = ctx.host.read(f"/proc/{min(running[starter])}/limits")
     memlock = _limit(text, "Max locked memory", "bytes")
     nofile = _limit(text, "Max open files", "files")
@@ -72,6 +73,14 @@ def host_limits(ctx: Context) -> Iterator[Finding | Reading]:
             starter,
             f"{starter} gives jobs at most {nofile[1]:.0f} open files (limit {fewest:.0f})",
         )
+
+
+def _has_rdma(host: Host) -> bool:
+    """Whether programs can use RDMA here: the kernel's interface, as a module or built in."""
+    try:
+        return bool(re.search(r"^ib_uverbs ", host.read("/proc/modules"), re.MULTILINE))
+    except Absent:
+        return bool(host.glob("/sys/class/infiniband_verbs/*"))
 
 
 def _limit(text: str, name: str, unit: str) -> tuple[float, float]:

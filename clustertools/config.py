@@ -215,6 +215,24 @@ class NodeHealthConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class PreflightConfig:
+    """What `clustertools preflight` does where the command line says nothing else."""
+
+    transport: Literal["auto", "ssh", "srun", "local"] = option(
+        "auto", "auto: srun for a job or idle nodes of Slurm, else ssh"
+    )
+    # CRE plans 12 minutes for a healthy 232-node cluster; people wait five
+    budget_seconds: float = option(300.0, "time for all of it", at_least=1)
+    python: str = option("python3", "the Python on the nodes that has PyTorch: the job's own")
+    interface: str = option("", "where the ranks of the collectives meet; default: what all nodes share")
+    data: tuple[str, ...] = option((), "folders of training data: read from all nodes at once")
+    checkpoints: tuple[str, ...] = option((), "where checkpoints go: a small file is written from all nodes")
+    without: tuple[str, ...] = option((), "checks and probes that do not count")
+    topology: Mapping[str, str] = option(dict, "leaf switch or rack: its nodes; default: Slurm's topology")
+    srun: tuple[str, ...] = option((), "more options of srun outside a job: --partition=...")
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """Everything that was configured, for one cluster."""
 
@@ -226,6 +244,7 @@ class Config:
     sinks: Mapping[str, SinkConfig] = option(dict, "where news go")
     policy: PolicyConfig = option(PolicyConfig)
     node_health: NodeHealthConfig = option(NodeHealthConfig)
+    preflight: PreflightConfig = option(PreflightConfig)
     state_dir: str = option("", "where the state is kept, on a local disk")
     site_checks: tuple[str, ...] = option(("/etc/clustertools/checks.d",), "folders of the site's own checks")
 

@@ -122,4 +122,18 @@ node_health:
   max_fraction: 0.1                 # or when they are this share of the node's class
   slurm_conf: ""                    # where it is not /etc/slurm/slurm.conf
   textfile: /var/lib/node_exporter/clustertools-node.prom
+
+# What `clustertools preflight` does where its command line says nothing else.
+preflight:
+  transport: auto                   # auto: srun for a job or idle nodes of Slurm, else ssh; or local
+  budget: 5m
+  python: /shared/env/bin/python    # on the nodes, with PyTorch: the job's own
+  interface: ib0                    # where the ranks of the collectives meet; default: what all nodes share
+  data: [/scratch/data]             # read from all nodes at once
+  checkpoints: [/scratch/checkpoints]    # a small file is written from all nodes, and taken away
+  without: []                       # checks and probes that do not count
+  topology:                         # default: Slurm's topology
+    leaf1: gpu-[001-064]
+    leaf2: gpu-[065-128]
+  srun: [--partition=maintenance]   # outside a job
 """

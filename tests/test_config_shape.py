@@ -89,7 +89,7 @@ def test_the_sample_loads_and_has_every_key(loads: Load) -> None:
     loaded = loads(sample())
     assert loaded.config.jobs["pretrain"].hang.factor == 5
     records = _records(config.Config)
-    assert len(records) == 13
+    assert len(records) == 14
     missing = {
         key
         for record in records

@@ -28,7 +28,10 @@ _HEAD = {
 }
 
 #: What only the preflight's active tests are made of.
-_ACTIVE = {"measurement", "isolate", "performance", "preflight_report", "handover"}
+_ACTIVE = {
+    "measurement", "isolate", "performance", "grading", "budget", "baselines", "preflight_report", "handover",
+    "drift",
+}  # fmt: skip
 
 #: What imports nothing of ours and may be imported by all.
 _GROUND = {"errors", "text"}
@@ -54,6 +57,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "playbooks": set(),
     **{room: {"model", "stats", "catalog"} for room in _PURE},
     **{room: {"model", "stats", "catalog", "measurement"} for room in ("isolate", "performance")},
+    "budget": set(),
+    "baselines": {"stats", "measurement", "performance", "budget"},
+    "grading": {"model", "measurement", "performance", "preflight_report"},
     **{room: {"model"} for room in ("store", "config", "sinks")},
     **{room: {"model", "measurement", "preflight_report"} for room in ("render", "handover")},
     "delivery": {"model", "sinks", "store"},
@@ -62,7 +68,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "fleet": {"model", "host", "sources", "measurement"},
     "actions": {"model", "host", "sources", "schedulers"},
     **{
-        room: _NODE | _PURE | _HEAD | _ACTIVE | {"checks"}
+        room: _NODE | _PURE | _HEAD | _ACTIVE | {"checks", "probes"}
         for room in ("preflight", "watchdog", "simulate", "node_health")
     },
     "replay": _NODE | _PURE | _HEAD | {"checks", "watchdog"},

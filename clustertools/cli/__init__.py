@@ -26,6 +26,10 @@ from clustertools.model import Status
 #: name -> ("module:attribute", one line for `--help`). The order is that of `--help`.
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "check": ("clustertools.cli.check:check", "Look at this machine once."),
+    "preflight": (
+        "clustertools.cli.preflight:preflight",
+        "Test nodes before a launch; launch on the good.",
+    ),
     "node-health": ("clustertools.cli.node_health:node_health", "What slurmd calls: look, drain, resume."),
     "run": ("clustertools.cli.run:run", "Supervise one command on this machine, without a scheduler."),
     "watch": ("clustertools.cli.watch:watch", "Watch the cluster: one pass, or for ever."),
@@ -46,6 +50,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "read": ("clustertools.cli.read:read", "What another tool printed, as JSON."),
     "facts": ("clustertools.cli.facts:facts", "What this node is: versions, firmware, settings."),
     "drift": ("clustertools.cli.facts:drift", "Which nodes differ from the others, fact by fact."),
+    "on": ("clustertools.cli.fleet:on", "Run one command on many nodes."),
     "record": ("clustertools.cli.record:record", "Record this machine's answers as a test case."),
     "replay": ("clustertools.cli.replay:replay", "Drive the watchdog through a recorded run."),
     "new-check": ("clustertools.cli.new_check:new_check", "Write the files of a new check."),

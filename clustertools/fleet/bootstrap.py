@@ -124,14 +124,15 @@ def write(folder, name, data):
 def tidy(folder, digest):
     """Remove archives of ours that nothing has used for long."""
     import re
-    import time
 
+    # by the clock of the file server: a node's own may be years off, which is what we come to find out
+    now = os.stat(ARCHIVE % digest, dir_fd=folder).st_mtime
     for name in os.listdir(folder):
         match = re.match(r"(\.?)clustertools-([0-9a-f]{64})\.pyz(\.[0-9a-f]{16}\.tmp)?$", name)
         if match is None or (match.group(2) == digest and not match.group(1)):
             continue
         try:
-            age = time.time() - os.stat(name, dir_fd=folder, follow_symlinks=False).st_mtime
+            age = now - os.stat(name, dir_fd=folder, follow_symlinks=False).st_mtime
             if age > (HALF_WRITTEN_SECONDS if match.group(1) else UNUSED_SECONDS):
                 os.unlink(name, dir_fd=folder)
         except OSError:

@@ -102,6 +102,31 @@ class Probers:
                     break
         return {node: told.get(node) or self._silent(node, str(order["probe"])) for node in wanted}
 
+    def clocks(self, nodes: Iterable[str], *, seconds: float) -> dict[str, tuple[float, ...]]:
+        """One exchange of the time with each node that answers within `seconds`.
+
+        Of each: when we sent it, when the node read it and answered by its own clock, when we heard of it.
+        """
+        asked = [node for node in nodes if node in self.hello and node not in self.gone]
+        if not asked:
+            return {}
+        number, sent = next(self._numbers), time.time()
+        self._conversation.send(
+            json.dumps({"id": number, "probe": "clock", "nodes": asked, "head_time": sent})
+        )
+        told: dict[str, tuple[float, ...]] = {}
+        end = time.monotonic() + seconds
+        while self._waited_for(asked, told) and (left := end - time.monotonic()) > 0:
+            for node, data in self._lines(left):
+                times = data.get("clock")
+                if data.get("id") == number and node in asked and isinstance(times, Mapping):
+                    received, answered = times.get("received"), times.get("sent")
+                    if _is_number(received) and _is_number(answered):
+                        told[node] = (sent, float(received), float(answered), time.time())
+                if not self._waited_for(asked, told):
+                    break
+        return told
+
     def close(self) -> None:
         self._conversation.close()
 
@@ -186,7 +211,8 @@ def _figure(node: str, probe: str, data: Mapping[str, Any]) -> Figure:
     if not _is_number(value):
         raise ValueError(f"a figure that is no number: {value!r}")
     return Figure(
-        _text(data.get("probe")) or probe, (node,), _text(data["metric"]), float(value),
+        _text(data.get("probe")) or probe, _texts(data.get("nodes")) or (node,), _text(data["metric"]),
+        float(value),
         _text(data.get("part")), int(data.get("size_bytes") or 0), _text(data.get("variant")),
         data.get("higher_is_better") is not False,
     )  # fmt: skip
@@ -213,8 +239,8 @@ def as_group(probe: str, nodes: Sequence[str], answers: Mapping[str, Trial]) -> 
     """The answers of a group's members as one Trial of the group.
 
     A figure that several members tell (each measured the same collective) counts with the worst of them: a
-    collective is done when its last rank is. Where every member could run but one could not, the group could
-    not run: nothing is known of the others.
+    collective is done when its last rank is. One that names several members itself is of these only.
+    Where every member could run but one could not, the group could not: nothing is known of the others.
     """
     members = [
         answers.get(node) or Trial(probe, (node,), Ending.COULD_NOT_RUN, detail="not asked") for node in nodes
@@ -224,8 +250,9 @@ def as_group(probe: str, nodes: Sequence[str], answers: Mapping[str, Trial]) -> 
     ending = Ending.COULD_NOT_RUN if could_not else next(e for e in _WORST if e in endings)
     merged: dict[tuple[Any, ...], Figure] = {}
     for figure in itertools.chain.from_iterable(m.figures for m in members):
-        whole = replace(figure, nodes=tuple(nodes))
-        key = (whole.comparable, whole.part)
+        between = len(figure.nodes) > 1 and set(figure.nodes) <= set(nodes)
+        whole = figure if between else replace(figure, nodes=tuple(nodes))
+        key = (whole.comparable, whole.nodes, whole.part)
         other = merged.get(key)
         worse = min if whole.higher_is_better else max
         if other is None or worse(whole.value, other.value) == whole.value:

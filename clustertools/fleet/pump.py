@@ -71,8 +71,8 @@ class Pump:
             self._selector.register(sock, events, call)
 
     def forget(self, sock: socket.socket) -> None:
-        """On the pump's thread, before the socket is closed or handed on."""
-        if sock in self._selector.get_map():
+        """On the pump's thread, before the socket is closed or handed on; one closed by a worker is gone."""
+        if sock.fileno() >= 0 and sock in self._selector.get_map():
             self._selector.unregister(sock)
 
     def stop(self) -> None:

@@ -44,6 +44,8 @@ PYTHON3 = "python3"
 _SHEBANG = b"#!/usr/bin/env python3\n"
 #: How long a node may take to say whether it has the archive, and to take it over a slow link.
 ASK_SECONDS, STORE_SECONDS = 30.0, 120.0
+#: So many nodes are sent the archive at once without a thought of whether their homes are one.
+FEW = 16
 
 #: Read by Pythons of any age: an old one must be able to say so.
 _MAIN = """\
@@ -52,6 +54,9 @@ import sys
 if sys.version_info < (3, 10):
     sys.stderr.write("clustertools: Python %d.%d found, 3.10 or newer is needed\\n" % sys.version_info[:2])
     sys.exit(3)
+import os
+
+sys.path[0] = os.path.abspath(sys.path[0])  # what is imported later is found from any folder
 from clustertools.__main__ import main
 
 sys.exit(main())
@@ -90,7 +95,7 @@ def archive() -> Archive:
         return Archive(Path(running).read_bytes())
     files = {"__main__.py": _MAIN.encode()}
     for package in _OURS:
-        files |= dict(_files(package, (".py", ".yaml", ".txt")))
+        files |= dict(_files(package, (".py", ".yaml", ".txt", ".html")))
     for package in DEPENDENCIES.values():
         files |= dict(_files(package, (".py",)))
     for distribution in ("gpu-clustertools", *DEPENDENCIES):
@@ -195,30 +200,23 @@ class Tool:
         `installed`, of our version, is sent nothing; with None, and with a `python` of the caller's choice,
         every node is. Raises ConfigError when no archive can be built.
         """
-        built, command = archive(), (installed or "") if python == PYTHON3 else ""
-        tool = cls(python, built.sha256, command, {}, {})
-        ready, missing = {}, {}
-        lacking = []
-        for answer in transport.run(nodes, tool._bootstrap("ask"), timeout_seconds=ASK_SECONDS):
-            told = _told(answer)
-            if told.get("state") == "absent":
-                lacking.append(answer.node)
-            elif told.get("state") == "ready":
-                ready[answer.node] = _ready(told)
+        command = (installed or "") if python == PYTHON3 else ""
+        tool = cls(python, archive().sha256, command, {}, {})
+        installing = _Installing(transport, tool)
+        lacking = installing.ask(nodes)
+        if len(lacking) > FEW:
+            # with a home that all share, one node writes for all of them
+            installing.store(lacking[:1])
+            if not installing.ask(lacking[1:2]):
+                lacking = installing.ask(lacking[2:])
             else:
-                missing[answer.node] = replace(answer, reason=_why(answer, told))
-        if lacking:
-            store = tool._bootstrap("store")
-            for answer in transport.run(lacking, store, stdin=built.data, timeout_seconds=STORE_SECONDS):
-                told = _told(answer)
-                if told.get("state") == "ready":
-                    ready[answer.node] = replace(_ready(told), was_sent=True)
-                else:
-                    missing[answer.node] = replace(answer, reason=_why(answer, told))
+                lacking = lacking[1:]
+        installing.store(lacking)
         for node in nodes:
-            if node not in ready and node not in missing:
-                missing[node] = Answer(node, Fate.LOST, reason="the transport said nothing of this node")
-        return replace(tool, ready=ready, missing=missing)
+            if node not in installing.ready and node not in installing.missing:
+                lost = Answer(node, Fate.LOST, reason="the transport said nothing of this node")
+                installing.missing[node] = lost
+        return replace(tool, ready=installing.ready, missing=installing.missing)
 
     @classmethod
     def there(cls, nodes: Sequence[str], command: str = "clustertools") -> Tool:
@@ -243,6 +241,40 @@ class Tool:
 
     def _bootstrap(self, mode: str) -> tuple[str, ...]:
         return (self.python, "-I", "-c", bootstrap(), mode, self.digest, __version__, self.command)
+
+
+class _Installing:
+    """One installation under way: which nodes are ready, and which will not be."""
+
+    def __init__(self, transport: Transport, tool: Tool) -> None:
+        self.transport, self.tool = transport, tool
+        self.ready: dict[str, Ready] = {}
+        self.missing: dict[str, Answer] = {}
+
+    def ask(self, nodes: Sequence[str]) -> list[str]:
+        """Those that could run the tool and lack it, the quickest first."""
+        lacking = []
+        argv = self.tool._bootstrap("ask")
+        for answer in self.transport.run(nodes, argv, timeout_seconds=ASK_SECONDS) if nodes else ():
+            told = _told(answer)
+            if told.get("state") == "absent":
+                lacking.append(answer.node)
+            elif told.get("state") == "ready":
+                self.ready[answer.node] = _ready(told)
+            else:
+                self.missing[answer.node] = replace(answer, reason=_why(answer, told))
+        return lacking
+
+    def store(self, nodes: Sequence[str]) -> None:
+        """Send the archive."""
+        argv, data = self.tool._bootstrap("store"), archive().data
+        run = self.transport.run
+        for answer in run(nodes, argv, stdin=data, timeout_seconds=STORE_SECONDS) if nodes else ():
+            told = _told(answer)
+            if told.get("state") == "ready":
+                self.ready[answer.node] = replace(_ready(told), was_sent=True)
+            else:
+                self.missing[answer.node] = replace(answer, reason=_why(answer, told))
 
 
 def _told(answer: Answer) -> Mapping[str, Any]:

@@ -168,11 +168,12 @@ def _node(fields: dict[str, str]) -> SlurmNode:
     assert reason is not None
     return SlurmNode(
         fields["NodeName"], fields.get("NodeHostName", ""), frozenset(flags), reason[1], reason[2] or "",
-        tuple(_gres(fields.get("Gres", ""))), fields.get("Version", ""),
+        tuple(gres_counts(fields.get("Gres", ""))), fields.get("Version", ""),
     )  # fmt: skip
 
 
-def _gres(text: str) -> Iterator[tuple[str, int]]:
+def gres_counts(text: str) -> Iterator[tuple[str, int]]:
+    """The kinds and counts of generic resources in Slurm's short form: ("gpu:h100", 8)."""
     # gpu:h100:8(S:0-1),nic:4     or (null); 2K, 3M for large counts
     for item in re.sub(r"\([^()]*\)", "", text).split(","):
         match = re.fullmatch(r"([^\s:]+(?::[^\s:]+)*?)(?::(\d{1,9})([KMG]?))?", item.strip())

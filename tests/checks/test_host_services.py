@@ -124,6 +124,17 @@ def test_locked_memory(run, node, memlock, expect, found):
         assert run("host_limits", node).status is Status.OK
 
 
+@pytest.mark.parametrize("adapters", [0, 1])
+def test_locked_memory_where_the_kernel_has_no_modules(run, node, adapters):
+    node.files |= {"/proc/9/comm": "slurmd\n", "/proc/9/limits": room.limits("65536")}
+    node.files["/proc/modules"] = Absent("/proc/modules: no such file")
+    node.files |= {"/sys/class/infiniband_verbs/uverbs0/dev": "231:192\n"} if adapters else {}
+    verdict = run("host_limits", node)
+    assert (verdict.status, verdict.codes) == (
+        (Status.WARNING, {"MemlockLow"}) if adapters else (Status.OK, set())
+    )
+
+
 def test_limits_without_a_starter_or_in_another_form(run, node):
     assert run("host_limits", node).status is Status.SKIPPED
     node.files |= {"/proc/9/comm": "containerd\n", "/proc/9/limits": room.limits("8388608", 1024)}

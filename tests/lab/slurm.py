@@ -20,6 +20,7 @@ import random
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -94,7 +95,7 @@ class Slurm:
     """The cluster; use it as a context manager. `conf` is its slurm.conf, `log` its logs' folder.
 
     `health`, `prolog` and `epilog` are programs for slurm.conf; `node_folder(n)` is what the node sees as
-    /etc/clustertools. `gpus` are GPUs a node that are nothing but files.
+    /etc/clustertools. `gpus` are GPUs a node that are nothing but names (as root).
 
     `prefix` starts a node's daemon by other words (`{"n1": ("ip", "netns", "exec", "ct1")}`, as root),
     `addresses` says where the head and the other nodes reach it, `controller` where they reach slurmctld.
@@ -158,7 +159,8 @@ class Slurm:
         ]
         if self.gpus:
             for i in range(self.gpus):
-                (self.folder / f"nvidia{i}").touch()
+                # slurmd wants devices, and takes a GPU's number from its name; these are /dev/null
+                os.mknod(self.folder / f"nvidia{i}", 0o666 | stat.S_IFCHR, os.makedev(1, 3))
             files = f"{self.folder}/nvidia[0-{self.gpus - 1}]"
             (self.conf.parent / "gres.conf").write_text(f"AutoDetect=off\nName=gpu File={files}\n")
         self.conf.write_text(
@@ -240,6 +242,19 @@ class Slurm:
     def freeze(self, name: str, number: int = signal.SIGSTOP) -> None:
         """Stop a daemon in its tracks (SIGCONT goes on): it takes connections and answers nothing."""
         os.killpg(self._children[name].pid, number)
+        for pid in self._below(self._children[name].pid):  # tini gives slurmd a group of its own
+            if Path(f"/proc/{pid}/comm").read_text().strip() == "slurmd":
+                os.kill(pid, number)
+
+    def freeze_node(self, node: str, number: int = signal.SIGSTOP) -> None:
+        """Stop all that runs on a node."""
+        for pid in self._below(self._children[node].pid):
+            os.kill(pid, number)
+
+    def _below(self, pid: int) -> list[int]:
+        """The children of a process, and theirs."""
+        found = [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return [*found, *(lower for child in found for lower in self._below(child))]
 
     def node_folder(self, name: str) -> Path:
         return self.folder / name / "clustertools"

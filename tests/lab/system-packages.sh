@@ -1,7 +1,7 @@
 #!/bin/sh
 # What the tests need beside Python packages: the venv module, a C compiler for stand-ins of driver libraries
 # and, for the tests that only root can run, a FUSE file system that can hang, mkfs, a journal daemon, a Slurm,
-# a simulated InfiniBand fabric with its subnet manager and tools, a simulated BMC, and a time service.
+# a simulated InfiniBand fabric with its subnet manager and tools, a simulated BMC, a time service and a browser.
 # Installs them on Debian when root; otherwise says what is missing.
 set -eu
 python=${PYTHON3:-python3}
@@ -25,6 +25,7 @@ if [ "$(id -u)" -eq 0 ]; then
   command -v ethtool >/dev/null 2>&1 || missing="$missing ethtool"
   [ -x /usr/sbin/sshd ] || missing="$missing openssh-server openssh-client"
   command -v ip >/dev/null 2>&1 || missing="$missing iproute2"
+  command -v chromium >/dev/null 2>&1 || missing="$missing chromium"
   command -v smartctl >/dev/null 2>&1 || missing="$missing smartmontools"
 fi
 [ -n "$missing" ] || exit 0

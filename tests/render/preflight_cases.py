@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 
 from clustertools.measurement import Figure, Grade, Judged, Suspect
@@ -201,7 +202,7 @@ def hostile() -> Report:
             Suspect(evil, (evil, evil), Grade.SLOW, 0.5, evil),
         ),
         (Round(evil, (GroupResult((evil, "n2"), Grade.SLOW, 0.4),), 1.0),),
-        (Untested(evil, evil, (evil,)),),
+        (Untested(evil, evil, (evil, "<i>x</i>")),),
         (Remark(evil, Status.WARNING, (evil,), (evil,)),),
         figures[-1:],
         1,
@@ -211,6 +212,7 @@ def hostile() -> Report:
     )
 
 
+@functools.cache
 def large(count: int = 1024, seed: int = 3) -> Report:
     """Thirty-two to a leaf; about one in fifty with something, each with its own numbers."""
     draw = random.Random(seed)

@@ -1,0 +1,190 @@
+"""The last stage: the nodes work together, and who is guilty when that is slow, wrong or stands still.
+
+`isolate` says which groups to run, this runs them and grades what came of it, until `isolate` is sure, the
+rounds are used up, or the time is.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from clustertools import isolate, performance
+from clustertools.fleet import Fate
+from clustertools.fleet.probing import Probers, as_group
+from clustertools.measurement import Ending, Figure, Grade, Judged, Trial
+from clustertools.preflight.asked import Asked, Budget, Tell
+from clustertools.preflight.meeting import MeetingPlace, collective_order, meeting_place, ports
+from clustertools.preflight.record import Record
+from clustertools.preflight.yardsticks import Yardsticks
+from clustertools.preflight_report import Case, GroupResult, Round, Stage, Untested
+
+NAME = "fabric"
+PROBE = "collective"
+METRIC = "busbw_bytes_per_second"
+MIB = 1 << 20
+#: Message sizes. The large one is near the asymptote of the bus bandwidth (128 MiB gives half of it on eight
+#: B200 in four nodes, 1 GiB most), the small one shows latency. Over TCP on CPUs a tenth of that is plenty.
+GPU_SIZES = (8 * MIB, 1024 * MIB)
+CPU_SIZES = (64 << 10, 4 * MIB)
+#: nccl-tests takes 20 iterations after 1 to 5 warm-ups by default; a round of many groups repeats anyway.
+WARMUP, ITERATIONS = 2, 5
+#: A group that is not done by then hangs: setting up NCCL over a thousand ranks takes tens of seconds.
+GPU_ROUND_SECONDS, CPU_ROUND_SECONDS = 60.0, 20.0
+#: Fewer figures of a kind than this say nothing of what is usual.
+ENOUGH_TO_COMPARE = 3
+#: No round is begun with less time than this.
+LEAST_SECONDS = 5.0
+
+
+@dataclass
+class Searched:
+    """What the search found, and every round of it."""
+
+    rounds: list[Round] = field(default_factory=list)
+    judged: list[Judged] = field(default_factory=list)
+    sentence: str = ""
+
+
+def search(
+    asked: Asked, record: Record, probers: Probers, yardsticks: Yardsticks, budget: Budget, tell: Tell
+) -> Searched:
+    """Find who is guilty of what the nodes cannot do together, and write it down at each node."""
+    searched = Searched()
+    place = meeting_place({n: probers.hello[n] for n in record.fit(probers.present)}, asked.interface)
+    for node in record.fit(probers.present):
+        if node not in place:
+            which = f" on {asked.interface}" if asked.interface else " but its own"
+            record[node].doubts.append(f"{NAME}: it has no address{which}")
+    nodes = record.fit(probers.present)
+    if len(nodes) < 2:
+        few = f"{len(nodes)} nodes are left that could work together"
+        record.untested.append(Untested("the nodes together", few, required=len(asked.nodes) > 1))
+        return searched
+    runner = _Runner(asked, probers, record, budget, place, yardsticks)
+    question = isolate.Question(nodes, asked.topology, seed=asked.seed)
+    history: list[tuple[isolate.Round, Sequence[isolate.GroupResult]]] = []
+    with record.stage(NAME, len(nodes)) as stage:
+        step = isolate.next_step(question, history)
+        while isinstance(step, isolate.Round):
+            if budget.left < LEAST_SECONDS:
+                stage.note = f"the time was over after {len(history)} rounds"
+                step = isolate.so_far(question, history)
+                break
+            told = f"round {len(history) + 1}: {step.why}"
+            tell(Stage(NAME, question.budget_rounds, len(history), stage.elapsed_seconds, told))
+            began = time.monotonic()
+            results = runner.run(step, searched.judged)
+            searched.rounds.append(
+                Round(
+                    step.why, tuple(GroupResult(r.nodes, r.grade, r.ratio) for r in results),
+                    time.monotonic() - began,
+                )
+            )  # fmt: skip
+            history.append((step, results))
+            step = isolate.next_step(question, history)
+        stage.done = len({n for _, results in history for r in results for n in r.nodes if _is_told(r)})
+    record.suspects = step.suspects
+    searched.sentence = step.sentence
+    for node in step.undecided:
+        record[node].doubts.append(f"the fabric test did not clear it: {step.sentence}")
+    return searched
+
+
+def together(
+    asked: Asked, record: Record, probers: Probers, yardsticks: Yardsticks, budget: Budget,
+    nodes: Sequence[str],
+) -> Case:  # fmt: skip
+    """One all-reduce over exactly the nodes that the job would run on: what no smaller group has shown."""
+    place = meeting_place({n: probers.hello[n] for n in nodes}, asked.interface)
+    runner = _Runner(asked, probers, record, budget, place, yardsticks)
+    group = isolate.Round((tuple(nodes),), isolate.ALL_REDUCE, "all nodes of the launch together")
+    began = time.monotonic()
+    (result,) = runner.run(group, [])
+    return Case(NAME, "launch", result.grade, result.detail, time.monotonic() - began)
+
+
+def _is_told(result: isolate.GroupResult) -> bool:
+    return result.grade is not Grade.COULD_NOT_RUN
+
+
+class _Runner:
+    """Runs the groups of a round, and grades each by what the others of its kind reach."""
+
+    def __init__(
+        self, asked: Asked, probers: Probers, record: Record, budget: Budget, place: MeetingPlace,
+        yardsticks: Yardsticks,
+    ) -> None:  # fmt: skip
+        self.asked, self.probers, self.record = asked, probers, record
+        self.budget, self.place, self.yardsticks = budget, place, yardsticks
+        self.seen: dict[tuple[object, ...], list[float]] = {}
+        self.is_gpu = all(probers.hello[n].devices for n in probers.present)
+        self.sizes = asked.sizes_bytes or (GPU_SIZES if self.is_gpu else CPU_SIZES)
+        self.ports = ports(asked.seed)
+
+    def run(self, step: isolate.Round, judged: list[Judged]) -> list[isolate.GroupResult]:
+        """One round: what every group showed. `judged` gets the figures of all of them."""
+        order = collective_order(
+            step.groups, self.place, self.ports, collective=step.traffic, sizes_bytes=list(self.sizes),
+            warmup=WARMUP, iterations=ITERATIONS, environment=dict(self.asked.environment),
+        )  # fmt: skip
+        members = list(itertools.chain.from_iterable(step.groups))
+        seconds = min(GPU_ROUND_SECONDS if self.is_gpu else CPU_ROUND_SECONDS, self.budget.left)
+        answers = self.probers.ask(order, members, timeout_seconds=max(1.0, seconds))
+        trials = [as_group(PROBE, group, answers) for group in step.groups]
+        self._note_the_lost(members)
+        graded = self._graded([f for trial in trials for f in trial.figures if f.metric == METRIC])
+        judged += graded
+        return [self._result(trial, graded) for trial in trials]
+
+    def _graded(self, figures: Sequence[Figure]) -> list[Judged]:
+        """Each figure against all of its kind in this search; where it is the only one, as others judge it.
+
+        Not against those that are alike: half of the groups may hold the one slow node, and would pass for a
+        population of their own. What is usual among them, `isolate` says.
+        """
+        for figure in figures:
+            self.seen.setdefault(figure.comparable, []).append(figure.value)
+        graded = []
+        for one in self.yardsticks.assess(figures).judged:
+            seen = self.seen[one.figure.comparable]
+            if len(seen) < ENOUGH_TO_COMPARE or one.grade is Grade.COULD_NOT_RUN:
+                graded.append(one)
+                continue
+            middle = statistics.median(seen)
+            ratio = one.figure.value / middle
+            grade = Grade.SLOW if ratio < isolate.Noise().slow_at else Grade.GOOD
+            against = f"{performance.told(middle, one.figure)}, the median of {len(seen)} in this search"
+            graded.append(Judged(one.figure, grade, "peers", ratio, against))
+        return graded
+
+    def _note_the_lost(self, members: Iterable[str]) -> None:
+        for node in members:
+            if (answer := self.probers.gone.get(node)) and self.record[node].fate == Fate.COMPLETED.value:
+                self.record[node].away(answer)
+
+    def _result(self, trial: Trial, graded: Sequence[Judged]) -> isolate.GroupResult:
+        """A group whose member went away tells nothing of the others; of that one its record tells."""
+        if any(node in self.probers.gone for node in trial.nodes):
+            return isolate.GroupResult(trial.nodes, Grade.COULD_NOT_RUN, detail="a member went away")
+        if trial.ending is not Ending.DONE:
+            grade = {
+                Ending.WRONG_DATA: Grade.WRONG_DATA, Ending.COULD_NOT_RUN: Grade.COULD_NOT_RUN,
+            }.get(trial.ending, Grade.BAD_HARDWARE)  # fmt: skip
+            return isolate.GroupResult(trial.nodes, grade, blamed=trial.blamed, detail=trial.detail)
+        largest = max(self.sizes)
+        own = [
+            j for j in graded if set(j.figure.nodes) <= set(trial.nodes) and j.figure.size_bytes == largest
+        ]
+        if any(j.grade is Grade.COULD_NOT_RUN for j in own):
+            return isolate.GroupResult(trial.nodes, Grade.COULD_NOT_RUN, detail=own[0].against)
+        told = [j for j in own if j.grade is not Grade.UNTESTED]
+        whole = [j.ratio for j in told if set(j.figure.nodes) == set(trial.nodes)]
+        pairs = {(j.figure.nodes[0], j.figure.nodes[1]): j.ratio for j in told if len(j.figure.nodes) == 2}
+        return isolate.GroupResult(
+            trial.nodes, Grade.SLOW if any(j.grade is Grade.SLOW for j in told) else Grade.GOOD,
+            min(whole, default=None), pairs if len(trial.nodes) > 2 else {},
+        )  # fmt: skip
