@@ -32,15 +32,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def probe(words: Sequence[str]) -> int:
-    """Run the probe that the first word names: its `main(argv) -> int`, with the other words."""
+    """Run the probe that the first word names: its `main(words) -> int`."""
     package = importlib.import_module("clustertools.probes")
-    names = sorted(found.name for found in pkgutil.iter_modules(package.__path__))
-    if not words or words[0] not in names:
-        sys.stderr.write(f"clustertools: probe needs one of: {', '.join(names)}\n")
-        return COULD_NOT_RUN
-    module = importlib.import_module(f"clustertools.probes.{words[0]}")
-    code: int = module.main(list(words[1:]))
-    return code
+    known = {found.name for found in pkgutil.iter_modules(package.__path__)}
+    if words and words[0] in known:
+        module = importlib.import_module(f"clustertools.probes.{words[0]}")
+        if hasattr(module, "main"):
+            code: int = module.main(list(words[1:]))
+            return code
+    sys.stderr.write(f"clustertools: there is no probe {' '.join(words[:1])!r} to run\n")
+    return COULD_NOT_RUN
 
 
 if __name__ == "__main__":

@@ -94,14 +94,13 @@ def node_grade(
     ]
     done = [trial for trial in trials if trial.ending is Ending.DONE]
     if not votes and (looked or done):
-        votes.append(_Vote(Grade.GOOD, _what_vouches(judged, done), _what_was_done(looked, done)))
+        votes.append(_Vote(Grade.GOOD, _what_vouches(judged, done), _what_was_done(looked, done, judged)))
     elif not votes:
         votes.append(_Vote(Grade.UNTESTED, "", "nobody looked at it"))
     votes.sort(key=lambda vote: (WORST_FIRST.index(vote.grade), -vote.confidence))
     first = votes[0]
-    reasons = tuple(
-        dict.fromkeys([vote.reason for vote in votes] + list(_in_passing(node, verdicts, suspects)))
-    )
+    in_passing = _in_passing(node, verdicts, trials, suspects)
+    reasons = tuple(dict.fromkeys([*(vote.reason for vote in votes), *in_passing]))
     findings: tuple[Finding, ...] = tuple(finding for verdict in verdicts for finding in verdict.findings)
     return NodeResult(node, first.grade, reasons, first.decided_by, first.confidence, findings, tuple(judged))
 
@@ -177,8 +176,14 @@ def _by_suspects(node: str, suspects: Sequence[Suspect]) -> Iterable[_Vote]:
             yield _Vote(suspect.grade, "isolation", suspect.because, suspect.confidence)
 
 
-def _in_passing(node: str, verdicts: Sequence[Verdict], suspects: Sequence[Suspect]) -> Iterable[str]:
+def _in_passing(
+    node: str, verdicts: Sequence[Verdict], trials: Sequence[Trial], suspects: Sequence[Suspect]
+) -> Iterable[str]:
     """What is worth a word and changes no grade."""
+    passed = {trial.probe for trial in trials if trial.ending is Ending.DONE}
+    for trial in trials:
+        if trial.ending in _BAD_ENDINGS and trial.nodes == (node,) and trial.probe in passed:
+            yield f"{_told_trial(trial, _BAD_ENDINGS[trial.ending])}; it passed in another run"
     warned = [f for verdict in verdicts for f in verdict.findings if f.status is Status.WARNING]
     yield from (f"{finding.code}: {finding.summary}" for finding in warned)
     blind = [verdict for verdict in verdicts if verdict.status is Status.UNKNOWN]
@@ -197,7 +202,10 @@ def _what_vouches(judged: Sequence[Judged], done: Sequence[Trial]) -> str:
     return "trial" if done else "check"
 
 
-def _what_was_done(looked: Sequence[Verdict], done: Sequence[Trial]) -> str:
+def _what_was_done(looked: Sequence[Verdict], done: Sequence[Trial], judged: Sequence[Judged]) -> str:
     probes = ", ".join(dict.fromkeys(trial.probe for trial in done))
     parts = [f"{len(looked)} checks looked and found nothing critical"] if looked else []
-    return "; ".join([*parts, f"passed: {probes}"] if probes else [*parts, "no active test ran"])
+    parts.append(f"passed: {probes}" if probes else "no active test ran")
+    if done and judged and all(one.grade is Grade.UNTESTED for one in judged):
+        parts.append("its speed could not be judged")
+    return "; ".join(parts)

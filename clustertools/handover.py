@@ -82,12 +82,14 @@ def launch(
     odd = [name for name in (*nodes, *verdict.excluded) if not is_host_name(name)]
     if odd:
         return Refused(f"not names of hosts, so no launcher is given them: {folded(odd)}", Status.UNKNOWN)
-    allocation = _allocation(environ)
+    command = os.path.basename(argv[0])
+    # sbatch and salloc ask for an allocation of their own, wherever they are called
+    allocation = () if command in ("sbatch", "salloc") else _allocation(environ)
     outside = [name for name in nodes if allocation and name not in allocation]
     if outside:
         job = plain(environ.get("SLURM_JOB_ID", ""), 40)
         return Refused(f"not in the allocation of job {job}: {folded(outside)}", Status.UNKNOWN)
-    words, by_slurm = list(argv), os.path.basename(argv[0]) in _SLURM
+    words, by_slurm = list(argv), command in _SLURM
     whole = allocation or tuple(dict.fromkeys(report.asked))
     is_reduced = set(whole) != set(nodes)
     # a launcher inside an allocation of only good nodes needs no words; outside, Slurm would pick others

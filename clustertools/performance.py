@@ -14,16 +14,24 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from clustertools.measurement import Figure, Grade, Judged
 from clustertools.performance_bounds import Bound, MeasuredElsewhere, Reference, Upper
-from clustertools.performance_peers import Standing, stand
+from clustertools.performance_peers import Standing, stand, stand_of_groups
 
-#: Metrics that tell the same as another one does (algbw, the mean time), or a single unlucky moment (p99):
-#: they are kept for people, and not judged beside it.
+#: Metrics that tell the same as another one does (algbw, the mean time): kept for people, and not judged.
 _TOLD_BY_ANOTHER = ("algbw_", "time_")
+#: Nor is the single unlucky moment that the slowest of a few dozen tries is.
+_ONE_MOMENT = "_p99_"
+#: What a part reaches here depends on its place (the socket, the switch above): it is held against the same
+#: place of other nodes, when there are as many of them.
+_PLACE_MATTERS = frozenset(("peer", "host_device"))
+_ENOUGH_PLACES = 3
+#: An open or fsync that is quicker is so for nobody's good: it came from a cache.
+_QUICK_SECONDS = 1e-3
 #: Below this a link or memory spends its time on starting: nothing follows from being far from its rate.
 _LARGE_BYTES = 64 << 20
 #: Two of the same GPU may differ by this beyond a data sheet's figure, which holds for one clock: H100's peak
@@ -57,7 +65,7 @@ class Margin:
 #: to 90 %); 40 % of a memory's peak and a third of a GEMM's (MI300X reaches 51 %) are below any sound one.
 MARGINS: Mapping[str, Margin] = {
     "collective": Margin(0.10, 0.03),
-    "rdma": Margin(0.10, 0.03, floor=0.5),
+    "ib_write_bw": Margin(0.10, 0.03, floor=0.5),
     "gemm": Margin(0.05, 0.02, floor=0.33, believable=_CLOCKS_ABOVE),
     "memory": Margin(0.05, 0.01, floor=0.4, believable=_CLOCKS_ABOVE),
     "host_device": Margin(0.10, 0.02, floor=0.45),
@@ -81,6 +89,8 @@ class Limits:
     common_share: float = 1 / 3
     #: Latencies vary more than bandwidths do.
     latency_share: float = 0.30
+    #: Opening or syncing a file: four times as long as elsewhere.
+    storage_latency_share: float = 0.75
     #: As in the check of one node's own clock: collectors and NCCL's logs are put in order by it.
     clock_offset_seconds: float = 0.1
     #: The catalogue's figures are the best that anybody measured.
@@ -90,6 +100,8 @@ class Limits:
         found = self.margins.get(figure.probe, _UNKNOWN)
         if "latency" in figure.metric:
             return Margin(max(found.share, self.latency_share), max(found.noise, 0.08), 0.0, math.inf)
+        if figure.probe == "storage" and not figure.higher_is_better:
+            return Margin(max(found.share, self.storage_latency_share), max(found.noise, 0.4), 0.0, math.inf)
         if "gloo" in figure.variant:
             # over TCP by the CPUs, which do other things too
             return Margin(max(found.share, 0.20), max(found.noise, 0.08), 0.0, found.believable)
@@ -155,14 +167,23 @@ def assess(
     """Judge the figures of all nodes and groups of one stage.
 
     Repeats of one figure are taken together first (`of_repeats`), so each figure is judged once. A figure
-    that nothing can be held against is UNTESTED; one that cannot be true is COULD_NOT_RUN. Clock offsets get
+    that nothing can be held against is UNTESTED; one that cannot be true is COULD_NOT_RUN. What tells the
+    same as another figure does, and the slowest of a few tries, is not judged.
+
+    A node is held against its population, a group of nodes against the fastest groups: SLOW says of a group
+    that something in it is, and of none of its nodes that it is the one.
+
+    Clock offsets get
     no verdict, but a remark: a wrong clock slows nobody.
     """
     rules = limits or Limits()
+    single = [one for one in of_repeats(figures, rules) if _is_judged(one)]
+    places = Counter((one.comparable, one.part) for one in single)
     sets: dict[tuple[object, ...], list[Figure]] = {}
-    for figure in of_repeats(figures, rules):
-        if not figure.metric.startswith(_TOLD_BY_ANOTHER):
-            sets.setdefault((*figure.comparable, figure.higher_is_better), []).append(figure)
+    for figure in single:
+        apart = figure.probe in _PLACE_MATTERS and places[figure.comparable, figure.part] >= _ENOUGH_PLACES
+        place = figure.part if apart or figure.probe == "storage" else ""
+        sets.setdefault((*figure.comparable, figure.higher_is_better, place), []).append(figure)
     parts = []
     for alike in sets.values():
         if alike[0].probe == "clock":
@@ -203,13 +224,19 @@ def _of_one(repeats: Sequence[Figure], margin: Margin) -> Figure:
     return best
 
 
+def _is_judged(figure: Figure) -> bool:
+    return not figure.metric.startswith(_TOLD_BY_ANOTHER) and _ONE_MOMENT not in figure.metric
+
+
 def _usable(figure: Figure) -> bool:
     return math.isfinite(figure.value) and figure.value > 0
 
 
 def _goodness(figure: Figure) -> float:
     """A number that is better when higher, in whichever direction the figure is."""
-    return figure.value if figure.higher_is_better else 1 / figure.value
+    if figure.higher_is_better:
+        return figure.value
+    return 1 / (max(figure.value, _QUICK_SECONDS) if figure.probe == "storage" else figure.value)
 
 
 class _Set:
@@ -243,7 +270,7 @@ class _Set:
         self.standing_of = dict(
             zip(
                 map(id, self.sound),
-                stand(
+                (stand_of_groups if len(figures[0].nodes) > 1 else stand)(
                     [_goodness(one) for one in self.sound],
                     noise=self.margin.noise,
                     margin=self.margin.share,
@@ -356,6 +383,8 @@ class _Set:
         whose = f"the median of {standing.count} alike"
         if any(other.population != standing.population for other in self.standing_of.values()):
             whose = f"the median of its population, {standing.count} of {len(self.sound)}"
+        if len(figure.nodes) > 1:
+            whose = f"the fastest of {len(self.sound)} groups"
         against = f"{told(middle, figure)}, {whose}; slow is below {math.exp(-standing.line):.0%} of it"
         return Judged(figure, grade, "peers", math.exp(standing.deviation), against)
 

@@ -129,15 +129,15 @@ def upper_bound(facts: Mapping[str, Facts]) -> Upper:
             return _gemm(figure, known[0].row)
         if figure.probe == "memory":
             return _memory(figure, known[0].row)
-        ways = 2 if "bidirectional" in figure.variant.lower() else 1
+        ways = 2 if _both_ways(figure) else 1
         told = "both ways" if ways == 2 else "one way"
         if figure.probe == "host_device" and known[0].host_bytes_per_second:
             value = ways * known[0].host_bytes_per_second
             return Bound(value, value, f"the link to the host, {told}")
-        if figure.probe == "peer" and known[0].nvlink_bytes_per_second:
+        if figure.probe == "peer" and known[0].nvlink_bytes_per_second and "host" not in figure.variant:
             value = ways * known[0].nvlink_bytes_per_second
             return Bound(value, value, f"the links of a GPU, {told}")
-        if figure.probe == "rdma" and (port := min(one.port_bytes_per_second for one in known)):
+        if figure.probe == "ib_write_bw" and (port := min(one.port_bytes_per_second for one in known)):
             return Bound(ways * port, ways * port, f"one port, {told}")
         return None
 
@@ -168,7 +168,7 @@ def _same_test(one: Measured, figure: Figure, facts: list[Facts]) -> bool:
         return False
     if one.probe == "gemm":
         return _largest(figure.variant) >= _WHOLE_MATRIX
-    if "bidirectional" in figure.variant.lower():
+    if _both_ways(figure):
         return False
     if one.probe != "collective":
         return not figure.size_bytes or figure.size_bytes >= 64 << 20
@@ -181,6 +181,11 @@ def _same_test(one: Measured, figure: Figure, facts: list[Facts]) -> bool:
         and (not one.network or math.isclose(one.network, network, rel_tol=0.01))
         and "gloo" not in figure.variant
     )
+
+
+def _both_ways(figure: Figure) -> bool:
+    told = f"{figure.metric} {figure.variant}".lower().replace("_", " ")
+    return "both ways" in told or "bidirectional" in told
 
 
 def dtype_of(variant: str) -> str:

@@ -32,6 +32,8 @@ _MOST_BLAMED = 1 / 3
 #: Ashman's D (K. Ashman, C. Bird, S. Zepf, 1994) above which two groups are apart. 2 is the usual figure for
 #: a known mixture; the best cut through one normal population gives 2.7, through an even one 3.5.
 _APART = 4.0
+#: So few groups are held against the best of them, and slow is what is so many usual spreads below it.
+_FEW, _FEW_SIGMAS = 4, 3.5
 #: Up to this many, each is held against the others without itself; beyond, one value moves nothing.
 _LEAVE_OUT = 20
 
@@ -72,6 +74,34 @@ def stand(
         ):
             found[index] = standing
     return [found[index] for index in range(len(values))]
+
+
+def stand_of_groups(
+    values: Sequence[float], *, noise: float, margin: float, false_alarms: float = 0.01
+) -> list[Standing]:
+    """As `stand`, of groups of nodes: each is held against the fastest population, however many are slower.
+
+    One bad node slows every group that it is in, which may be most of them. What a group reaches, others of
+    its size could: so of two that differ the slower is slow, and of few that contradict each other the best
+    is the measure. Whose fault it is, the groups alone do not say.
+    """
+    standings = stand(values, noise=noise, margin=margin, false_alarms=false_alarms)
+    fastest = max((one.population for one in standings), default=0)
+    top = [one for one in standings if one.population == fastest]
+    few = len(values) <= _FEW
+    if not values or (fastest == 0 and not few and all(one.verdict != "undecided" for one in standings)):
+        return standings
+    if few or any(one.verdict == "undecided" for one in top):
+        middle, line = max(values), max(-math.log1p(-margin), _FEW_SIGMAS * noise)
+    else:
+        reached = [value for value, one in zip(values, standings, strict=True) if one.population == fastest]
+        middle, line = statistics.median(reached), max(one.line for one in top)
+    told = []
+    for value in values:
+        deviation = math.log(value / middle)
+        verdict: Verdict = "slow" if deviation < -line else "alike"
+        told.append(Standing(verdict, deviation, line, middle, len(top), 0))
+    return told
 
 
 def _in_one(

@@ -283,8 +283,8 @@ def decide(report: Report) -> Verdict:
     # a node that was found good and then went away is not good now
     good = tuple(n for n, r in by_name.items() if r.grade is Grade.GOOD and r.fate == "completed")
     bad = tuple(n for n, r in by_name.items() if r.grade in BAD)
-    is_settled = {*good, *bad}
-    unknown = tuple(n for n in by_name if n not in is_settled)
+    proven, guilty = set(good), set(bad)
+    unknown = tuple(n for n in by_name if n not in proven and n not in guilty)
 
     def refuse(status: Status, why: str) -> Verdict:
         left_out = _left_out(by_name, (*bad, *unknown))
@@ -295,31 +295,33 @@ def decide(report: Report) -> Verdict:
     enough = min(need, report.terms.at_least or need)
     if not asked or enough < 1:
         return refuse(Status.UNKNOWN, "no node was asked for")
-    missing = [u for u in report.untested if u.required]
-    if missing and not report.terms.allow_unknown:
-        return refuse(
-            Status.UNKNOWN, "; ".join(f"{plain(u.what)} was not tested: {plain(u.why)}" for u in missing)
-        )
-    blocking = [s for s in _between(report) if s.grade is not Grade.SLOW or not report.terms.allow_slow_paths]
-    usable = _without_crossing(blocking, list(good), enough)
+    blocking = _blocking(report)
+    wanted = set(asked)
+    candidates = [n for n in by_name if n in wanted or by_name[n].spare]
+    usable = _without_crossing(blocking, [n for n in candidates if n in proven], enough)
     launch, swaps = _chosen(by_name, asked, set(usable), need)
     unproven: tuple[str, ...] = ()
     if len(launch) < need and report.terms.allow_unknown:
-        present = {*good, *(n for n in unknown if by_name[n].fate not in _AWAY)}
-        usable = _without_crossing(blocking, [n for n in by_name if n in present], enough)
+        present = {*proven, *(n for n in unknown if by_name[n].fate not in _AWAY)}
+        usable = _without_crossing(blocking, [n for n in candidates if n in present], enough)
         launch, swaps = _chosen(by_name, asked, set(usable), need)
-        unproven = tuple(n for n in launch if n not in is_settled)
+        unproven = tuple(n for n in launch if n not in proven)
     if len(launch) < enough:
-        candidates = sum(n in asked or by_name[n].spare for n in (*good, *unknown))
-        status = Status.UNKNOWN if candidates >= enough else Status.CRITICAL
+        possible = sum(n not in guilty for n in candidates)
+        status = Status.UNKNOWN if possible >= enough else Status.CRITICAL
+        spares = ", spares included" if len(candidates) > len(asked) else ""
         have = f"{len(launch)} of {len(asked)} nodes are good" + (" or allowed" if unproven else "")
-        return refuse(status, f"{have}, {enough} are needed")
+        return refuse(status, f"{have}{spares}, {enough} are needed")
     crossed = [s for s in blocking if _crosses(s, launch)]
     if crossed:
-        return refuse(Status.CRITICAL, "; ".join(_suspect_in_words(s) for s in crossed))
+        return refuse(Status.CRITICAL, "; ".join(suspect_in_words(s) for s in crossed))
+    missing = [u for u in report.untested if u.required]
+    if missing and not report.terms.allow_unknown:
+        untested = "; ".join(f"{plain(u.what)} was not tested: {plain(u.why)}" for u in missing)
+        return refuse(Status.UNKNOWN, untested)
     warnings = _warnings(report, by_name, launch, unproven)
     avoided = [s for s in blocking if _crosses(s, asked)]
-    everything = not swaps and not avoided and set(asked) <= set(good)
+    everything = not swaps and not avoided and wanted <= proven
     status = Status.OK if everything and not warnings else Status.WARNING
     decision = Decision.GO if everything else Decision.GO_WITHOUT
     sentence = _go_sentence(by_name, asked, launch, swaps, unproven, everything)
@@ -352,25 +354,34 @@ def _chosen(
     return tuple(launch), tuple(swaps)
 
 
-def _between(report: Report) -> list[Suspect]:
-    return [s for s in report.suspects if s.kind != "node" and s.grade in BAD and len(s.names) == 2]
+def _blocking(report: Report) -> list[Suspect]:
+    """What a job must not run over. A slow path may be allowed; a suspected node never is."""
+    allowed = report.terms.allow_slow_paths
+    return [
+        s for s in report.suspects
+        if s.grade in BAD and (s.kind == "node" or s.grade is not Grade.SLOW or not allowed)
+    ]  # fmt: skip
 
 
-def _side(word: str) -> frozenset[str]:
-    """The nodes of one end of a path or boundary, from a name or a folded set."""
+def _sides(suspect: Suspect) -> list[frozenset[str]]:
+    """The nodes at each end of a path or boundary, whose names are a node's or a list of nodes."""
     from ClusterShell.NodeSet import RESOLVER_NOGROUP, NodeSet, NodeSetException
 
-    if is_host_name(word):
-        return frozenset({word})
-    try:
-        return frozenset(NodeSet(word, resolver=RESOLVER_NOGROUP))
-    except NodeSetException:
-        return frozenset({word})
+    sides = []
+    for word in suspect.names:
+        try:
+            nodes = [word] if is_host_name(word) else list(NodeSet(word, resolver=RESOLVER_NOGROUP))
+        except NodeSetException:
+            nodes = [word]
+        sides.append(frozenset(nodes))
+    # an end without nodes, such as all that is not below the only switch, clears nobody
+    return [side for side in sides if side]
 
 
 def _crosses(suspect: Suspect, nodes: Iterable[str]) -> bool:
+    """Whether a job on `nodes` uses what is suspected: both ends of a path, or a node itself."""
     used = set(nodes)
-    return all(used & _side(word) for word in suspect.names)
+    return all(used & side for side in _sides(suspect))
 
 
 def _without_crossing(suspects: Iterable[Suspect], usable: list[str], enough: int) -> list[str]:
@@ -378,25 +389,35 @@ def _without_crossing(suspects: Iterable[Suspect], usable: list[str], enough: in
     for suspect in suspects:
         if not _crosses(suspect, usable):
             continue
-        smaller = min((_side(w) for w in suspect.names), key=lambda side: len(side & set(usable)))
+        present = set(usable)
+        smaller = min((side & present for side in _sides(suspect)), key=len, default=frozenset())
         rest = [n for n in usable if n not in smaller]
         if len(rest) >= enough:
             usable = rest
     return usable
 
 
-def _suspect_in_words(suspect: Suspect) -> str:
-    ends = " and ".join(plain(word, 4000) for word in suspect.names)
-    return f"the {plain(suspect.kind)} between {ends} is {suspect.grade.value}"
+def suspect_ends(suspect: Suspect) -> tuple[str, ...]:
+    """The names of a suspect, each folded: `gpu[001-006]`."""
+    return tuple(folded(sorted(side)) for side in _sides(suspect))
+
+
+def suspect_in_words(suspect: Suspect) -> str:
+    """`the path between gpu1 and gpu5 is slow`"""
+    ends = suspect_ends(suspect)
+    between = "between " if len(ends) > 1 else ""
+    return f"the {plain(suspect.kind)} {between}{' and '.join(ends)} is {suspect.grade.value}"
 
 
 def _warnings(
     report: Report, by_name: Mapping[str, NodeResult], launch: Iterable[str], unproven: tuple[str, ...]
 ) -> list[str]:
     """What a person should know of a launch that is allowed."""
-    said = [_suspect_in_words(s) for s in _between(report) if _crosses(s, launch)]
-    apart = [s for s in _between(report) if _crosses(s, report.asked) and not _crosses(s, launch)]
-    said += [f"{_suspect_in_words(s)}: nodes are left out so that the job does not cross it" for s in apart]
+    bad = [s for s in report.suspects if s.grade in BAD]
+    said = [suspect_in_words(s) for s in bad if _crosses(s, launch)]
+    asked = [n for n in report.asked if by_name[n].grade is Grade.GOOD]
+    apart = [s for s in bad if _crosses(s, asked) and not _crosses(s, launch)]
+    said += [f"{suspect_in_words(s)}: nodes are left out so that the job does not cross it" for s in apart]
     if unproven:
         said.append(f"not known to be good, and used all the same: {folded(unproven)}")
     said += [f"{plain(u.what)} was not tested: {plain(u.why)}" for u in report.untested if u.required]

@@ -23,7 +23,7 @@ WHO = owner_of({("n1", "gpu0"): "GPU-aaaa", ("n1", ""): "SN-1", ("n2", ""): "SN-
 
 
 def gemm(value: float, node: str = "n1", part: str = "gpu0") -> Figure:
-    return Figure("gemm", (node,), "flops_per_second", value, part, 0, "bfloat16 8192")
+    return Figure("gemm", (node,), "flop_per_second", value, part, 0, "bfloat16 8192")
 
 
 def filled(*values: float) -> Baselines:

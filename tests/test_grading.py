@@ -19,7 +19,7 @@ def verdict(status: Status, check: str = "gpu_ecc", node: str = "n1", **more: An
 
 
 def judged(grade: Grade, nodes: tuple[str, ...] = ("n1",), by: str = "peers") -> Judged:
-    figure = Figure("gemm", nodes, "flops_per_second", 560e12, "gpu5", 0, "bfloat16 8192")
+    figure = Figure("gemm", nodes, "flop_per_second", 560e12, "gpu5", 0, "bfloat16 8192")
     return Judged(figure, grade, by, 0.8, "700 TFLOP/s, the median of 24 alike")
 
 
@@ -104,7 +104,7 @@ def test_the_worst_reason_comes_first_and_the_others_follow() -> None:
     assert found.reasons == (
         "gemm: wrong data: 3 wrong elements",
         "EccUncorrected: 2 errors",
-        "gemm flops (bfloat16 8192) on gpu5: 560 TFLOP/s, 80% of 700 TFLOP/s, the median of 24 alike",
+        "gemm flop (bfloat16 8192) on gpu5: 560 TFLOP/s, 80% of 700 TFLOP/s, the median of 24 alike",
     )
 
 

@@ -93,6 +93,13 @@ def test_a_good_node_that_is_left_over_is_kept_out_too():
     assert "--exclude=gpu8" in made.argv
 
 
+def test_a_job_that_is_submitted_from_a_job_is_not_bound_to_its_allocation():
+    full = report(gpu7=Grade.SLOW, spares=("s1",))
+    made = plan(full, "sbatch", "job.sh", environ=INSIDE)
+    assert made.argv[1:4] == ("--nodes=8", "--nodelist=gpu[1-6,8],s1", "--exclude=gpu7")
+    assert "SLURM_NTASKS" not in made.environment
+
+
 def test_tasks_that_do_not_divide_are_left_and_told():
     made = plan(SEVEN, "srun", "train", environ={**INSIDE, "SLURM_NTASKS": "63"})
     assert "SLURM_NTASKS" not in made.environment

@@ -68,7 +68,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "fleet": {"model", "host", "sources", "measurement"},
     "actions": {"model", "host", "sources", "schedulers"},
     **{
-        room: _NODE | _PURE | _HEAD | _ACTIVE | {"checks"}
+        room: _NODE | _PURE | _HEAD | _ACTIVE | {"checks", "probes"}
         for room in ("preflight", "watchdog", "simulate", "node_health")
     },
     "replay": _NODE | _PURE | _HEAD | {"checks", "watchdog"},

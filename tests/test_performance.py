@@ -64,7 +64,10 @@ def test_what_is_said_names_the_numbers() -> None:
 def test_lower_is_better_for_a_latency() -> None:
     found = judge(
         figures(
-            [1.0e-6, 1.02e-6, 0.99e-6, 1.01e-6, 2.2e-6], "rdma", "latency_seconds", higher_is_better=False
+            [1.0e-6, 1.02e-6, 0.99e-6, 1.01e-6, 2.2e-6],
+            "ib_write_bw",
+            "latency_seconds",
+            higher_is_better=False,
         )
     )
     assert slow(found) == ["n4"]
@@ -109,13 +112,11 @@ def test_different_variants_and_sizes_are_never_compared() -> None:
 
 def test_a_gpu_is_held_against_all_gpus_of_its_kind() -> None:
     many = [
-        Figure(
-            "gemm", (f"n{node}",), "flops_per_second", 700e12 + gpu * 1e12, f"gpu{gpu}", 0, "bfloat16 8192"
-        )
+        Figure("gemm", (f"n{node}",), "flop_per_second", 700e12 + gpu * 1e12, f"gpu{gpu}", 0, "bfloat16 8192")
         for node in range(3)
         for gpu in range(8)
     ]
-    many[5] = Figure("gemm", ("n0",), "flops_per_second", 560e12, "gpu5", 0, "bfloat16 8192")
+    many[5] = Figure("gemm", ("n0",), "flop_per_second", 560e12, "gpu5", 0, "bfloat16 8192")
     found = judge(many)
     assert [(one.figure.nodes, one.figure.part) for one in found if one.grade is Grade.SLOW] == [
         (("n0",), "gpu5")
@@ -129,6 +130,62 @@ def test_what_tells_the_same_is_judged_once() -> None:
         *figures([1.0] * 5, metric="time_mean_seconds", higher_is_better=False),
     ]
     assert len(judge(both)) == 5
+
+
+def groups(values: dict[tuple[str, ...], float]) -> list[Figure]:
+    return [Figure("collective", names, "busbw_bytes_per_second", v * GB) for names, v in values.items()]
+
+
+def slow_groups(values: dict[tuple[str, ...], float]) -> set[tuple[str, ...]]:
+    return {one.figure.nodes for one in judge(groups(values)) if one.grade is Grade.SLOW}
+
+
+def test_of_groups_the_slower_are_slow_even_if_they_are_many() -> None:
+    # c slows half of all pairs of four nodes
+    pairs = {("a", "b"): 400.0, ("a", "d"): 402.0, ("b", "d"): 399.0}
+    slower = {("a", "c"): 200.0, ("b", "c"): 201.0, ("c", "d"): 199.0}
+    assert slow_groups(pairs | slower) == set(slower)
+    found = judge(groups(pairs | slower))
+    assert found[3].ratio == pytest.approx(0.5, rel=0.01)
+    assert found[3].against.startswith("400 GB/s, the fastest of 6 groups; slow is below")
+    # of two halves one is enough to know what is possible
+    assert slow_groups({("a", "b"): 400, ("c", "d"): 200}) == {("c", "d")}
+    assert slow_groups({("a", "b"): 400, ("c", "d"): 395}) == set()
+    assert slow_groups({("a", "b"): 400, ("c", "d"): 330, ("e", "f"): 280}) == {("c", "d"), ("e", "f")}
+    assert assess(groups(pairs | slower)).remarks == ()
+
+
+def test_a_place_is_held_against_the_same_place_of_other_nodes() -> None:
+    # the second GPU is behind another socket on every node
+    near_and_far = {"gpu0": 55 * GB, "gpu1": 40 * GB}
+
+    def copies(nodes: int) -> list[Figure]:
+        return [
+            Figure("host_device", (f"n{i}",), "host_to_device_bytes_per_second", value, part, 1 << 28)
+            for i in range(nodes)
+            for part, value in near_and_far.items()
+        ]
+
+    many = assess([*copies(5), Figure("host_device", ("n5",), copies(1)[0].metric, 42 * GB, "gpu0", 1 << 28)])
+    assert slow(many.judged) == ["n5"]
+    assert many.remarks == ()
+
+
+def test_file_systems_are_not_compared_with_each_other_and_quick_is_quick_enough() -> None:
+    def reads(path: str, *values: float) -> list[Figure]:
+        return [
+            Figure("storage", (f"n{i}",), "read_bytes_per_second", value * GB, path, 1 << 30, "data")
+            for i, value in enumerate(values)
+        ]
+
+    assert slow(judge([*reads("/data", 1, 1.1, 1), *reads("/scratch", 9, 9.1, 9, 9.2, 9)])) == []
+
+    def opens(*values: float, metric: str = "open_p50_seconds") -> list[Figure]:
+        return figures(values, "storage", metric, part="/data", higher_is_better=False)
+
+    assert slow(judge(opens(10e-6, 12e-6, 9e-6, 11e-6, 400e-6))) == []
+    assert slow(judge(opens(2e-3, 3e-3, 2.5e-3, 1.8e-3, 2.1e-3, 60e-3))) == ["n5"]
+    assert judge(opens(2e-3, 2e-3, 60e-3, metric="open_p99_seconds")) == []
 
 
 @settings(max_examples=80, deadline=None)
@@ -368,7 +425,7 @@ def test_figures_are_told_with_units() -> None:
     )
     assert name_of(one) == "collective busbw at 1 GiB (nccl float32 16 ranks)"
     assert told(1.8e12, one) == "1800 GB/s"
-    assert told(742.4e12, Figure("gemm", ("a",), "flops_per_second", 1.0)) == "742.4 TFLOP/s"
+    assert told(742.4e12, Figure("gemm", ("a",), "flop_per_second", 1.0)) == "742.4 TFLOP/s"
     assert told(1.2e-3, Figure("x", ("a",), "latency_seconds", 1.0)) == "1.2 ms"
     assert told(12.0, Figure("x", ("a",), "operations_per_second", 1.0)) == "12 /s"
 

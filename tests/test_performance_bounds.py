@@ -82,7 +82,7 @@ def test_what_is_not_known_bounds_nothing() -> None:
         "collective", ("n0",), "busbw_bytes_per_second", 1, "", 1 << 30, "gloo float32 8 ranks all_reduce"
     )
     assert upper_bound(facts())(gloo) is None
-    latency = Figure("rdma", ("n0", "n1"), "latency_seconds", 1e-6, higher_is_better=False)
+    latency = Figure("ib_write_bw", ("n0", "n1"), "latency_seconds", 1e-6, higher_is_better=False)
     assert upper_bound(facts())(latency) is None
 
 
@@ -98,8 +98,8 @@ def test_what_is_not_known_bounds_nothing() -> None:
 )
 def test_the_way_to_the_host(expect: dict[str, int], gpu: str, limit: float) -> None:
     upper = upper_bound({"n0": facts_from(expect, gpu)})
-    one_way = Figure("host_device", ("n0",), "bytes_per_second", 1, "gpu0", 1 << 30, "pinned h2d")
-    both = Figure("host_device", ("n0",), "bytes_per_second", 1, "gpu0", 1 << 30, "pinned bidirectional")
+    one_way = Figure("host_device", ("n0",), "host_to_device_bytes_per_second", 1, "gpu0", 1 << 30, "pinned")
+    both = Figure("host_device", ("n0",), "both_ways_bytes_per_second", 1, "gpu0", 1 << 30, "pinned")
     (once, twice) = (upper(one_way), upper(both))
     assert once is not None
     assert twice is not None
@@ -108,7 +108,7 @@ def test_the_way_to_the_host(expect: dict[str, int], gpu: str, limit: float) -> 
 
 
 def gemm(variant: str) -> Figure:
-    return Figure("gemm", ("n0",), "flops_per_second", 1, "gpu0", 0, variant)
+    return Figure("gemm", ("n0",), "flop_per_second", 1, "gpu0", 0, variant)
 
 
 def test_the_peak_of_a_type_and_that_float32_may_use_tf32() -> None:
@@ -137,7 +137,7 @@ def test_a_cache_is_faster_than_the_memory() -> None:
 
 def test_a_gpu_beyond_its_peak_is_not_believed_but_beyond_its_rated_clock_is() -> None:
     def graded(value: float) -> Grade:
-        one = Figure("gemm", ("n0",), "flops_per_second", value, "gpu0", 0, "bfloat16 8192")
+        one = Figure("gemm", ("n0",), "flop_per_second", value, "gpu0", 0, "bfloat16 8192")
         return assess([one], bounds=upper_bound(facts())).judged[0].grade
 
     assert graded(1040e12) is Grade.GOOD  # 1980 MHz instead of 1830
@@ -154,7 +154,7 @@ def test_no_measured_figure_of_the_catalogue_is_above_its_bound() -> None:
             words = (
                 f"nccl float32 {one.ranks} ranks {one.collective}" if one.collective else f"{one.dtype} 8192"
             )
-            metric = {"gemm": "flops_per_second", "collective": "busbw_bytes_per_second"}.get(
+            metric = {"gemm": "flop_per_second", "collective": "busbw_bytes_per_second"}.get(
                 one.probe, "bytes_per_second"
             )
             figure = Figure(one.probe, tuple(known), metric, one.value, "", one.size_bytes, words)

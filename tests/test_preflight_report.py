@@ -20,6 +20,7 @@ from clustertools.preflight_report import (
     Untested,
     folded,
     is_host_name,
+    suspect_in_words,
 )
 from clustertools.render.json_lines import json_line
 
@@ -156,6 +157,40 @@ def test_a_slow_boundary_may_be_allowed_and_is_told():
     assert allowed.warnings == ("the boundary between gpu[1-6] and gpu[7-8] is slow",)
     six = report(suspects=(BOUNDARY,), terms=Terms(need=6)).verdict
     assert six.launch_nodes == EIGHT[:6]
+
+
+@pytest.mark.parametrize(
+    "suspect",
+    [
+        Suspect("node", ("gpu2",), Grade.SLOW, 0.9, ""),
+        Suspect("leaf", ("gpu[1-2]",), Grade.SLOW, 0.9, ""),
+        Suspect("boundary", ("gpu2,gpu1", ""), Grade.SLOW, 0.9, ""),
+        Suspect("rail", ("gpu1", "gpu2", "gpu3"), Grade.BAD_HARDWARE, 0.9, ""),
+    ],
+)
+def test_whatever_is_suspected_is_not_run_over(suspect):
+    """Also a node that was graded good all the same: nobody launches on a contradiction."""
+    refused = report(suspects=(suspect,)).verdict
+    assert (refused.exit_code, refused.launch_nodes) == (2, ())
+    assert suspect_in_words(suspect) in refused.sentence
+    fewer = report(
+        suspects=(suspect,), terms=Terms(at_least=5, allow_slow_paths=suspect.kind == "node")
+    ).verdict
+    assert fewer.exit_code == 1
+    assert any(suspect_in_words(suspect) in warning for warning in fewer.warnings)
+    assert "gpu2" not in fewer.launch_nodes or suspect.kind == "rail"
+
+
+def test_too_many_bad_ones_are_the_answer_before_what_was_not_tested():
+    untested = (Untested("all-reduce", "no time", required=True),)
+    assert report({"gpu1": Grade.SLOW}, untested=untested).verdict.exit_code == 2
+
+
+def test_a_reference_does_not_count_as_enough():
+    nodes = (*(NodeResult(n, Grade.GOOD) for n in ("a", "b", "ref")),)
+    path = Suspect("path", ("a", "b"), Grade.BAD_HARDWARE, 0.9, "")
+    verdict = Report(1.0, 2.0, ("a", "b"), nodes, suspects=(path,)).verdict
+    assert (verdict.exit_code, verdict.sentence) == (2, "NO GO: the path between a and b is bad-hardware")
 
 
 def test_what_is_required_and_was_not_tested_stops_the_launch():

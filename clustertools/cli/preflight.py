@@ -6,14 +6,15 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 from clustertools import handover
+from clustertools.check import discover
 from clustertools.cli.assemble import load_config
 from clustertools.cli.frame import Duration, Output, common, examples
 from clustertools.cli.node_requests import requests_for
@@ -23,9 +24,10 @@ from clustertools.fleet.nodesets import expand
 from clustertools.fleet.transports import open_transport
 from clustertools.host import Host, LocalHost
 from clustertools.preflight import STAGES, Asked, examine
-from clustertools.preflight_report import Report, Stage, Terms, folded
+from clustertools.preflight_report import Report, Stage, Terms, Untested, folded
 from clustertools.render.preflight_text import progress, text
 from clustertools.sources import slurm_jobs
+from clustertools.store import default_state_dir
 
 
 def _file(help_text: str) -> dict[str, object]:
@@ -55,6 +57,7 @@ def _file(help_text: str) -> dict[str, object]:
 @click.option("--budget", type=Duration(zero=False), help="Time for all of it [5m].")
 @click.option("--stages", metavar="LIST", help="Which of passive,node,fabric [all].")
 @click.option("--without", multiple=True, metavar="NAME", help="A check or probe that is not to count.")
+@click.option("--unprivileged", is_flag=True, help="Leave out the checks that need root on the nodes.")
 @click.option("--transport", type=click.Choice(["auto", "ssh", "srun", "local"]), help="[auto]")
 @click.option("-F", "--ssh-config", **_file("As ssh -F."))  # type: ignore[arg-type]
 @click.option("--connect-timeout", type=Duration(zero=False), help="For one ssh connection [10s].")
@@ -88,14 +91,17 @@ def preflight(out: Output, launch: tuple[str, ...], **options: Any) -> int | Non
     host = LocalHost()
     where = _where(options, settings, host)
     asked = _asked(options, settings, where, config.config.cluster if config else "")
-    requests, left_out = requests_for(asked.everyone, config, without=asked.without)
-    for name in left_out:
-        out.note(f"the check {name} is this machine's only: not asked of the nodes")
+    rooted = {name for name, each in discover().items() if "root" in each.needs}
+    without = asked.without | (rooted if options["unprivileged"] else frozenset())
+    requests, left_out = requests_for(asked.everyone, config, without=without)
     with open_transport(
         where.transport, ssh_config=options["ssh_config"], job_id=where.job, nodes=asked.everyone,
         connect_timeout_seconds=options["connect_timeout"],
     ) as transport:  # fmt: skip
-        report = examine(asked, transport, requests, _teller(out, asked))
+        report = examine(
+            asked, transport, requests, _teller(out, asked), default_state_dir() / "preflight.json"
+        )
+    report = replace(report, untested=(*report.untested, *_left_out(without, left_out, asked)))
     _write(report, options)
     if out.json:
         out.record("preflight", report.to_data(), flush=True)
@@ -189,6 +195,13 @@ def _asked(options: Mapping[str, Any], settings: PreflightConfig, where: _Where,
     )  # fmt: skip
 
 
+def _left_out(without: Iterable[str], only_here: Iterable[str], asked: Asked) -> Iterator[Untested]:
+    """What the passive checks did not look at, since somebody said so or since no node could be asked."""
+    if "passive" in asked.stages:
+        yield from (Untested(f"check {name}", "left out, as was asked") for name in sorted(without))
+        yield from (Untested(f"check {name}", "it is of this machine only") for name in only_here)
+
+
 def _sizes(words: str | None) -> tuple[int, ...]:
     from clustertools.config_units import parse_size
 
@@ -232,3 +245,7 @@ def _write(report: Report, options: Mapping[str, Any]) -> None:
         handover.write_excluded(path, verdict)
     if path := options["hostfile"]:
         handover.write_hostfile(path, verdict, slots=options["slots"] or 0)
+    if path := options["html"]:
+        from clustertools.render.preflight_page import page
+
+        handover.write_whole(path, page(report))

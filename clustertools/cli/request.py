@@ -19,7 +19,8 @@ from clustertools import __version__, bounded
 from clustertools import check as checking
 from clustertools.check import Check
 from clustertools.errors import ConfigError, Unobservable
-from clustertools.fleet.looking import Request, is_of
+from clustertools.fleet.looking import Request
+from clustertools.fleet.typed import typed
 from clustertools.host import Host
 from clustertools.model import Verdict
 from clustertools.render.json_lines import json_line
@@ -108,17 +109,17 @@ def _words(value: Any) -> Iterator[str]:
 
 def _limits(check: Check, values: Mapping[str, Any]) -> Any:
     """The check's limits with `values` in place of the defaults. Raises ConfigError."""
-    hints = typing.get_type_hints(check.limits)
-    wrong = [
-        f"limits in the request: {check.name} has no {name!r} of this kind"
-        for name, value in values.items()
-        if name not in hints or not is_of(hints[name], value)
-    ]
-    if wrong:
-        raise ConfigError(*wrong)
-    whole = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    kinds = typing.get_type_hints(check.limits)
+    problems, read = [], {}
+    for name, value in values.items():
+        try:
+            read[name] = typed(kinds[name], value)
+        except (KeyError, TypeError):
+            problems.append(f"limits in the request: {check.name} has no {name!r} of this kind")
+    if problems:
+        raise ConfigError(*problems)
     try:
-        return check.limits(**whole)
+        return check.limits(**read)
     except ValueError as exc:  # a limit class may check itself
         raise ConfigError(f"limits in the request: {check.name}: {exc}") from exc
 

@@ -10,13 +10,9 @@ stranger: its types are checked, the node's name is the one that we asked, and w
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import functools
 import json
-import math
 import queue
 import threading
-import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,7 +21,8 @@ from typing import Any
 from clustertools.errors import ConfigError
 from clustertools.fleet import Answer, Fate, Transport
 from clustertools.fleet.shipping import Tool
-from clustertools.model import Subject, Verdict, from_data, to_data
+from clustertools.fleet.typed import typed
+from clustertools.model import Subject, Verdict, to_data
 from clustertools.text import plain
 
 #: Raised when a node of an older version would misunderstand the request.
@@ -71,16 +68,19 @@ class Request:
         version = data.pop("v", None)
         if version != VERSION:
             raise ConfigError(f"the request has the version {plain(repr(version), 40)}, this reads {VERSION}")
-        hints = _hints(typing.cast(Any, cls))
-        problems = [f"the request has an unknown key {plain(key, 60)!r}" for key in data if key not in hints]
-        problems += [
-            f"{key} in the request has the wrong type: {plain(repr(value), 80)}"
-            for key, value in data.items()
-            if key in hints and not is_of(hints[key], value)
-        ]
+        kinds = typing.get_type_hints(cls)
+        problems, values = [], {}
+        for key, value in data.items():
+            if key not in kinds:
+                problems.append(f"the request has an unknown key {plain(key, 60)!r}")
+                continue
+            try:
+                values[key] = typed(kinds[key], value)
+            except TypeError as exc:
+                problems.append(f"{key} in the request has the wrong type: {plain(str(exc), 80)}")
         if problems:
             raise ConfigError(*problems)
-        return from_data(cls, data)
+        return cls(**values)
 
 
 def _refuse(word: str) -> None:
@@ -186,16 +186,16 @@ def read_answer(answer: Answer, cluster: str = "") -> NodeLook:
         kind = data.get("kind")
         if kind == "verdict" and (verdict := _verdict(data, answer.node, cluster)):
             verdicts.append(verdict)
-        elif kind == "facts" and is_of(Mapping[str, str], data.get("facts")):
-            facts = {name: value for name, value in data["facts"].items() if value}
+        elif kind == "facts" and isinstance(told := data.get("facts"), dict):
+            facts = {name: value for name, value in told.items() if value and isinstance(value, str)}
         elif kind == "end" and isinstance(data.get("verdicts"), int):
             end = data
         elif line.strip():
             strange += 1
-    told = {key: plain(str(end.get(key, "")), 40) for key in ("python", "version")}
+    about = {key: plain(str(end.get(key, "")), 40) for key in ("python", "version")}
     return NodeLook(
         answer.node, tuple(verdicts), facts, answer.fate, _why_not(answer, end, len(verdicts)),
-        told["python"], told["version"], answer.elapsed_seconds, strange,
+        about["python"], about["version"], answer.elapsed_seconds, strange,
     )  # fmt: skip
 
 
@@ -232,10 +232,8 @@ def _verdict(data: Mapping[str, Any], node: str, cluster: str) -> Verdict | None
             r for r in data["readings"] if not (isinstance(r, dict) and r.get("value", 0) is None)
         ]
     try:
-        verdict = from_data(Verdict, data)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return None
-    if not is_of(Verdict, verdict):
+        verdict = typed(Verdict, data)
+    except TypeError:
         return None
 
     def own(subject: Subject) -> Subject:
@@ -247,36 +245,3 @@ def _verdict(data: Mapping[str, Any], node: str, cluster: str) -> Verdict | None
         findings=tuple(replace(f, subject=own(f.subject)) for f in verdict.findings),
         readings=tuple(replace(r, subject=own(r.subject)) for r in verdict.readings),
     )
-
-
-@functools.cache
-def _hints(kind: Any) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
-
-
-def is_of(kind: Any, value: Any) -> bool:
-    """Whether `value`, as JSON or `from_data` gives it, has the type that an annotation names, at any depth.
-
-    A list may stand for a tuple, a whole number for a float; a number must be finite, and True is none.
-    """
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if kind is Any:
-        return True
-    if origin in (typing.Union, types.UnionType):
-        return any(is_of(arg, value) for arg in args)
-    if origin is typing.Literal:
-        return value in args
-    if dataclasses.is_dataclass(kind):
-        hints = _hints(typing.cast(Any, kind))
-        return type(value) is kind and all(is_of(hint, getattr(value, name)) for name, hint in hints.items())
-    if origin is tuple:
-        return isinstance(value, (tuple, list)) and all(is_of(args[0], one) for one in value)
-    if isinstance(origin, type) and issubclass(origin, Mapping):
-        return isinstance(value, Mapping) and all(
-            isinstance(key, str) and is_of(args[1], one) for key, one in value.items()
-        )
-    if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, kind) if isinstance(kind, type) else value is kind

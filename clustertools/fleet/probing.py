@@ -102,6 +102,31 @@ class Probers:
                     break
         return {node: told.get(node) or self._silent(node, str(order["probe"])) for node in wanted}
 
+    def clocks(self, nodes: Iterable[str], *, seconds: float) -> dict[str, tuple[float, ...]]:
+        """One exchange of the time with each node that answers within `seconds`.
+
+        Of each: when we sent it, when the node read it and answered by its own clock, when we heard of it.
+        """
+        asked = [node for node in nodes if node in self.hello and node not in self.gone]
+        if not asked:
+            return {}
+        number, sent = next(self._numbers), time.time()
+        self._conversation.send(
+            json.dumps({"id": number, "probe": "clock", "nodes": asked, "head_time": sent})
+        )
+        told: dict[str, tuple[float, ...]] = {}
+        end = time.monotonic() + seconds
+        while self._waited_for(asked, told) and (left := end - time.monotonic()) > 0:
+            for node, data in self._lines(left):
+                times = data.get("clock")
+                if data.get("id") == number and node in asked and isinstance(times, Mapping):
+                    received, answered = times.get("received"), times.get("sent")
+                    if _is_number(received) and _is_number(answered):
+                        told[node] = (sent, float(received), float(answered), time.time())
+                if not self._waited_for(asked, told):
+                    break
+        return told
+
     def close(self) -> None:
         self._conversation.close()
 

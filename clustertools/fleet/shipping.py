@@ -95,7 +95,7 @@ def archive() -> Archive:
         return Archive(Path(running).read_bytes())
     files = {"__main__.py": _MAIN.encode()}
     for package in _OURS:
-        files |= dict(_files(package, (".py", ".yaml", ".txt")))
+        files |= dict(_files(package, (".py", ".yaml", ".txt", ".html")))
     for package in DEPENDENCIES.values():
         files |= dict(_files(package, (".py",)))
     for distribution in ("gpu-clustertools", *DEPENDENCIES):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 
 from clustertools import __version__
 from clustertools.fleet import Answer, Transport
@@ -20,10 +21,12 @@ from clustertools.fleet.looking import Request
 from clustertools.fleet.probing import Probers
 from clustertools.fleet.shipping import Tool
 from clustertools.measurement import Grade
+from clustertools.model import Status
 from clustertools.preflight import fabric, node, passive
 from clustertools.preflight.asked import STAGES, Asked, Budget, Tell
 from clustertools.preflight.record import NodeRecord, Record
-from clustertools.preflight_report import Report, Stage, Untested
+from clustertools.preflight.yardsticks import Yardsticks
+from clustertools.preflight_report import Remark, Report, Stage, Untested
 from clustertools.text import plain
 
 __all__ = ["STAGES", "Asked", "Budget", "Tell", "examine"]
@@ -32,10 +35,14 @@ __all__ = ["STAGES", "Asked", "Budget", "Tell", "examine"]
 HELLO_SECONDS = 60.0
 
 
-def examine(asked: Asked, transport: Transport, requests: Mapping[str, Request], tell: Tell) -> Report:
+def examine(
+    asked: Asked, transport: Transport, requests: Mapping[str, Request], tell: Tell,
+    baselines: Path | None = None,
+) -> Report:  # fmt: skip
     """Look at the nodes that are asked for, within the budget, and say what is thought of each.
 
-    `requests` are what the passive checks are asked, node by node. Nothing that happens on a node is raised;
+    `requests` are what the passive checks are asked, node by node; in the file `baselines` the figures of
+    this run are kept for the next. Nothing that happens on a node is raised;
     what went wrong there stands in the report. Raises ConfigError for what was asked wrongly.
     """
     began, budget = time.time(), Budget(asked.budget_seconds)
@@ -53,10 +60,16 @@ def examine(asked: Asked, transport: Transport, requests: Mapping[str, Request],
         probers = Probers(transport.talk(fit, tool.argv("probe", "serve", python=asked.python)), fit)
         try:
             _greet(probers, record, budget, tell)
+            expects = {name: request.expect for name, request in requests.items()}
+            yardsticks = Yardsticks(probers.hello, expects, baselines)
+            record.remarks += yardsticks.reputations()
             if "node" in probing:
-                node.load(asked, record, probers, budget, tell)
+                node.load(asked, record, probers, yardsticks, budget, tell)
             if "fabric" in probing:
-                searched = fabric.search(asked, record, probers, budget, tell)
+                searched = fabric.search(asked, record, probers, yardsticks, budget, tell)
+                _confirm(asked, record, probers, yardsticks, budget, tell)
+            if problem := yardsticks.keep(record.results()):
+                record.remarks.append(Remark(problem, Status.OK))
         finally:
             probers.close()
         for name in fit:
@@ -64,11 +77,38 @@ def examine(asked: Asked, transport: Transport, requests: Mapping[str, Request],
                 _note_the_end(record[name], answer)
     left_out = [Untested(f"stage {s}", "not asked for") for s in STAGES if s not in asked.stages]
     return Report(
-        began, time.time(), asked.nodes, tuple(n.result() for n in record.nodes.values()), asked.cluster,
+        began, time.time(), asked.nodes, record.results(), asked.cluster,
         transport.name, asked.job, asked.budget_seconds, asked.terms, tuple(record.stages),
-        searched.suspects, tuple(searched.rounds), (*record.untested, *left_out), tuple(record.remarks),
+        tuple(record.suspects), tuple(searched.rounds), (*record.untested, *left_out), tuple(record.remarks),
         tuple(searched.judged), asked.seed, {"clustertools": __version__}, asked.command,
     )  # fmt: skip
+
+
+def _confirm(
+    asked: Asked, record: Record, probers: Probers, yardsticks: Yardsticks, budget: Budget, tell: Tell
+) -> None:
+    """Let the nodes that the verdict would launch on work together once, all of them and no other.
+
+    Where that fails although no smaller group did, nobody is to blame, and nothing is launched.
+    """
+    so_far = Report(0, 0, asked.nodes, record.results(), terms=asked.terms, suspects=tuple(record.suspects))
+    nodes = [name for name in so_far.verdict.launch_nodes if name in probers.present]
+    if len(nodes) < 2:
+        return
+    if budget.left < fabric.LEAST_SECONDS:
+        record.untested.append(
+            Untested("all nodes of the launch together", "the time was over", tuple(nodes))
+        )
+        return
+    with record.stage("launch", len(nodes)) as stage:
+        tell(Stage("launch", len(nodes), 0))
+        case = fabric.together(asked, record, probers, yardsticks, budget, nodes)
+        stage.done = len(nodes) if case.grade is Grade.GOOD else 0
+    for name in nodes:
+        record[name].cases.append(case)
+    if case.grade not in (Grade.GOOD, Grade.SLOW):
+        why = f"{case.grade.value} when they work together, although no smaller group was: {case.detail}"
+        record.untested.append(Untested("all nodes of the launch together", why, tuple(nodes), required=True))
 
 
 def _reach(asked: Asked, record: Record, transport: Transport, tell: Tell, *, to_probe: bool) -> Tool:
@@ -95,20 +135,16 @@ def _greet(probers: Probers, record: Record, budget: Budget, tell: Tell) -> None
             _note_the_end(record[name], answer)
         elif name not in probers.hello:
             reason = f"its prober did not start within {min(HELLO_SECONDS, budget.seconds):g} s"
-            record[name].think(Grade.COULD_NOT_RUN, reason, "probes")
+            record[name].doubts.append(reason)
         elif not probers.hello[name].torch:
             said = f"no PyTorch in {probers.hello[name].python or 'its Python'}: name the job's with --python"
-            record[name].think(Grade.COULD_NOT_RUN, said, "probes")
+            record[name].doubts.append(said)
 
 
 def _note_the_end(record: NodeRecord, answer: Answer) -> None:
     if answer.completed is None:
         record.away(answer)
         return
-    said = (
-        answer.completed.stderr.strip() or answer.completed.stdout.strip() or "it said nothing"
-    ).splitlines()
-    code = answer.completed.returncode
-    record.think(
-        Grade.COULD_NOT_RUN, f"its prober ended with exit code {code}: {plain(said[-1], 300)}", "probes"
-    )
+    done = answer.completed
+    said = (done.stderr.strip() or done.stdout.strip() or "it said nothing").splitlines()
+    record.doubts.append(f"its prober ended with exit code {done.returncode}: {plain(said[-1], 300)}")

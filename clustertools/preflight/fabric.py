@@ -7,6 +7,7 @@ rounds are used up, or the time is.
 from __future__ import annotations
 
 import itertools
+import statistics
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -14,11 +15,12 @@ from dataclasses import dataclass, field
 from clustertools import isolate, performance
 from clustertools.fleet import Fate
 from clustertools.fleet.probing import Probers, as_group
-from clustertools.measurement import Ending, Grade, Judged, Suspect, Trial
+from clustertools.measurement import Ending, Figure, Grade, Judged, Trial
 from clustertools.preflight.asked import Asked, Budget, Tell
 from clustertools.preflight.meeting import MeetingPlace, collective_order, meeting_place, ports
 from clustertools.preflight.record import Record
-from clustertools.preflight_report import GroupResult, Round, Stage, Untested
+from clustertools.preflight.yardsticks import Yardsticks
+from clustertools.preflight_report import Case, GroupResult, Round, Stage, Untested
 
 NAME = "fabric"
 PROBE = "collective"
@@ -32,6 +34,8 @@ CPU_SIZES = (64 << 10, 4 * MIB)
 WARMUP, ITERATIONS = 2, 5
 #: A group that is not done by then hangs: setting up NCCL over a thousand ranks takes tens of seconds.
 GPU_ROUND_SECONDS, CPU_ROUND_SECONDS = 60.0, 20.0
+#: Fewer figures of a kind than this say nothing of what is usual.
+ENOUGH_TO_COMPARE = 3
 #: No round is begun with less time than this.
 LEAST_SECONDS = 5.0
 
@@ -40,26 +44,27 @@ LEAST_SECONDS = 5.0
 class Searched:
     """What the search found, and every round of it."""
 
-    suspects: tuple[Suspect, ...] = ()
     rounds: list[Round] = field(default_factory=list)
     judged: list[Judged] = field(default_factory=list)
     sentence: str = ""
 
 
-def search(asked: Asked, record: Record, probers: Probers, budget: Budget, tell: Tell) -> Searched:
+def search(
+    asked: Asked, record: Record, probers: Probers, yardsticks: Yardsticks, budget: Budget, tell: Tell
+) -> Searched:
     """Find who is guilty of what the nodes cannot do together, and write it down at each node."""
     searched = Searched()
     place = meeting_place({n: probers.hello[n] for n in record.fit(probers.present)}, asked.interface)
     for node in record.fit(probers.present):
         if node not in place:
             which = f" on {asked.interface}" if asked.interface else " but its own"
-            record[node].think(Grade.COULD_NOT_RUN, f"{NAME}: it has no address{which}", "probe collective")
+            record[node].doubts.append(f"{NAME}: it has no address{which}")
     nodes = record.fit(probers.present)
     if len(nodes) < 2:
         few = f"{len(nodes)} nodes are left that could work together"
         record.untested.append(Untested("the nodes together", few, required=len(asked.nodes) > 1))
         return searched
-    runner = _Runner(asked, probers, record, budget, place)
+    runner = _Runner(asked, probers, record, budget, place, yardsticks)
     question = isolate.Question(nodes, asked.topology, seed=asked.seed)
     history: list[tuple[isolate.Round, Sequence[isolate.GroupResult]]] = []
     with record.stage(NAME, len(nodes)) as stage:
@@ -82,34 +87,40 @@ def search(asked: Asked, record: Record, probers: Probers, budget: Budget, tell:
             history.append((step, results))
             step = isolate.next_step(question, history)
         stage.done = len({n for _, results in history for r in results for n in r.nodes if _is_told(r)})
-    searched.suspects, searched.sentence = step.suspects, step.sentence
-    _write_down(record, nodes, step)
+    record.suspects = step.suspects
+    searched.sentence = step.sentence
+    for node in step.undecided:
+        record[node].doubts.append(f"the fabric test did not clear it: {step.sentence}")
     return searched
+
+
+def together(
+    asked: Asked, record: Record, probers: Probers, yardsticks: Yardsticks, budget: Budget,
+    nodes: Sequence[str],
+) -> Case:  # fmt: skip
+    """One all-reduce over exactly the nodes that the job would run on: what no smaller group has shown."""
+    place = meeting_place({n: probers.hello[n] for n in nodes}, asked.interface)
+    runner = _Runner(asked, probers, record, budget, place, yardsticks)
+    group = isolate.Round((tuple(nodes),), isolate.ALL_REDUCE, "all nodes of the launch together")
+    began = time.monotonic()
+    (result,) = runner.run(group, [])
+    return Case(NAME, "launch", result.grade, result.detail, time.monotonic() - began)
 
 
 def _is_told(result: isolate.GroupResult) -> bool:
     return result.grade is not Grade.COULD_NOT_RUN
 
 
-def _write_down(record: Record, nodes: Iterable[str], found: isolate.Conclusion) -> None:
-    """The conclusion, at the nodes that it is about."""
-    for suspect in found.suspects:
-        if suspect.kind == "node":
-            record[suspect.names[0]].think(suspect.grade, suspect.because, "isolation", suspect.confidence)
-    for node in found.cleared:
-        record[node].passed.add(NAME)
-    for node in found.undecided:
-        record[node].think(Grade.UNTESTED, f"not cleared by the fabric test: {found.sentence}", "isolation")
-
-
 class _Runner:
     """Runs the groups of a round, and grades each by what the others of its kind reach."""
 
     def __init__(
-        self, asked: Asked, probers: Probers, record: Record, budget: Budget, place: MeetingPlace
-    ) -> None:
+        self, asked: Asked, probers: Probers, record: Record, budget: Budget, place: MeetingPlace,
+        yardsticks: Yardsticks,
+    ) -> None:  # fmt: skip
         self.asked, self.probers, self.record = asked, probers, record
-        self.budget, self.place = budget, place
+        self.budget, self.place, self.yardsticks = budget, place, yardsticks
+        self.seen: dict[tuple[object, ...], list[float]] = {}
         self.is_gpu = all(probers.hello[n].devices for n in probers.present)
         self.sizes = asked.sizes_bytes or (GPU_SIZES if self.is_gpu else CPU_SIZES)
         self.ports = ports(asked.seed)
@@ -125,10 +136,30 @@ class _Runner:
         answers = self.probers.ask(order, members, timeout_seconds=max(1.0, seconds))
         trials = [as_group(PROBE, group, answers) for group in step.groups]
         self._note_the_lost(members)
-        figures = [f for trial in trials for f in trial.figures if f.metric == METRIC]
-        graded = performance.judge(figures)
+        graded = self._graded([f for trial in trials for f in trial.figures if f.metric == METRIC])
         judged += graded
         return [self._result(trial, graded) for trial in trials]
+
+    def _graded(self, figures: Sequence[Figure]) -> list[Judged]:
+        """Each figure against all of its kind in this search; where it is the only one, as others judge it.
+
+        Not against those that are alike: half of the groups may hold the one slow node, and would pass for a
+        population of their own. What is usual among them, `isolate` says.
+        """
+        for figure in figures:
+            self.seen.setdefault(figure.comparable, []).append(figure.value)
+        graded = []
+        for one in self.yardsticks.assess(figures).judged:
+            seen = self.seen[one.figure.comparable]
+            if len(seen) < ENOUGH_TO_COMPARE or one.grade is Grade.COULD_NOT_RUN:
+                graded.append(one)
+                continue
+            middle = statistics.median(seen)
+            ratio = one.figure.value / middle
+            grade = Grade.SLOW if ratio < isolate.Noise().slow_at else Grade.GOOD
+            against = f"{performance.told(middle, one.figure)}, the median of {len(seen)} in this search"
+            graded.append(Judged(one.figure, grade, "peers", ratio, against))
+        return graded
 
     def _note_the_lost(self, members: Iterable[str]) -> None:
         for node in members:
@@ -148,10 +179,12 @@ class _Runner:
         own = [
             j for j in graded if set(j.figure.nodes) <= set(trial.nodes) and j.figure.size_bytes == largest
         ]
-        whole = [j for j in own if set(j.figure.nodes) == set(trial.nodes)]
-        pairs = {(j.figure.nodes[0], j.figure.nodes[1]): j.ratio for j in own if len(j.figure.nodes) == 2}
-        slow = any(j.grade is Grade.SLOW for j in own)
+        if any(j.grade is Grade.COULD_NOT_RUN for j in own):
+            return isolate.GroupResult(trial.nodes, Grade.COULD_NOT_RUN, detail=own[0].against)
+        told = [j for j in own if j.grade is not Grade.UNTESTED]
+        whole = [j.ratio for j in told if set(j.figure.nodes) == set(trial.nodes)]
+        pairs = {(j.figure.nodes[0], j.figure.nodes[1]): j.ratio for j in told if len(j.figure.nodes) == 2}
         return isolate.GroupResult(
-            trial.nodes, Grade.SLOW if slow else Grade.GOOD,
-            min((j.ratio for j in whole), default=None), pairs if len(trial.nodes) > 2 else {},
+            trial.nodes, Grade.SLOW if any(j.grade is Grade.SLOW for j in told) else Grade.GOOD,
+            min(whole, default=None), pairs if len(trial.nodes) > 2 else {},
         )  # fmt: skip

@@ -2,94 +2,157 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from clustertools import performance
+from clustertools.budget import Plan, ProbeKind, answer_known, plan
 from clustertools.fleet.probing import Hello, Probers
-from clustertools.measurement import Ending, Figure, Grade, Trial
+from clustertools.measurement import Ending, Figure, Grade
 from clustertools.model import Status
 from clustertools.preflight.asked import Asked, Budget, Tell
 from clustertools.preflight.meeting import collective_order, ports
 from clustertools.preflight.record import Record
-from clustertools.preflight_report import Remark, Stage, Untested
+from clustertools.preflight.yardsticks import Yardsticks
+from clustertools.preflight_report import BAD, Remark, Stage, Untested
+from clustertools.probes.clock import Exchange, offset
 
 NAME = "node"
-#: What is measured once more when it is near a line: twice the cost, for the few that need it.
+#: What ended badly, or is near a line, is tried once more: nobody is blamed for one bad moment.
 REPEATS = 2
+#: Exchanges of the time with every node; the quickest counts.
+EXCHANGES = 4
+EXCHANGE_SECONDS = 3.0
 
 
 def _nothing(asked: Asked) -> Mapping[str, Any]:
     return {}
 
 
+def _everyone(asked: Asked, hello: Hello) -> bool:
+    return True
+
+
+def _with_gpu(asked: Asked, hello: Hello) -> bool:
+    return bool(hello.devices)
+
+
+def _with_gpus(asked: Asked, hello: Hello) -> bool:
+    return len(hello.devices) > 1
+
+
+def _with_paths(asked: Asked, hello: Hello) -> bool:
+    return bool(asked.paths_read or asked.paths_written)
+
+
 @dataclass(frozen=True, slots=True)
 class Load:
-    """One probe as the preflight uses it: for which nodes, its parameters, what it takes on eight GPUs, and
-    when it hangs."""
+    """One probe as the preflight uses it: what it looks for, for which nodes, what it takes on eight GPUs
+    before anybody has measured it here, when it hangs, its parameters, and why it is for no node."""
 
     probe: str
-    fits: Callable[[Asked, Hello], bool]
-    cost_seconds: float = 10.0
+    covers: tuple[str, ...]
+    fits: Callable[[Asked, Hello], bool] = _everyone
+    without: str = ""
+    cost_seconds: float = 15.0
     timeout_seconds: float = 60.0
     parameters: Callable[[Asked], Mapping[str, Any]] = _nothing
 
 
-#: In the order in which they are run: the cheap and telling first. Of 419 interruptions of a run on 16,384
-#: H100s, faulty GPUs were 148 and their memory 72, network 35 and the NIC 7 (Llama 3 report, table 5).
 LOADS = (
-    Load("gemm", lambda asked, hello: True),
-    Load("memory", lambda asked, hello: True),
-    Load("host_device", lambda asked, hello: bool(hello.devices)),
-    Load("peer", lambda asked, hello: len(hello.devices) > 1, 15.0),
-    Load("collective", lambda asked, hello: len(hello.devices) > 1, 15.0, 60.0,
-         lambda asked: {"environment": dict(asked.environment)}),
-    Load("storage", lambda asked, hello: bool(asked.paths_read or asked.paths_written), 15.0, 60.0,
-         lambda asked: {"read": list(asked.paths_read), "write": list(asked.paths_written)}),
+    Load("gemm", ("gpu", "gpu-processor", "wrong-data", "thermal"), cost_seconds=10.0),
+    Load("memory", ("gpu", "gpu-memory", "wrong-data"), cost_seconds=10.0),
+    Load("host_device", ("gpu", "link"), _with_gpu, "no node has a GPU that PyTorch can use"),
+    Load("peer", ("gpu", "link", "wrong-data"), _with_gpus, "no node has several GPUs"),
+    Load("collective", ("gpu", "link", "wrong-data"), _with_gpus, "no node has several GPUs",
+         parameters=lambda asked: {"environment": dict(asked.environment)}),
+    Load("storage", ("storage",), _with_paths, "no path was named: --data, --checkpoints",
+         parameters=lambda asked: {"data": list(asked.paths_read), "checkpoint": list(asked.paths_written)}),
 )  # fmt: skip
+#: What the fabric stage is planned with, so that the loads before it leave it its time.
+FABRIC = ProbeKind("fabric", 45.0, ("link", "nic", "wrong-data", "configuration"))
 
 
-def load(asked: Asked, record: Record, probers: Probers, budget: Budget, tell: Tell) -> None:
+def load(
+    asked: Asked, record: Record, probers: Probers, yardsticks: Yardsticks, budget: Budget, tell: Tell
+) -> None:
     """Run the probes that fit into the budget on every node that is left, and grade what they measure."""
     nodes = record.fit(probers.present)
-    figures: list[Figure] = []
     with record.stage(NAME, len(nodes)) as stage:
-        for place, each in enumerate(LOADS):
-            fitting = [n for n in record.fit(nodes) if each.fits(asked, probers.hello[n])]
-            if not fitting:
-                continue
-            if why := _why_not(each, asked, budget):
-                record.untested.append(Untested(f"probe {each.probe}", why, tuple(fitting)))
-                continue
-            tell(Stage(NAME, len(LOADS), place, stage.elapsed_seconds, each.probe))
-            figures += _run(each, asked, fitting, record, probers, budget)
+        figures = _clocks(nodes, probers)
+        planned = planned_loads(asked, [probers.hello[n] for n in nodes], yardsticks, budget.left)
+        chosen = [by_name for step in planned.chosen for by_name in LOADS if by_name.probe == step.name]
+        for name, why in planned.left_out:
+            record.untested.append(Untested(name if name == FABRIC.name else f"probe {name}", why))
+        for place, each in enumerate(chosen):
+            tell(Stage(NAME, len(chosen), place, stage.elapsed_seconds, each.probe))
+            left = record.fit(nodes)
+            fitting = [node for node in left if each.fits(asked, probers.hello[node])]
+            if stop := _known(asked, record, len(chosen) - place):
+                what = ", ".join(one.probe for one in chosen[place:])
+                record.untested.append(Untested(f"probes {what}", stop))
+                stage.note = stop
+                break
+            if fitting:
+                figures += _run(each, asked, fitting, record, probers, yardsticks, budget)
+        _grade(figures, record, yardsticks)
         stage.done = len(record.fit(nodes))
-    grade(figures, record)
 
 
-def _why_not(each: Load, asked: Asked, budget: Budget) -> str:
+def planned_loads(asked: Asked, hellos: Sequence[Hello], yardsticks: Yardsticks, seconds: float) -> Plan:
+    """What of LOADS, and whether the fabric stage, fits into `seconds`, the most promising first."""
+    kinds = [
+        ProbeKind(
+            each.probe, yardsticks.stored.cost_seconds(each.probe) or each.cost_seconds, each.covers,
+            unavailable=_why_not(each, asked, hellos),
+        )
+        for each in LOADS
+    ]  # fmt: skip
+    if FABRIC.name in asked.stages and len(hellos) > 1:
+        kinds.append(FABRIC)
+    return plan(seconds, kinds, yardsticks.stored.history)
+
+
+def _why_not(each: Load, asked: Asked, hellos: Sequence[Hello]) -> str:
     if each.probe in asked.without:
-        return "not to count, as was asked"
-    if each.cost_seconds > budget.left:
-        return f"{each.cost_seconds:g} s are needed, {budget.left:.0f} s are left"
+        return "left out, as was asked"
+    if not any(each.fits(asked, hello) for hello in hellos):
+        return each.without
     return ""
 
 
+def _known(asked: Asked, record: Record, pending: int) -> str:
+    """Why nothing more need be tested, when too few nodes are left whatever else is found."""
+    results = [result for result in record.results() if result.node in asked.everyone]
+    need = asked.terms.need or len(asked.nodes)
+    bad = sum(result.grade in BAD for result in results)
+    at_least = asked.terms.at_least or need
+    return answer_known(candidates=len(results), bad=bad, pending=pending, at_least=at_least)
+
+
 def _run(
-    each: Load, asked: Asked, nodes: Iterable[str], record: Record, probers: Probers, budget: Budget
-) -> list[Figure]:
-    """One probe on all these nodes at once, and a second time where a figure is near a line."""
+    each: Load, asked: Asked, nodes: Iterable[str], record: Record, probers: Probers, yardsticks: Yardsticks,
+    budget: Budget,
+) -> list[Figure]:  # fmt: skip
+    """One probe on all these nodes at once, and a second time where it is in doubt."""
     figures: list[Figure] = []
-    again = list(nodes)
+    again, began, bad = list(nodes), time.monotonic(), False
     for _ in range(REPEATS):
         seconds = max(1.0, min(each.timeout_seconds, budget.left))
         trials = probers.ask(_order(each, asked, again), again, timeout_seconds=seconds)
-        figures += [figure for trial in write_down(trials, record, each.probe) for figure in trial.figures]
-        marginal = {node for figure in performance.assess(figures).marginal for node in figure.nodes}
-        again = [node for node in record.fit(again) if node in marginal]
+        for node, trial in trials.items():
+            record[node].tried(trial, NAME)
+        figures += [figure for trial in trials.values() for figure in trial.figures]
+        assessed = yardsticks.assess(figures)
+        wrong = {n for n, trial in trials.items() if trial.ending in (Ending.CRASH, Ending.HANG)}
+        doubtful = wrong | {node for figure in assessed.marginal for node in figure.nodes}
+        bad = bool(wrong) or any(judged.grade is Grade.SLOW for judged in assessed.judged)
+        again = [node for node in again if node in doubtful and node not in probers.gone]
         if not again or each.cost_seconds > budget.left:
             break
+    yardsticks.ran(each.probe, time.monotonic() - began, bad)
     return figures
 
 
@@ -103,38 +166,29 @@ def _order(each: Load, asked: Asked, nodes: Iterable[str]) -> Mapping[str, Any]:
     return collective_order(alone, here, ports(asked.seed + 1), collective="all_reduce", **parameters)
 
 
-def write_down(trials: Mapping[str, Trial], record: Record, probe: str) -> list[Trial]:
-    """Each node's trial at its record; what is given back are those that were done.
-
-    When more than half of several nodes end badly in the same probe, that is no fault of each of them: a
-    server, a library, the probe itself. They could not be tested, and the cluster is told of.
-    """
-    bad = [t for t in trials.values() if t.ending in (Ending.CRASH, Ending.HANG)]
-    common = len(bad) > 1 and 2 * len(bad) > len(trials)
-    if common:
-        text = f"{probe}: {len(bad)} of {len(trials)} nodes ended badly: look for what they have in common"
-        names = tuple(node for t in bad for node in t.nodes)
-        record.remarks.append(Remark(text, Status.CRITICAL, names, tuple(t.detail for t in bad[:3])))
-    for node, trial in trials.items():
-        if common and trial in bad:
-            reason = f"{probe} ended badly here as on most nodes: {trial.detail}"
-            record[node].think(Grade.COULD_NOT_RUN, reason, f"probe {probe}")
-        else:
-            record[node].tried(trial, NAME)
-    return [t for t in trials.values() if t.ending is Ending.DONE]
+def _clocks(nodes: Sequence[str], probers: Probers) -> list[Figure]:
+    """How far each node's clock is from ours."""
+    exchanges: dict[str, list[Exchange]] = {}
+    for _ in range(EXCHANGES):
+        for node, times in probers.clocks(nodes, seconds=EXCHANGE_SECONDS).items():
+            exchanges.setdefault(node, []).append(Exchange(*times))
+    figures = []
+    for node, told in exchanges.items():
+        try:
+            seconds, _ = offset(told)
+        except ValueError:
+            continue
+        if math.isfinite(seconds):
+            figures.append(Figure("clock", (node,), "offset_seconds", seconds, higher_is_better=False))
+    return figures
 
 
-def grade(figures: Iterable[Figure], record: Record) -> None:
+def _grade(figures: Iterable[Figure], record: Record, yardsticks: Yardsticks) -> None:
     """What all figures of the stage come to, at the nodes and for the cluster."""
-    told = performance.assess(figures)
+    told = yardsticks.assess(figures)
     for one in told.judged:
-        node = record[one.figure.nodes[0]]
-        node.judged.append(one)
-        if one.grade in (Grade.SLOW, Grade.COULD_NOT_RUN):
-            part = f" {one.figure.part}" if one.figure.part else ""
-            value = performance.told(one.figure.value, one.figure)
-            said = f"{performance.name_of(one.figure)}{part}: {value}, {one.ratio:.0%} of {one.against}"
-            node.think(one.grade, said, one.decided_by)
+        record[one.figure.nodes[0]].judged.append(one)
+    yardsticks.accept(told.accepted)
     for remark in told.remarks:
         nodes = remark.sets[0] if len(remark.sets) == 1 else ()
         record.remarks.append(Remark(f"{remark.code}: {remark.sentence}", Status.WARNING, nodes))

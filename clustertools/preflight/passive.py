@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 from clustertools.drift import Drift, drift
-from clustertools.fleet import Fate, Transport
-from clustertools.fleet.looking import Request, look_all
+from clustertools.fleet import Answer, Fate, Transport
+from clustertools.fleet.looking import NodeLook, Request, look_all
 from clustertools.fleet.shipping import Tool
-from clustertools.measurement import Grade
 from clustertools.model import Status
 from clustertools.preflight.asked import Asked, Budget, Tell
-from clustertools.preflight.record import Record
+from clustertools.preflight.record import NodeRecord, Record
 from clustertools.preflight_report import Remark, Stage, folded
 from clustertools.text import plain
 
@@ -43,16 +42,19 @@ def look(
             if told.facts:
                 facts[told.node] = told.facts
             if told.why_not:
-                here.think(
-                    Grade.COULD_NOT_RUN, f"the passive checks: {plain(told.why_not, 300)}", "transport"
-                )
-                here.fate = told.fate.value if told.fate is not Fate.TIMEOUT else here.fate
-            else:
-                here.passed.add(NAME)
+                _note_the_end(here, told)
             stage.done += 1
             tell(Stage(NAME, len(nodes), stage.done, stage.elapsed_seconds))
     record.remarks += _everywhere(record, nodes)
     record.remarks += _differing(facts)
+
+
+def _note_the_end(here: NodeRecord, told: NodeLook) -> None:
+    """A node that did not say all: it may have gone, or may only have been too slow for this stage."""
+    if told.fate in (Fate.COMPLETED, Fate.TIMEOUT):
+        here.doubts.append(f"the passive checks: {plain(told.why_not, 300)}")
+    else:
+        here.away(Answer(here.node, told.fate, reason=told.why_not))
 
 
 def _everywhere(record: Record, nodes: Iterable[str]) -> Iterator[Remark]:
@@ -60,7 +62,8 @@ def _everywhere(record: Record, nodes: Iterable[str]) -> Iterator[Remark]:
     nodes = list(nodes)
     showing: dict[str, list[str]] = {}
     for node in nodes:
-        for code in {f.code for f in record[node].findings if f.status is Status.CRITICAL}:
+        found = (f for verdict in record[node].verdicts for f in verdict.findings)
+        for code in {f.code for f in found if f.status is Status.CRITICAL}:
             showing.setdefault(code, []).append(node)
     for code, who in sorted(showing.items()):
         if len(who) > 2 and len(who) > len(nodes) / 2:

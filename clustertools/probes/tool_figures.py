@@ -17,13 +17,21 @@ from clustertools.measurement import Ending, Figure, Trial
 
 _GB = 1e9
 _NOTHING_SAID = "it printed no figure and no error"
-#: Tests of nvbandwidth by how their names begin, to the probe that they are figures of.
+#: Tests of nvbandwidth by how their names begin, to the probe that they are figures of, and its metric.
 _COPIES = (
-    ("host_device_latency", "host_device"), ("device_to_device_latency", "peer"), ("host_to_", "host_device"),
-    ("device_to_host", "host_device"), ("host_device", "host_device"), ("all_to_host", "host_device"),
-    ("host_to_all", "host_device"), ("device_local", "memory"), ("device_to_device", "peer"),
-    ("all_to_one", "peer"), ("one_to_all", "peer"), ("multinode", "peer"),
-)  # fmt: skip
+    ("host_device_latency", "host_device", "latency_seconds"),
+    ("device_to_device_latency", "peer", "latency_seconds"),
+    ("host_to_device_bidirectional", "host_device", "both_ways_bytes_per_second"),
+    ("device_to_host_bidirectional", "host_device", "both_ways_bytes_per_second"),
+    ("host_to_", "host_device", "host_to_device_bytes_per_second"),
+    ("device_to_host", "host_device", "device_to_host_bytes_per_second"),
+    ("all_to_host", "host_device", "device_to_host_bytes_per_second"),
+    ("device_local", "memory", "memory_copy_bytes_per_second"),
+    ("device_to_device", "peer", "peer_copy_bytes_per_second"),
+    ("all_to_one", "peer", "peer_copy_bytes_per_second"),
+    ("one_to_all", "peer", "peer_copy_bytes_per_second"),
+    ("multinode", "peer", "peer_copy_bytes_per_second"),
+)
 _PERFTEST_LATENCIES = {"typical_microseconds": "latency_seconds", "p99_microseconds": "latency_p99_seconds"}
 #: DCGM's severities (dcgm_errors.h): to watch, and to set right by configuration; neither is broken hardware.
 _NO_HARDWARE = (1, 5)
@@ -116,7 +124,7 @@ def from_nvbandwidth(told: Mapping[str, Any], node: str, *, parts: Sequence[str]
     evidence: list[str] = []
     ending, detail = Ending.DONE, ""
     for test in told["tests"]:
-        probe = next((probe for begin, probe in _COPIES if test["name"].startswith(begin)), "")
+        found = [(probe, metric) for begin, probe, metric in _COPIES if test["name"].startswith(begin)]
         if test["status"] in ("failed", "error"):
             evidence.append(f"{test['name']}: {test['message'] or test['status']}")
             # "Invalid value when checking the pattern at 0x7f..": it compares the buffer after the copies
@@ -124,15 +132,18 @@ def from_nvbandwidth(told: Mapping[str, Any], node: str, *, parts: Sequence[str]
                 ending, detail = Ending.WRONG_DATA, evidence[-1]
             elif ending is Ending.DONE:
                 ending, detail = Ending.CRASH, evidence[-1]
-        elif not probe:
+        elif not found:
             evidence.append(f"{test['name']}: not known, not used")
-        figures += _cells(test, probe, node, parts) if probe else ()
+        if found:
+            figures += _cells(test, *found[0], node, parts)
     if not figures and ending is Ending.DONE:
         ending, detail = Ending.COULD_NOT_RUN, _NOTHING_SAID
     return Trial("nvbandwidth", (node,), ending, tuple(figures), detail, tuple(evidence))
 
 
-def _cells(test: Mapping[str, Any], probe: str, node: str, parts: Sequence[str]) -> Iterable[Figure]:
+def _cells(
+    test: Mapping[str, Any], probe: str, metric: str, node: str, parts: Sequence[str]
+) -> Iterable[Figure]:
     in_seconds = {"ns": 1e-9, "us": 1e-6}.get(test["unit"])
     in_bytes = {"GB/s": 1e9, "MB/s": 1e6}.get(test["unit"])
 
@@ -145,12 +156,12 @@ def _cells(test: Mapping[str, Any], probe: str, node: str, parts: Sequence[str])
             # a GPU with itself is printed as 0.00 or N/A
             if not value or (between and x == y):
                 continue
-            where = f"{part(y)}>{part(x)}" if between else part(x)
+            where = f"{part(y)} to {part(x)}" if between else part(x)
             variant = f"nvbandwidth {test['name']}"
             if in_seconds is not None:
-                yield Figure(probe, (node,), "latency_seconds", value * in_seconds, where, 0, variant, False)
+                yield Figure(probe, (node,), metric, value * in_seconds, where, 0, variant, False)
             elif in_bytes is not None:
-                yield Figure(probe, (node,), "bytes_per_second", value * in_bytes, where, 0, variant)
+                yield Figure(probe, (node,), metric, value * in_bytes, where, 0, variant)
 
 
 def from_ib_write_bw(told: Mapping[str, Any], nodes: Sequence[str]) -> Trial:
@@ -172,14 +183,26 @@ def from_ib_write_bw(told: Mapping[str, Any], nodes: Sequence[str]) -> Trial:
             size = row["size_bytes"]
             if row.get("average_gigabits_per_second"):
                 value = row["average_gigabits_per_second"] * 1e9 / 8
-                figures.append(Figure("rdma", tuple(nodes), "bytes_per_second", value, device, size, variant))
+                figures.append(
+                    Figure(
+                        "ib_write_bw",
+                        tuple(nodes),
+                        "rdma_write_bytes_per_second",
+                        value,
+                        device,
+                        size,
+                        variant,
+                    )
+                )
             for key, metric in _PERFTEST_LATENCIES.items():
                 if row.get(key):
                     value = row[key] * 1e-6
-                    figures.append(Figure("rdma", tuple(nodes), metric, value, device, size, variant, False))
+                    figures.append(
+                        Figure("ib_write_bw", tuple(nodes), metric, value, device, size, variant, False)
+                    )
     if not figures:
-        return Trial("rdma", tuple(nodes), Ending.COULD_NOT_RUN, (), _NOTHING_SAID, tuple(evidence))
-    return Trial("rdma", tuple(nodes), Ending.DONE, tuple(figures), "", tuple(evidence))
+        return Trial("ib_write_bw", tuple(nodes), Ending.COULD_NOT_RUN, (), _NOTHING_SAID, tuple(evidence))
+    return Trial("ib_write_bw", tuple(nodes), Ending.DONE, tuple(figures), "", tuple(evidence))
 
 
 def from_dcgm_diag(told: Mapping[str, Any], node: str) -> Trial:

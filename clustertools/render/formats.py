@@ -250,31 +250,33 @@ def junit(verdicts: Sequence[Verdict]) -> str:
         counts = Counter(v.status for v in cases)
         when = datetime.datetime.fromtimestamp(min(v.time for v in cases), datetime.timezone.utc)
         suite = Xml.SubElement(
-            root, "testsuite", name=_xml(node), tests=str(len(cases)), hostname=_xml(cases[0].subject.node),
-            failures=str(counts[Status.CRITICAL]), errors=str(counts[Status.UNKNOWN]),
-            skipped=str(counts[Status.SKIPPED]), timestamp=when.strftime("%Y-%m-%dT%H:%M:%S"),
+            root, "testsuite", name=xml_text(node), tests=str(len(cases)),
+            hostname=xml_text(cases[0].subject.node), failures=str(counts[Status.CRITICAL]),
+            errors=str(counts[Status.UNKNOWN]), skipped=str(counts[Status.SKIPPED]),
+            timestamp=when.strftime("%Y-%m-%dT%H:%M:%S"),
             time=f"{sum(v.elapsed_seconds for v in cases):.3f}",
         )  # fmt: skip
         for verdict in cases:
             case = Xml.SubElement(
-                suite, "testcase", name=_xml(verdict.check), classname=_xml(node),
+                suite, "testcase", name=xml_text(verdict.check), classname=xml_text(node),
                 time=f"{verdict.elapsed_seconds:.3f}",
             )  # fmt: skip
             long = "\n".join(_text_of(verdict, 0, False, 0))
             tag = _JUNIT.get(verdict.status)
             if tag:
                 kind = ",".join(sorted(verdict.codes)) or verdict.status.name
-                outcome = Xml.SubElement(case, tag, message=_xml(summary(verdict)), type=_xml(kind))
-                outcome.text = _xml(long) if tag != "skipped" else None
+                outcome = Xml.SubElement(case, tag, message=xml_text(summary(verdict)), type=xml_text(kind))
+                outcome.text = xml_text(long) if tag != "skipped" else None
             elif verdict.status is Status.WARNING:
-                Xml.SubElement(case, "system-out").text = _xml(long)
+                Xml.SubElement(case, "system-out").text = xml_text(long)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + Xml.tostring(root, encoding="unicode")
 
 
 _JUNIT = {Status.CRITICAL: "failure", Status.UNKNOWN: "error", Status.SKIPPED: "skipped"}
 
 
-def _xml(text: str) -> str:
+def xml_text(text: str) -> str:
+    """`text` with "?" for each character that XML does not allow."""
     return _NOT_XML.sub("?", text)
 
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from clustertools.measurement import Grade, Suspect
 from clustertools.model import Finding, Status
 from clustertools.preflight_report import (
-    BAD,
     WORST_FIRST,
     Decision,
     NodeResult,
@@ -25,8 +24,10 @@ from clustertools.preflight_report import (
     number,
     results,
     state,
+    suspect_ends,
 )
 from clustertools.render.formats import paint
+from clustertools.render.plot import text_heat_map
 from clustertools.text import in_words, plain
 
 #: More distinct answers of one kind than this are told as one, with an example.
@@ -98,7 +99,7 @@ def _finding_in_words(finding: Finding) -> str:
 
 
 def text(report: Report, *, color: bool = False, width: int = 80, verbose: int = 0) -> str:
-    """The whole report for a terminal of `width` columns; `verbose` adds evidence."""
+    """The whole report for a terminal of `width` columns; `verbose` adds evidence and pairs."""
     verdict = report.verdict
     lines = [*_headline(verdict, color, width), *_counts(report, verdict, width)]
     lines += [line for warning in verdict.warnings for line in wrap(f"! {warning}", "  ", width)]
@@ -107,6 +108,9 @@ def text(report: Report, *, color: bool = False, width: int = 80, verbose: int =
     lines += _warned_lines(report, color, width)
     for remark in report.remarks:
         lines += _remark_lines(remark, color, width)
+    if verbose and (cells := text_heat_map(*pair_ratios(report), width=width - 2)):
+        lines.append("pairs, in tenths of what was expected (#: all of it, .: not measured)")
+        lines += [f"  {line}" for line in cells]
     if report.untested:
         lines.append("not tested")
         lines += [line for untested in report.untested for line in _untested_lines(untested, width)]
@@ -179,22 +183,30 @@ def _marked(word: str, status: Status, said: str, color: bool, width: int) -> It
 
 
 def _suspect_lines(suspect: Suspect, color: bool, width: int) -> Iterator[str]:
-    ends = " <-> ".join(plain(name, 4000) for name in suspect.names)
-    said = f"{plain(suspect.kind, 40)} {ends}"
+    said = f"{plain(suspect.kind, 40)} {' <-> '.join(suspect_ends(suspect))}"
     yield from _marked(suspect.grade.value, _STATUS[suspect.grade], said, color, width)
     why = f"{plain(suspect.because)} [confidence {suspect.confidence:.2f}]".strip()
     yield from wrap(why, " " * _INDENT, width)
 
 
-def _warned_lines(report: Report, color: bool, width: int) -> Iterator[str]:
-    """Findings on nodes that are good all the same."""
-    groups: dict[str, tuple[str, list[str]]] = {}
+def warned(report: Report) -> list[tuple[str, list[str]]]:
+    """Findings on nodes that are good all the same: words (but for numbers those of all), and the nodes."""
+    groups: dict[str, dict[str, str]] = {}
     for name, result in results(report).items():
-        for finding in result.findings if result.grade not in BAD and state(result) == "good" else ():
+        for finding in result.findings if state(result) == Grade.GOOD.value else ():
             if finding.status >= Status.WARNING:
                 said = _finding_in_words(finding)
-                groups.setdefault(_NUMBER.sub("#", said), (said, []))[1].append(name)
-    for said, names in groups.values():
+                groups.setdefault(_NUMBER.sub("#", said), {}).setdefault(name, said)
+    found = []
+    for by_name in groups.values():
+        name, said = next(iter(by_name.items()))
+        example = f"for example {plain(name, 100)}: " if len(set(by_name.values())) > 1 else ""
+        found.append((example + said, list(by_name)))
+    return found
+
+
+def _warned_lines(report: Report, color: bool, width: int) -> Iterator[str]:
+    for said, names in warned(report):
         yield from _marked("warning", Status.WARNING, folded(names), color, width)
         yield from wrap(said, " " * _INDENT, width)
 
@@ -211,6 +223,21 @@ def _untested_lines(untested: Untested, width: int) -> Iterator[str]:
     nodes = f" on {folded(untested.nodes)}" if untested.nodes else ""
     must = " (required)" if untested.required else ""
     yield from wrap(f"{plain(untested.what)}{nodes}{must}: {plain(untested.why)}", "  ", width)
+
+
+def pair_ratios(report: Report) -> tuple[list[str], dict[tuple[str, str], float], dict[str, str]]:
+    """For a heat map: the nodes, those of one leaf switch together so that a slow one shows as a band; the
+    lowest ratio of each pair; each node's leaf switch, where it is known."""
+    by_name = results(report)
+    ratios: dict[tuple[str, str], float] = {}
+    for judged in report.pair_figures:
+        a, b = sorted(set(judged.figure.nodes))
+        ratios[a, b] = min(judged.ratio, ratios.get((a, b), judged.ratio))
+    tested = {name for pair in ratios for name in pair}
+    leaves = {name: result.leaf for name, result in by_name.items() if result.leaf}
+    order = {leaf: place for place, leaf in enumerate(dict.fromkeys(leaves.values()))}
+    names = [name for name in (*by_name, *sorted(tested - set(by_name))) if name in tested]
+    return sorted(names, key=lambda n: order.get(leaves.get(n, ""), len(order))), ratios, leaves
 
 
 def stage_in_words(stage: Stage) -> str:

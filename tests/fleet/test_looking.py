@@ -19,8 +19,9 @@ from clustertools.errors import ConfigError
 from clustertools.fleet import Answer, Fate
 from clustertools.fleet.looking import NodeLook, Request, look_all, read_answer
 from clustertools.fleet.shipping import Tool
+from clustertools.fleet.typed import typed
 from clustertools.host import Completed, RecordedHost
-from clustertools.model import Status
+from clustertools.model import Status, Verdict, from_data, to_data
 from tests.fleet.pretended_nodes import PretendedNodes, pretended_node, program
 
 HOSTS = Path(__file__).parent.parent / "hosts"
@@ -190,6 +191,14 @@ def test_an_answer_is_read_and_is_about_the_node_that_was_asked():
     assert told.verdicts[0].subject.node == "n1"
     assert told.facts["driver.nvidia"]
     assert told.version
+
+
+def test_every_verdict_of_a_node_is_read_as_it_was_written():
+    told = [line for line in look(Request(facts=False)) if line["kind"] == "verdict"]
+    assert len(told) > 40
+    for line in told:
+        assert typed(Verdict, line) == from_data(Verdict, line)
+        assert json.loads(json.dumps(to_data(typed(Verdict, line)))).items() <= line.items()
 
 
 def test_what_came_before_the_end_is_kept():

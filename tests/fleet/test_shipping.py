@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from clustertools.fleet import Answer, Fate, shipping
+from clustertools.fleet.local import LocalTransport
 from clustertools.fleet.shipping import Tool, archive, bootstrap, build_archive
 from clustertools.host import Completed
 from tests.fleet.pretended_nodes import BARE, PretendedNodes, pretended_node, program
@@ -57,6 +58,34 @@ def test_it_holds_checks_playbooks_data_dependencies_and_their_licences(pyz):
     assert any(name.startswith("clustertools/playbooks/") and name.endswith(".yaml") for name in names)
     assert {n.split("/")[1] for n in names if n.startswith("licences/")} >= {*shipping.DEPENDENCIES}
     assert not [name for name in names if name.endswith((".so", ".pyc"))]
+
+
+def test_whatever_is_installed_is_in_the_archive_and_is_not_opened_as_a_file(pyz):
+    repository = Path(__file__).parent.parent.parent
+    names = set(zipfile.ZipFile(pyz).namelist())
+    for folder, place in (("clustertools", ""), ("checks", "clustertools/"), ("playbooks", "clustertools/")):
+        there = {
+            f"{place}{path.relative_to(repository).as_posix()}"
+            for path in (repository / folder).rglob("*")
+            if path.is_file() and "__pycache__" not in path.parts
+        }
+        assert there <= names
+    # in an archive there is no file: catalog.packaged_text and importlib.resources read there as well
+    opening = [
+        str(path.relative_to(repository))
+        for folder in ("clustertools", "checks")
+        for path in sorted((repository / folder).rglob("*.py"))
+        if "__file__" in path.read_text()
+    ]
+    assert opening == ["clustertools/catalog/__init__.py", "clustertools/check.py"]
+    ask = (
+        f"import sys; sys.path.insert(0, {str(pyz)!r}); from importlib import resources\n"
+        "from clustertools.catalog import hardware, performance\n"
+        "print(len(performance.gpu_rows()), len(hardware.catalogue()))\n"
+        "print(len(resources.files('clustertools.render').joinpath('preflight.html').read_text()))"
+    )
+    done = bare("-c", ask)
+    assert done.returncode == 0, done.stderr
 
 
 def test_it_runs_by_a_relative_path(pyz):
@@ -120,10 +149,25 @@ def test_checks_of_a_site_are_found_beside_those_of_the_archive(pyz, tmp_path):
     assert int(words[2]) > 60
 
 
-def test_probe_says_which_there_are(pyz):
-    done = bare(pyz, "probe", "no_such")
+@pytest.mark.parametrize("words", [(), ("no_such",), ("children",), ("../serve",)])
+def test_what_is_no_probe_is_not_run(pyz, words):
+    done = bare(pyz, "probe", *words)
     assert done.returncode == 3
-    assert "probe needs one of" in done.stderr
+    assert "there is no probe" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_prober_speaks_from_the_archive_by_a_python_that_was_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with LocalTransport("n1") as here:
+        tool = Tool.install(here, ["n1"], installed=None)
+        talk = here.talk(["n1"], tool.argv("probe", "serve", "--without-torch", python=BARE))
+        hello = json.loads(next(talk.receive(30)).text)["hello"]
+        assert hello["node"] == "n1"
+        talk.send('{"end": true}')
+        [end] = talk.receive(30)
+        assert end.completed.returncode == 0, end.completed.stderr
+        talk.close()
 
 
 # the bootstrap
@@ -171,8 +215,8 @@ def test_modules_of_the_user_are_not_ours(node, tmp_path):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('a module of the user was imported')")
     nodes = PretendedNodes({"n1": {**node, "PYTHONPATH": str(tmp_path), "PYTHONSTARTUP": "/nowhere"}})
     tool = Tool.install(nodes, ["n1"])
-    [answer] = nodes.run(["n1"], tool.argv("--version"))
-    assert answer.completed.returncode == 0, answer.completed.stderr
+    [answer] = nodes.run(["n1"], tool.argv("check", "cpu_count", "--json"))
+    assert '"cpu_count"' in answer.completed.stdout, answer.completed.stderr
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 something else", b"cut"])

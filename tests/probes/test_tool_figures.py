@@ -88,8 +88,8 @@ def test_nvbandwidth_gives_each_gpu_its_figure_and_none_for_a_gpu_with_itself():
     assert [(f.probe, f.part, f.value) for f in trial.figures] == [
         ("host_device", "gpu@0000:18:00.0", 55.28e9),
         ("host_device", "gpu@0000:2a:00.0", 55.3e9),
-        ("peer", "gpu@0000:18:00.0>gpu@0000:2a:00.0", 276.07e9),
-        ("peer", "gpu@0000:2a:00.0>gpu@0000:18:00.0", 276.19e9),
+        ("peer", "gpu@0000:18:00.0 to gpu@0000:2a:00.0", 276.07e9),
+        ("peer", "gpu@0000:2a:00.0 to gpu@0000:18:00.0", 276.19e9),
     ]
 
 

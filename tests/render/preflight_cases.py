@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 
 from clustertools.measurement import Figure, Grade, Judged, Suspect
@@ -211,6 +212,7 @@ def hostile() -> Report:
     )
 
 
+@functools.cache
 def large(count: int = 1024, seed: int = 3) -> Report:
     """Thirty-two to a leaf; about one in fifty with something, each with its own numbers."""
     draw = random.Random(seed)

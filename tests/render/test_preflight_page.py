@@ -13,7 +13,7 @@ from clustertools.measurement import Grade
 from clustertools.preflight_report import NodeResult, Report, Terms
 from clustertools.render.preflight_page import ROWS_SHOWN, page
 from tests.lab.browser import measure, needs_chromium
-from tests.render.preflight_cases import MARKUP, hostile, large, node, small
+from tests.render.preflight_cases import MARKUP, curve, hostile, large, node, small
 
 _VOID = {"meta", "link", "img", "br", "hr", "input", "wbr", "col"}
 
@@ -120,9 +120,13 @@ def test_hundreds_of_bad_nodes_do_not_bury_the_rest():
 
 
 def test_the_worst_node_of_a_grade_comes_first():
-    text = Reader(page(large())).text
-    assert text.index("gpu0297") < text.index("gpu0415") or "gpu0297" not in text
-    assert text.index("0.28 of its peers") < text.index("no route to host")
+    mild = node("n1", Grade.SLOW, "a little", judged=curve(("n1",), 0.8, Grade.SLOW))
+    away = node("n2", Grade.UNTESTED, "away", judged=())
+    worse = node("n3", Grade.SLOW, "a lot", judged=curve(("n3",), 0.2, Grade.SLOW))
+    wrong = node("n4", Grade.WRONG_DATA, "wrong sums")
+    text = Reader(page(Report(1.0, 2.0, ("n1", "n2", "n3", "n4"), (mild, away, worse, wrong)))).text
+    places = [text.index(word) for word in ("wrong sums", "a lot", "a little", "away")]
+    assert places == sorted(places)
 
 
 def test_jinja_is_imported_for_a_page_only():

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clustertools.measurement import Grade
+from clustertools.model import Finding, Status, Subject
 from clustertools.preflight_report import NodeResult, Report, Stage, Terms
-from clustertools.render.preflight_text import ANSWERS_SHOWN, progress, text, wrap
+from clustertools.render.preflight_text import ANSWERS_SHOWN, progress, text, warned, wrap
 from tests.render.preflight_cases import hostile, large, node, small
 
 
@@ -37,6 +38,15 @@ def test_each_answer_says_who_why_and_how_it_is_known():
     assert "| volatile uncorrected: 3" in text(small(), verbose=1)
 
 
+def test_pairs_are_shown_when_asked_for_and_when_they_fit():
+    lines = text(small(), verbose=1).splitlines()
+    at = lines.index("pairs, in tenths of what was expected (#: all of it, .: not measured)")
+    assert lines[at + 1] == "  gpu001 .####555555"
+    assert lines[at + 6] == "  gpu008 55555.#####"
+    assert "pairs, in tenths" not in text(small())
+    assert "pairs, in tenths" in text(large(), verbose=1)  # by leaf switch
+
+
 @pytest.mark.parametrize("width", [40, 80, 120])
 def test_no_line_is_wider_than_the_terminal(width):
     for report in (small(), large(), hostile()):
@@ -57,6 +67,17 @@ def test_many_different_reasons_of_one_kind_are_not_all_told():
     said = text(Report(1.0, 2.0, tuple(n.node for n in nodes), nodes))
     assert said.count("because of") == ANSWERS_SHOWN
     assert f"for {26 - ANSWERS_SHOWN} more reasons" in said
+
+
+def test_warnings_on_good_nodes_are_told_once():
+    def clock(name: str, rate: str) -> NodeResult:
+        finding = Finding("gpu_clock", "GpuClockLow", Subject(node=name), Status.WARNING, f"{rate} MHz")
+        return NodeResult(name, Grade.GOOD, findings=(finding,))
+
+    alike = warned(Report(1.0, 2.0, ("n1", "n2"), (clock("n1", "1410"), clock("n2", "1410"))))
+    assert alike == [("GpuClockLow 1410 MHz", ["n1", "n2"])]
+    unlike = warned(Report(1.0, 2.0, ("n1", "n2"), (clock("n1", "1410"), clock("n2", "1200"))))
+    assert unlike == [("for example n1: GpuClockLow 1410 MHz", ["n1", "n2"])]
 
 
 def test_none_and_one_node():
