@@ -10,12 +10,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from clustertools.catalog import packaged_text
 from clustertools.errors import ConfigError
 
-_FILE = Path(__file__).parent / "performance.yaml"
+_FILE = "performance.yaml"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ def _made(make: Any, rows: Iterable[Mapping[str, Any]]) -> Iterable[Any]:
         try:
             yield make(row)
         except (KeyError, TypeError, ValueError) as exc:
-            raise ConfigError(f"{_FILE.name}: the row {row.get('name', row)} is wrong: {exc!r}") from exc
+            raise ConfigError(f"{_FILE}: the row {row.get('name', row)} is wrong: {exc!r}") from exc
 
 
 @functools.cache
@@ -101,7 +101,7 @@ def _document() -> Mapping[str, Any]:
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    document: Mapping[str, Any] = loader(_FILE.read_text(encoding="utf-8")).get_single_data()
+    document: Mapping[str, Any] = loader(packaged_text(_FILE)).get_single_data()
     return document
 
 

@@ -12,6 +12,7 @@ ends, the agents end their programs, and the allocation of our own is given back
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -152,6 +153,11 @@ class SrunTransport:
             job = job_nodes(self.host, self.job_id)
             if job.state not in _RUNNING:
                 raise ConfigError(f"job {self.job_id} is {job.state}: nothing can be started in it")
+            if os.geteuid() not in (0, job.user_id):
+                raise ConfigError(
+                    f"job {self.job_id} belongs to {plain(job.user)}: "
+                    "Slurm starts steps for a job's owner only; run this as they, or on idle nodes"
+                )
             self._job = job
         strangers = [n for n in nodes if n not in self._job.nodes]
         if strangers:

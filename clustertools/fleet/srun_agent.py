@@ -12,6 +12,7 @@ To the head, each line begins with MARK and is short, for srun keeps lines up to
 
 import base64
 import contextlib
+import ctypes
 import os
 import selectors
 import signal
@@ -181,13 +182,49 @@ class Program:
         self.end()
 
     def end(self) -> str:
-        """Kill the program and what it started; what became of it, in words."""
+        """Kill the program and all that it started; what became of it, in words."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.child.pid, signal.SIGKILL)
         if not self.wait():
             return f"process {self.child.pid} cannot be killed (it hangs in the kernel, state D)"
+        end_orphans()
         self.drain()
         return "it was killed"
+
+
+def adopt_orphans() -> None:
+    """Have processes whose parent ends become ours: Slurm itself loses sight of them without cgroups."""
+    set_child_subreaper = 36  # PR_SET_CHILD_SUBREAPER, <linux/prctl.h>
+    with contextlib.suppress(OSError):  # a system without it leaves them to Slurm
+        ctypes.CDLL(None).prctl(set_child_subreaper, 1, 0, 0, 0)
+
+
+def end_orphans() -> None:
+    """Kill what is left below us, however it set itself apart; the program itself has ended."""
+    until = time.monotonic() + MOMENT_SECONDS
+    while time.monotonic() < until:
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            return
+        for pid in below(os.getpid()):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+
+
+def below(top: int) -> "list[int]":
+    """The processes that descend from `top`."""
+    parents = {}
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:
+            # 4711 (a name) b) S 4710 ...
+            parents[int(name)] = int(file.read().rpartition(b")")[2].split()[1])
+    found = [top]
+    for pid in found:
+        found += [child for child, parent in parents.items() if parent == pid]
+    return found[1:]
 
 
 def wait_for_go(head: Head, node: str) -> "list[bytes] | None":
@@ -206,6 +243,7 @@ def on_term(*_: object) -> None:
 def main(mark: str, seconds: str, cap: str, *words: str) -> None:
     head, node = Head(mark), os.environ["SLURMD_NODENAME"]
     signal.signal(signal.SIGTERM, on_term)
+    adopt_orphans()
     with contextlib.suppress(HeadGone, BrokenPipeError):  # srun is gone, and nobody listens
         head.tell(f"h {node} {os.environ.get('SLURM_STEP_ID', '')}")
         lines = wait_for_go(head, node)

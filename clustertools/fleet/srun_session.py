@@ -76,6 +76,8 @@ class _Step:
     said: dict[str, str] = field(default_factory=dict)
     last: deque[str] = field(default_factory=lambda: deque(maxlen=5))
     is_over: bool = False
+    #: A node of it is gone, so srun will not end by itself.
+    is_broken: bool = False
 
 
 def slurm_environment() -> dict[str, str]:
@@ -145,17 +147,15 @@ class Session:
                 self._turn(0.1)
         for step in self._steps:
             step.pipes.end_input()
-        self._wait_for_ends(MOMENT_SECONDS if not self._has_lost() else 0.5)
+        if not all(step.is_broken for step in self._open_steps()):
+            self._wait_for_ends(MOMENT_SECONDS)
         for step in self._open_steps():
             _signal(step.pipes.process, signal.SIGTERM)
-        self._wait_for_ends(MOMENT_SECONDS)
+        self._wait_for_ends(1.0)
         for step in self._open_steps():
             _signal(step.pipes.process, signal.SIGKILL)
             self._cancel(step)
         self._wait_for_ends(MOMENT_SECONDS)
-
-    def _has_lost(self) -> bool:
-        return any(set(s.launch.nodes) - set(s.tasks.values()) or not s.went for s in self._open_steps())
 
     def _open_steps(self) -> list[_Step]:
         return [step for step in self._steps if not step.is_over]
@@ -299,7 +299,9 @@ class Session:
         text = plain(labelled[2] if labelled else line)
         if not text:
             return
-        step.last.append(text)
+        # "srun: cluster configuration lacks support for cpu binding" is no reason for anything
+        if labelled or re.search(r"\b(error|fatal): ", text):
+            step.last.append(text)
         if labelled and int(labelled[1]) in step.tasks:
             step.said[step.tasks[int(labelled[1])]] = text
         # srun: error: Task launch for StepId=5.0 failed on node n8: Socket timed out on send/recv operation
@@ -349,6 +351,8 @@ class Session:
         if node not in self.waited_for:
             return
         self.waited_for.discard(node)
+        for step in self._open_steps() if fate is not Fate.COMPLETED else ():
+            step.is_broken |= node in step.launch.nodes
         seen = self.nodes[node]
         rest = _text(seen.out)
         if rest and not self.cap_bytes:  # a last line without an end

@@ -7,14 +7,15 @@ rounds are used up, or the time is.
 from __future__ import annotations
 
 import itertools
+import statistics
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from clustertools import isolate
+from clustertools import isolate, performance
 from clustertools.fleet import Fate
 from clustertools.fleet.probing import Probers, as_group
-from clustertools.measurement import Ending, Grade, Judged, Trial
+from clustertools.measurement import Ending, Figure, Grade, Judged, Trial
 from clustertools.preflight.asked import Asked, Budget, Tell
 from clustertools.preflight.meeting import MeetingPlace, collective_order, meeting_place, ports
 from clustertools.preflight.record import Record
@@ -33,6 +34,8 @@ CPU_SIZES = (64 << 10, 4 * MIB)
 WARMUP, ITERATIONS = 2, 5
 #: A group that is not done by then hangs: setting up NCCL over a thousand ranks takes tens of seconds.
 GPU_ROUND_SECONDS, CPU_ROUND_SECONDS = 60.0, 20.0
+#: Fewer figures of a kind than this say nothing of what is usual.
+ENOUGH_TO_COMPARE = 3
 #: No round is begun with less time than this.
 LEAST_SECONDS = 5.0
 
@@ -117,6 +120,7 @@ class _Runner:
     ) -> None:  # fmt: skip
         self.asked, self.probers, self.record = asked, probers, record
         self.budget, self.place, self.yardsticks = budget, place, yardsticks
+        self.seen: dict[tuple[object, ...], list[float]] = {}
         self.is_gpu = all(probers.hello[n].devices for n in probers.present)
         self.sizes = asked.sizes_bytes or (GPU_SIZES if self.is_gpu else CPU_SIZES)
         self.ports = ports(asked.seed)
@@ -132,10 +136,30 @@ class _Runner:
         answers = self.probers.ask(order, members, timeout_seconds=max(1.0, seconds))
         trials = [as_group(PROBE, group, answers) for group in step.groups]
         self._note_the_lost(members)
-        figures = [f for trial in trials for f in trial.figures if f.metric == METRIC]
-        graded = self.yardsticks.assess(figures).judged
+        graded = self._graded([f for trial in trials for f in trial.figures if f.metric == METRIC])
         judged += graded
         return [self._result(trial, graded) for trial in trials]
+
+    def _graded(self, figures: Sequence[Figure]) -> list[Judged]:
+        """Each figure against all of its kind in this search; where it is the only one, as others judge it.
+
+        Not against those that are alike: half of the groups may hold the one slow node, and would pass for a
+        population of their own. What is usual among them, `isolate` says.
+        """
+        for figure in figures:
+            self.seen.setdefault(figure.comparable, []).append(figure.value)
+        graded = []
+        for one in self.yardsticks.assess(figures).judged:
+            seen = self.seen[one.figure.comparable]
+            if len(seen) < ENOUGH_TO_COMPARE or one.grade is Grade.COULD_NOT_RUN:
+                graded.append(one)
+                continue
+            middle = statistics.median(seen)
+            ratio = one.figure.value / middle
+            grade = Grade.SLOW if ratio < isolate.Noise().slow_at else Grade.GOOD
+            against = f"{performance.told(middle, one.figure)}, the median of {len(seen)} in this search"
+            graded.append(Judged(one.figure, grade, "peers", ratio, against))
+        return graded
 
     def _note_the_lost(self, members: Iterable[str]) -> None:
         for node in members:
@@ -155,10 +179,12 @@ class _Runner:
         own = [
             j for j in graded if set(j.figure.nodes) <= set(trial.nodes) and j.figure.size_bytes == largest
         ]
-        whole = [j for j in own if set(j.figure.nodes) == set(trial.nodes)]
-        pairs = {(j.figure.nodes[0], j.figure.nodes[1]): j.ratio for j in own if len(j.figure.nodes) == 2}
-        slow = any(j.grade is Grade.SLOW for j in own)
+        if any(j.grade is Grade.COULD_NOT_RUN for j in own):
+            return isolate.GroupResult(trial.nodes, Grade.COULD_NOT_RUN, detail=own[0].against)
+        told = [j for j in own if j.grade is not Grade.UNTESTED]
+        whole = [j.ratio for j in told if set(j.figure.nodes) == set(trial.nodes)]
+        pairs = {(j.figure.nodes[0], j.figure.nodes[1]): j.ratio for j in told if len(j.figure.nodes) == 2}
         return isolate.GroupResult(
-            trial.nodes, Grade.SLOW if slow else Grade.GOOD,
-            min((j.ratio for j in whole), default=None), pairs if len(trial.nodes) > 2 else {},
+            trial.nodes, Grade.SLOW if any(j.grade is Grade.SLOW for j in told) else Grade.GOOD,
+            min(whole, default=None), pairs if len(trial.nodes) > 2 else {},
         )  # fmt: skip

@@ -60,6 +60,34 @@ def test_it_holds_checks_playbooks_data_dependencies_and_their_licences(pyz):
     assert not [name for name in names if name.endswith((".so", ".pyc"))]
 
 
+def test_whatever_is_installed_is_in_the_archive_and_is_not_opened_as_a_file(pyz):
+    repository = Path(__file__).parent.parent.parent
+    names = set(zipfile.ZipFile(pyz).namelist())
+    for folder, place in (("clustertools", ""), ("checks", "clustertools/"), ("playbooks", "clustertools/")):
+        there = {
+            f"{place}{path.relative_to(repository).as_posix()}"
+            for path in (repository / folder).rglob("*")
+            if path.is_file() and "__pycache__" not in path.parts
+        }
+        assert there <= names
+    # in an archive there is no file: catalog.packaged_text and importlib.resources read there as well
+    opening = [
+        str(path.relative_to(repository))
+        for folder in ("clustertools", "checks")
+        for path in sorted((repository / folder).rglob("*.py"))
+        if "__file__" in path.read_text()
+    ]
+    assert opening == ["clustertools/catalog/__init__.py", "clustertools/check.py"]
+    ask = (
+        f"import sys; sys.path.insert(0, {str(pyz)!r}); from importlib import resources\n"
+        "from clustertools.catalog import hardware, performance\n"
+        "print(len(performance.gpu_rows()), len(hardware.catalogue()))\n"
+        "print(len(resources.files('clustertools.render').joinpath('preflight.html').read_text()))"
+    )
+    done = bare("-c", ask)
+    assert done.returncode == 0, done.stderr
+
+
 def test_it_runs_by_a_relative_path(pyz):
     done = subprocess.run(
         [BARE, "-I", "-S", pyz.name, "explain", "xid 79"], cwd=pyz.parent, capture_output=True, text=True,

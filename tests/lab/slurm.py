@@ -242,6 +242,19 @@ class Slurm:
     def freeze(self, name: str, number: int = signal.SIGSTOP) -> None:
         """Stop a daemon in its tracks (SIGCONT goes on): it takes connections and answers nothing."""
         os.killpg(self._children[name].pid, number)
+        for pid in self._below(self._children[name].pid):  # tini gives slurmd a group of its own
+            if Path(f"/proc/{pid}/comm").read_text().strip() == "slurmd":
+                os.kill(pid, number)
+
+    def freeze_node(self, node: str, number: int = signal.SIGSTOP) -> None:
+        """Stop all that runs on a node."""
+        for pid in self._below(self._children[node].pid):
+            os.kill(pid, number)
+
+    def _below(self, pid: int) -> list[int]:
+        """The children of a process, and theirs."""
+        found = [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return [*found, *(lower for child in found for lower in self._below(child))]
 
     def node_folder(self, name: str) -> Path:
         return self.folder / name / "clustertools"
