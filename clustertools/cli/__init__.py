@@ -50,6 +50,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "read": ("clustertools.cli.read:read", "What another tool printed, as JSON."),
     "facts": ("clustertools.cli.facts:facts", "What this node is: versions, firmware, settings."),
     "drift": ("clustertools.cli.facts:drift", "Which nodes differ from the others, fact by fact."),
+    "on": ("clustertools.cli.fleet:on", "Run one command on many nodes."),
     "record": ("clustertools.cli.record:record", "Record this machine's answers as a test case."),
     "replay": ("clustertools.cli.replay:replay", "Drive the watchdog through a recorded run."),
     "new-check": ("clustertools.cli.new_check:new_check", "Write the files of a new check."),

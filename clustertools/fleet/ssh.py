@@ -15,7 +15,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clustertools.errors import ConfigError
 from clustertools.fleet import Answer, Fate, Line
@@ -23,9 +23,11 @@ from clustertools.fleet.gathering import TAIL_BYTES, Mailbox, Sink, Spoken, Whol
 from clustertools.fleet.pump import Timer
 from clustertools.fleet.remote_command import command_line, kill_line
 from clustertools.fleet.ssh_link import Hub, Link
-from clustertools.fleet.ssh_target import SshSettings
-from clustertools.fleet.ssh_wire import LoginFailed, Wire, hang_up, send, start
+from clustertools.fleet.ssh_target import SshSettings, hang_up
 from clustertools.text import plain
+
+if TYPE_CHECKING:
+    from clustertools.fleet.ssh_wire import Wire
 
 __all__ = ["SshConversation", "SshSettings", "SshTransport"]
 
@@ -104,7 +106,8 @@ class SshTransport:
         for program in programs:
             self._programs.add(program)
             program.gone = self._programs.discard
-            program.begin()
+            # each by itself: what goes wrong with one is not to keep the next from its begin
+            self._hub.pump.call(program.begin)
 
     def _go_on(self, programs: Sequence[_Program]) -> None:
         for program in programs:
@@ -218,23 +221,32 @@ class _Program:
         self._wire, self._began = wire, time.monotonic()
         if self._timeout_seconds is not None:
             self._timer = self._pump.after(self._timeout_seconds, self._too_late)
-        seconds = self.link.target.connect_timeout_seconds
+        from clustertools.fleet.ssh_wire import start
+
+        is_bare = self.is_input_whole and not self.input
+        self._is_input_closed = is_bare
+        is_heard = self.mailbox is not None
 
         def work() -> None:
+            # sending may have to wait for an exchange of keys, which is nothing for the pump
             try:
-                channel = start(wire, self.command, self._ring, seconds)
-            except LoginFailed as exc:
-                self._pump.call(self.tell_now, exc.fate, exc.reason)
-            else:
-                self._pump.call(self._started, channel)
+                start(wire, self.command, is_bare, is_heard, self._ring, started)
+            except Exception as exc:  # noqa: BLE001 - paramiko raises many things; each is told with its node
+                why = plain(str(exc), 160) or type(exc).__name__
+                self._pump.call(self.tell_now, Fate.LOST, f"the connection gives no session: {why}")
+
+        def started(channel: Any) -> None:
+            self._pump.call(self._started, channel)
 
         self._workers.do(work)
 
     def _started(self, channel: Any) -> None:
-        self._channel = channel
-        if self._is_ending:
-            self._kill("it was ended", Fate.LOST)
+        if channel is None:
+            exc = self._wire.get_exception() if self._wire is not None else None
+            why = f": {plain(str(exc), 160)}" if exc is not None and str(exc) else ""
+            self.tell_now(Fate.LOST, f"the node gives no session{why}")
             return
+        self._channel = channel
         self._flush()
         self.drain()
 
@@ -302,6 +314,8 @@ class _Program:
         is_last = self.is_input_whole
 
         def work() -> None:
+            from clustertools.fleet.ssh_wire import send
+
             sent = send(channel, data, is_last)
             self._pump.call(self._sent, data[sent:], is_last)
 

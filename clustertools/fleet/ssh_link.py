@@ -7,28 +7,42 @@ neither a worker nor anybody else's time.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import importlib
 import os
 import random
 import shlex
+import signal
 import socket
 import subprocess
+import sys
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from clustertools.errors import ConfigError
 from clustertools.fleet import Fate
 from clustertools.fleet.known_hosts import KnownHosts
 from clustertools.fleet.pump import READ, WRITE, Pump, Timer, Workers
-from clustertools.fleet.ssh_target import GATEWAYS_IN_A_ROW, SshSettings, Target, Targets
-from clustertools.fleet.ssh_wire import Keys, Login, LoginFailed, Wire, hang_up, read_config
+from clustertools.fleet.ssh_target import (
+    LoginFailed,
+    SshSettings,
+    Target,
+    Targets,
+    hang_up,
+)
 from clustertools.text import plain
+
+if TYPE_CHECKING:
+    from clustertools.fleet.ssh_wire import Keys, Login, Wire
 
 #: A busy sshd hangs up on some (MaxStartups); those that it did are tried again a little later, so often.
 TRIES = 3
 RETRY_SECONDS = (0.2, 0.6)
+#: A handshake that takes longer waits for its node, not for us: it does not keep others from theirs.
+SLOW_HANDSHAKE_SECONDS = 2.0
 #: The kernel's own look whether a silent node is still there: lost after 15 + 3 * 5 seconds.
 KEEPALIVE = ((socket.TCP_KEEPIDLE, 15), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3))
 
@@ -38,13 +52,24 @@ class Hub:
 
     def __init__(self, settings: SshSettings, on_fault: Callable[[Exception], None]) -> None:
         self.settings = settings
-        self.targets = Targets(settings, read_config)
-        self.keys = Keys()
+        self.targets = Targets(settings, _read_hard)
+        self._keys: Keys | None = None
         self.workers = Workers(settings.at_once)
         self.pump = Pump(on_fault)
         self._known: dict[tuple[str, ...], KnownHosts] = {}
         self._links: dict[object, Link] = {}
         self._turns: dict[str, Turns] = {}
+        self.handshakes = Turns(settings.at_once)
+        # a quarter of a second, in which the nodes can already be dialled
+        self.workers.do(_import_wire)
+
+    @property
+    def keys(self) -> Keys:
+        if self._keys is None:
+            from clustertools.fleet.ssh_wire import Keys
+
+            self._keys = Keys()
+        return self._keys
 
     def known_hosts(self, paths: tuple[str, ...]) -> KnownHosts:
         """Raises ConfigError when one is there and cannot be read."""
@@ -60,12 +85,13 @@ class Hub:
     def link(self, node: str) -> Link:
         """The link to a node, which may not be open yet. Raises ConfigError."""
         if node not in self._links:
-            self._links[node] = Link(self, self.targets.of(node), depth=0)
+            self._links[node] = Link(self, self.targets.of(node))
         return self._links[node]
 
-    def gateway(self, gateways: tuple[str, ...], depth: int) -> Link:
+    def gateway(self, gateways: tuple[str, ...]) -> Link:
+        """The link to the last of those gateways, through the others. Raises ConfigError."""
         if gateways not in self._links:
-            self._links[gateways] = Link(self, self.targets.of_gateway(gateways), depth=depth)
+            self._links[gateways] = Link(self, self.targets.of_gateway(gateways))
         return self._links[gateways]
 
     def turns(self, name: str) -> Turns:
@@ -77,6 +103,24 @@ class Hub:
         """On the pump's thread: every connection ends."""
         for link in self._links.values():
             link.close()
+
+
+def _import_wire() -> None:
+    # paramiko imports invoke, for `Match exec`; that is a third of its own start, and seldom needed
+    is_without = "invoke" not in sys.modules
+    if is_without:
+        sys.modules["invoke"] = None  # type: ignore[assignment]
+    try:
+        importlib.import_module("clustertools.fleet.ssh_wire")
+    finally:
+        if is_without:
+            del sys.modules["invoke"]
+
+
+def _read_hard(text: str, host: str) -> Mapping[str, Any]:
+    from clustertools.fleet.ssh_wire import read_config
+
+    return read_config(text, host)
 
 
 class Turns:
@@ -102,13 +146,16 @@ class Turns:
 class Link:
     """The connection to one target. `when_open` brings it about, and makes a broken one anew."""
 
-    def __init__(self, hub: Hub, target: Target, depth: int) -> None:
-        self.hub, self.target, self._depth = hub, target, depth
+    def __init__(self, hub: Hub, target: Target) -> None:
+        self.hub, self.target = hub, target
         self.known_hosts = hub.known_hosts(target.known_hosts_files)
         self.wire: Wire | None = None
         self._waiting: list[tuple[Callable[[Wire], object], Callable[[Fate, str], object]]] = []
         self._attempt: _Attempt | None = None
-        self._child: subprocess.Popen[bytes] | None = None
+        #: The ProxyCommand that carries it.
+        self.child: subprocess.Popen[bytes] | None = None
+        #: The gateway that it waits for.
+        self.waits_for: Link | None = None
 
     def when_open(self, opened: Callable[[Wire], object], failed: Callable[[Fate, str], object]) -> None:
         """On the pump's thread: call one of them, now or when it is known."""
@@ -117,13 +164,13 @@ class Link:
             return
         self._waiting.append((opened, failed))
         if self._attempt is None:
-            self.wire = None
+            self._drop()
             self._attempt = _Attempt(self)
             self._attempt.begin()
 
     def settle(self, wire: Wire | None, fate: Fate = Fate.COMPLETED, reason: str = "") -> None:
         """The attempt is over: tell those who wait."""
-        self.wire, self._attempt = wire, None
+        self.wire, self._attempt, self.waits_for = wire, None, None
         waiting, self._waiting = self._waiting, []
         for opened, failed in waiting:
             if wire is not None:
@@ -134,9 +181,15 @@ class Link:
     def close(self) -> None:
         if self._attempt is not None:
             self._attempt.fail(Fate.UNREACHABLE, "the transport was closed")
+        self._drop()
+
+    def _drop(self) -> None:
         if self.wire is not None:
+            # its thread reads the end of it, and closes all else
             hang_up(self.wire.sock)
-            self.hub.workers.do(self.wire.close)
+        if self.child is not None:
+            end_child(self.child)
+        self.wire, self.child = None, None
 
 
 class _Attempt:
@@ -150,7 +203,7 @@ class _Attempt:
         self._child: subprocess.Popen[bytes] | None = None
         self._addresses: list[tuple[int, Any]] = []
         self._errors: list[str] = []
-        self._is_over = False
+        self._is_over = self._is_with_paramiko = self._is_shaking = False
         self._tries = 0
         self._turns: Turns | None = None
         self._timer: Timer | None = None
@@ -159,16 +212,16 @@ class _Attempt:
     def begin(self) -> None:
         target = self.target
         if target.gateways:
-            if self.link._depth >= GATEWAYS_IN_A_ROW:
-                self.fail(
-                    Fate.UNREACHABLE,
-                    "its gateways lead to each other: see ProxyJump in the ssh configuration",
-                )
-                return
             try:
-                gateway = self.hub.gateway(target.gateways, self.link._depth + 1)
+                gateway = self.hub.gateway(target.gateways)
             except ConfigError as exc:
                 self.fail(Fate.UNREACHABLE, str(exc))
+                return
+            self.link.waits_for = further = gateway
+            while further is not self.link and further.waits_for is not None:
+                further = further.waits_for
+            if further is self.link:
+                self.fail(Fate.UNREACHABLE, "its gateways lead to each other: see ProxyJump in ssh_config")
                 return
             name = ",".join(target.gateways)
 
@@ -194,10 +247,15 @@ class _Attempt:
         turns = self.hub.turns(name)
         turns.take(begin)
 
-    def _start_clock(self) -> None:
-        seconds = self.target.connect_timeout_seconds
+    def _start_clock(self, seconds: float | None = None) -> None:
+        if seconds is None:
+            seconds = self.target.connect_timeout_seconds
         self._until = time.monotonic() + seconds
         self._timer = self.pump.after(seconds, self._too_late)
+
+    def _stop_clock(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
 
     def _too_late(self) -> None:
         stage = self._login.stage if self._login is not None else self._stage
@@ -207,8 +265,6 @@ class _Attempt:
 
     def fail(self, fate: Fate, reason: str) -> None:
         if self._end():
-            if self._login is not None:
-                self._login.give_up(self._sock)
             self._drop()
             self.link.settle(None, fate, reason)
 
@@ -217,18 +273,21 @@ class _Attempt:
         if self._is_over:
             return False
         self._is_over = True
-        if self._timer is not None:
-            self._timer.cancel()
+        self._stop_clock()
+        self._give_handshake()
         if self._turns is not None:
             self._turns.give()
         return True
 
     def _drop(self) -> None:
-        """Close what was opened, unless a worker still reads from it: then it was woken, and closes it."""
-        if isinstance(self._sock, socket.socket) and self._login is None:
+        """Close what was opened; what paramiko reads from is hung up, and closed by its thread."""
+        if self._is_with_paramiko:
+            if self._sock is not None:
+                hang_up(self._sock)
+        elif self._sock is not None:
             self.pump.forget(self._sock)
             self._sock.close()
-        self._sock, self._login = None, None
+        self._sock, self._login, self._is_with_paramiko = None, None, False
         if self._child is not None:
             end_child(self._child)
             self._child = None
@@ -317,6 +376,7 @@ class _Attempt:
 
     def _again(self, reason: str) -> None:
         """Try again a little later, unless it was tried often enough."""
+        self._give_handshake()
         self._drop()
         self._tries += 1
         pause = random.uniform(*RETRY_SECONDS)
@@ -370,26 +430,46 @@ class _Attempt:
         ours.setblocking(False)
         self.pump.watch(ours, READ, lambda: self._hear(ours))
 
-    # the handshake, on a worker
+    # the handshake: a worker begins it, and paramiko's thread for this connection goes on with it
 
     def _log_in(self, connected: Callable[[], Any]) -> None:
-        login = self._login = Login(self.target, self.link.known_hosts, self.hub.keys)
+        """Have a handshake when there is a turn. The wait for it is our own doing, and does not count."""
+        left = self._until - time.monotonic()
+        self._stop_clock()
 
-        def work() -> None:
-            wire: Wire | None = None
-            failure: LoginFailed | None = None
-            try:
-                if not login.is_given_up:
-                    sock = self._sock = connected()
-                    wire = login.attempt(sock, self._until)
-            except LoginFailed as exc:
-                failure = exc
-            except Exception as exc:  # noqa: BLE001 - paramiko raises many things; each is told with its node
-                what = plain(str(exc), 160) or type(exc).__name__
-                failure = LoginFailed(Fate.UNREACHABLE, f"{what}, while {login.stage}", is_transient=False)
+        def begin() -> None:
+            if self._is_over:
+                self.hub.handshakes.give()
+                return
+            self._is_shaking = True
+            self._start_clock(left)
+            self.pump.after(SLOW_HANDSHAKE_SECONDS, self._give_handshake)
+            self._is_with_paramiko = True
+            self.hub.workers.do(lambda: self._shake_hands(connected))
+
+        self.hub.handshakes.take(begin)
+
+    def _give_handshake(self) -> None:
+        if self._is_shaking:
+            self._is_shaking = False
+            self.hub.handshakes.give()
+
+    def _shake_hands(self, connected: Callable[[], Any]) -> None:
+        """On a worker."""
+        from clustertools.fleet.ssh_wire import Login
+
+        def done(wire: Wire | None, failure: LoginFailed | None) -> None:
             self.pump.call(self._logged_in, login, wire, failure)
 
-        self.hub.workers.do(work)
+        login = self._login = Login(self.target, self.link.known_hosts, self.hub.keys, done)
+        if self._is_over:
+            return
+        try:
+            self._sock = connected()
+            login.begin(self._sock)
+        except Exception as exc:  # noqa: BLE001 - paramiko raises many things; each is told with its node
+            what = plain(str(exc), 160) or type(exc).__name__
+            done(None, LoginFailed(Fate.UNREACHABLE, f"{what}, while {self._stage}"))
 
     def _logged_in(self, login: Login, wire: Wire | None, failure: LoginFailed | None) -> None:
         if self._login is not login or self._is_over:
@@ -399,7 +479,7 @@ class _Attempt:
             return
         if wire is not None:
             self._end()
-            self.link._child, self._child = self._child, None
+            self.link.child, self._child = self._child, None
             self.link.settle(wire)
         elif failure is not None and failure.is_transient:
             self._login = None
@@ -418,7 +498,7 @@ def is_numeric(family: int, address: str) -> bool:
 
 
 def end_child(child: subprocess.Popen[bytes]) -> None:
-    """End a ProxyCommand. It is reaped when the next process is started."""
-    child.poll()
-    if child.returncode is None:
-        child.kill()
+    """End a ProxyCommand and what it started. It is reaped when the next process is started."""
+    if child.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)

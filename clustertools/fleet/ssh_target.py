@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import getpass
 import os
 import shlex
@@ -12,13 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from clustertools.errors import ConfigError
+from clustertools.fleet import Fate
 from clustertools.fleet.known_hosts import host_name
 from clustertools.fleet.ssh_config import ConfigText
 from clustertools.text import plain
 
 DEFAULT_CONNECT_TIMEOUT_SECONDS = 10.0
-#: A gateway behind a gateway behind ...: more are a ProxyJump that leads to itself.
-GATEWAYS_IN_A_ROW = 8
+
+
+class LoginFailed(Exception):
+    """No session, and why. `is_transient`: the server hung up before it knew us, as a busy one does."""
+
+    def __init__(self, fate: Fate, reason: str, *, is_transient: bool = False) -> None:
+        super().__init__(reason)
+        self.fate, self.reason, self.is_transient = fate, reason, is_transient
 
 
 @dataclass(frozen=True)
@@ -61,13 +69,13 @@ class Target:
 
 
 class Targets:
-    """Looks nodes up. `read` gives the settings for one host out of the text of a configuration."""
+    """Looks nodes up. `read_hard`: see ConfigText."""
 
-    def __init__(self, settings: SshSettings, read: Callable[[str, str], Mapping[str, Any]]) -> None:
-        self._settings, self._read = settings, read
+    def __init__(self, settings: SshSettings, read_hard: Callable[[str, str], Mapping[str, Any]]) -> None:
+        self._settings = settings
         home = Path("~/.ssh/config").expanduser()
         paths = [(home, False), (Path("/etc/ssh/ssh_config"), False)]
-        self._text = ConfigText([(settings.config, True)] if settings.config else paths)
+        self._text = ConfigText([(settings.config, True)] if settings.config else paths, read_hard)
         self._user = getpass.getuser()
 
     def of(self, node: str, *, via: tuple[str, ...] | None = None) -> Target:
@@ -81,8 +89,7 @@ class Targets:
         if via is not None and (head := host.rpartition(":"))[1] and head[2].isdigit():
             host, port = head[0].strip("[]"), head[2]
         try:
-            says = self._read(self._text.of(host), host)
-            return self._target(node, host, says, user, port, via)
+            return self._target(node, host, self._text.of(host), user, port, via)
         except (ValueError, KeyError) as exc:
             raise ConfigError(f"the ssh configuration for {node}: {plain(str(exc), 200)}") from exc
 
@@ -90,7 +97,7 @@ class Targets:
         self, node: str, host: str, says: Mapping[str, Any], user: str, port: str, via: tuple[str, ...] | None
     ) -> Target:
         settings = self._settings
-        address = str(says.get("hostname", host))
+        address = str(says.get("hostname", host)).replace("%h", host)
         number = int(port or says.get("port", 22))
         whom = user or settings.user or str(says.get("user", self._user))
         alias = str(says.get("hostkeyalias", ""))
@@ -98,9 +105,7 @@ class Targets:
                   "%r": whom, "%u": self._user, "%k": alias or address}  # fmt: skip
 
         def files(keyword: str, default: str) -> tuple[str, ...]:
-            return tuple(
-                _filled(w, tokens) for w in shlex.split(str(says.get(keyword, default))) if w != "none"
-            )
+            return tuple(_filled(w, tokens) for w in _words(str(says.get(keyword, default))) if w != "none")
 
         known = files("userknownhostsfile", "~/.ssh/known_hosts ~/.ssh/known_hosts2")
         known += files("globalknownhostsfile", "/etc/ssh/ssh_known_hosts /etc/ssh/ssh_known_hosts2")
@@ -112,6 +117,9 @@ class Targets:
         )
         command = str(says.get("proxycommand") or "")
         seconds = settings.connect_timeout_seconds or float(says.get("connecttimeout", 0) or 0)
+        if command:
+            # word by word: a name with a blank in it does not become two
+            command = shlex.join(_filled(word, tokens) for word in _words(command))
         agent = str(says.get("identityagent", ""))
         families = {"inet": socket.AF_INET, "inet6": socket.AF_INET6}
         return Target(
@@ -142,8 +150,16 @@ class Targets:
         return replace(target, gateways=own) if own else target
 
 
+@functools.lru_cache(maxsize=256)
+def _words(text: str) -> tuple[str, ...]:
+    # the same few lines for each of a thousand nodes
+    return tuple(shlex.split(text))
+
+
 def _filled(text: str, tokens: Mapping[str, str]) -> str:
     """ssh_config's tokens and the home folder, at one go: what was put in is not looked at again."""
+    if "%" not in text:
+        return os.path.expanduser(text) if text.startswith("~") else text
     parts = text.split("%%")
     done = []
     for part in parts:
@@ -151,3 +167,12 @@ def _filled(text: str, tokens: Mapping[str, str]) -> str:
             part = part.replace(token, tokens[token])
         done.append(part)
     return os.path.expanduser("%".join(done))
+
+
+def hang_up(sock: Any) -> None:
+    """Wake whoever reads from that socket or channel, with the end of it."""
+    try:
+        sock.shutdown(socket.SHUT_RDWR)
+    except (OSError, EOFError):
+        # it was not connected, or is closed already
+        return

@@ -7,23 +7,21 @@ Transport is used directly, with the host key checked here.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import signal
-import socket
 import threading
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import paramiko
-from paramiko.common import MSG_CHANNEL_REQUEST
+from paramiko.common import MSG_CHANNEL_REQUEST, cMSG_CHANNEL_OPEN, cMSG_CHANNEL_REQUEST
 from paramiko.message import Message
 
 from clustertools.fleet import Fate
 from clustertools.fleet.known_hosts import AUTHORITY, REVOKED, KnownHosts, fingerprint
-from clustertools.fleet.ssh_target import Target
+from clustertools.fleet.ssh_target import LoginFailed, Target, hang_up
 from clustertools.text import plain
 
 # paramiko tells failures to a logger too; without a handler Python would print them
@@ -33,16 +31,11 @@ logging.getLogger("paramiko").addHandler(logging.NullHandler())
 KEYS_TO_TRY = 5
 #: What of a program's output may be under way, or wait to be read, on each connection.
 WINDOW_BYTES = 1 << 20
+READ_AHEAD_BYTES = 1 << 16
+#: So many packets (of 32 KiB at most) of a program that nobody listens to meanwhile are kept by paramiko.
+PACKETS_A_RING = 4
 SIGNALS = {name: int(signal.Signals[f"SIG{name}"]) for name in (
     "ABRT ALRM BUS FPE HUP ILL INT KILL PIPE QUIT SEGV SYS TERM USR1 USR2 XCPU XFSZ").split()}  # fmt: skip
-
-
-class LoginFailed(Exception):
-    """No session, and why. `is_transient`: the server hung up before it knew us, as a busy one does."""
-
-    def __init__(self, fate: Fate, reason: str, *, is_transient: bool = False) -> None:
-        super().__init__(reason)
-        self.fate, self.reason, self.is_transient = fate, reason, is_transient
 
 
 class Wire(paramiko.Transport):  # type: ignore[misc]
@@ -50,31 +43,67 @@ class Wire(paramiko.Transport):  # type: ignore[misc]
 
     # the reading thread would wake that often only to look whether it should end; `stop_thread` wakes it
     _active_check_timeout = 60.0
-    # authenticated encryption with hardware behind it first; then paramiko's own order
-    _preferred_ciphers = ("aes128-gcm@openssh.com", *(
-        c for c in paramiko.Transport._preferred_ciphers if c != "aes128-gcm@openssh.com"))  # fmt: skip
+    # paramiko makes these lists anew sixteen times a connection. Authenticated encryption comes first, which
+    # the hardware does
+    preferred_ciphers = tuple(sorted(paramiko.Transport._preferred_ciphers, key=lambda c: "gcm" not in c))
+    preferred_macs = paramiko.Transport._preferred_macs
+    preferred_kex = paramiko.Transport._preferred_kex
+    preferred_pubkeys = paramiko.Transport._preferred_pubkeys
+    preferred_compression = ("none",)
+    _channel_handler_table: dict[int, Any]
 
     def __init__(self, sock: Any, key_types: Sequence[str]) -> None:
-        super().__init__(sock, default_window_size=WINDOW_BYTES, packetizer_class=_Packetizer)
+        super().__init__(_ReadAhead(sock), default_window_size=WINDOW_BYTES, packetizer_class=_Packetizer)
         all_types: tuple[str, ...] = paramiko.Transport._preferred_keys
-        # the types that are known first, or a server with several keys would show one that nobody knows
-        self._preferred_keys = tuple(sorted(all_types, key=lambda t: t not in key_types))
-        self._channel_handler_table = {
-            **paramiko.Transport._channel_handler_table,
-            MSG_CHANNEL_REQUEST: _take_request,
-        }
+        # the types that are known first, or a server with several keys would show one that nobody knows;
+        # and no host certificates: paramiko does not verify who signed them
+        self._my_keys = tuple(sorted(all_types, key=lambda t: t not in key_types))
+        self._channel_handler_table = _CHANNEL_HANDLERS
 
     @property
-    def preferred_keys(self) -> Any:
-        # without host certificates: paramiko does not verify who signed them
-        return self._filter_algorithm("keys")
+    def preferred_keys(self) -> tuple[str, ...]:
+        return self._my_keys
 
     def _log(self, level: int, msg: object, *args: object) -> None:
+        pass
+
+    def _parse_debug(self, m: Message) -> None:
+        # sshd remarks on the key's options; paramiko would go through that letter by letter for its log
         pass
 
     def stop_thread(self) -> None:
         hang_up(self.sock)
         super().stop_thread()
+
+
+class _ReadAhead:
+    """A socket of which more is read at once than paramiko asks for: a packet is three reads otherwise."""
+
+    def __init__(self, sock: Any) -> None:
+        self._sock, self._buffer, self._at = sock, b"", 0
+        for name in ("send", "settimeout", "shutdown"):
+            setattr(self, name, getattr(sock, name))
+
+    def recv(self, size: int) -> bytes:
+        if self._at >= len(self._buffer):
+            self._buffer, self._at = self._sock.recv(READ_AHEAD_BYTES), 0
+        found = self._buffer[self._at : self._at + size]
+        self._at += len(found)
+        return found
+
+    def close(self) -> None:
+        try:
+            self._sock.close()
+        except EOFError:
+            # a channel of a gateway that is gone already
+            return
+
+    @property
+    def _closed(self) -> bool:
+        return bool(self._sock._closed)
+
+    def getpeername(self) -> Any:
+        return self._sock.getpeername()
 
 
 class _Packetizer(paramiko.Packetizer):  # type: ignore[misc]
@@ -88,24 +117,17 @@ class _Packetizer(paramiko.Packetizer):  # type: ignore[misc]
 
 
 def _take_request(channel: paramiko.Channel, message: Message) -> None:
-    """What a server says about a channel; paramiko knows the exit status and leaves out the exit signal."""
-    if message.get_text() == "exit-signal":
-        message.get_boolean()
-        name = message.get_text()
-        channel.exit_status = -SIGNALS.get(name, 1)
-        return
-    message.rewind()
-    message.get_int()  # the channel's number, which was read before
-    paramiko.Channel._handle_request(channel, message)
+    """What a server says about a channel: how the program ended. paramiko leaves the signals out."""
+    kind = message.get_text()
+    message.get_boolean()
+    if kind == "exit-signal":
+        channel.exit_status = -SIGNALS.get(message.get_text(), 1)
+    elif kind == "exit-status":
+        channel.exit_status = message.get_int()
+    # all else needs no answer from a client that asked for nothing else
 
 
-def hang_up(sock: Any) -> None:
-    """Wake whoever reads from that socket or channel, with the end of it."""
-    try:
-        sock.shutdown(socket.SHUT_RDWR)
-    except (OSError, EOFError):
-        # it was not connected, or is closed already
-        return
+_CHANNEL_HANDLERS = {**paramiko.Transport._channel_handler_table, MSG_CHANNEL_REQUEST: _take_request}
 
 
 class Keys:
@@ -192,43 +214,92 @@ def _agent_keys(address: str) -> list[Any]:
     return keys
 
 
-@dataclass
 class Login:
-    """One attempt to get a session over a socket that is connected. `stage` says how far it came."""
+    """One attempt to get a session over a socket that is connected: handshake, host key, key.
 
-    target: Target
-    known_hosts: KnownHosts
-    keys: Keys
-    stage: str = "waiting for its SSH banner"
-    wire: Wire | None = None
-    is_given_up: bool = field(default=False)
+    Its steps run on paramiko's own thread, as the server's answers come in; `done` is called there, once,
+    with the wire or with what went wrong. `stage` says how far it came. It has no deadline of its own.
+    """
 
-    def give_up(self, sock: Any) -> None:
-        """From another thread: end the attempt now."""
-        self.is_given_up = True
-        hang_up(sock)
+    def __init__(
+        self, target: Target, known_hosts: KnownHosts, keys: Keys,
+        done: Callable[[Wire | None, LoginFailed | None], object],
+    ) -> None:  # fmt: skip
+        self.target, self.known_hosts, self.keys = target, known_hosts, keys
+        self.stage = "waiting for its SSH banner"
+        self._done = done
+        self._wire: Wire | None = None
+        self._to_try: list[Any] = []
+        self._tried = 0
+        self._complaints: list[str] = []
 
-    def attempt(self, sock: Any, until: float) -> Wire:
-        """Handshake, host key, key. Raises LoginFailed; `until` is a monotonic time."""
+    def begin(self, sock: Any) -> None:
         known = self.known_hosts.find(self.target.known_as)
         types = {"ssh-rsa": ("rsa-sha2-512", "rsa-sha2-256")}
-        accepted = [k for k in known if not k.marker]
-        self.wire = wire = Wire(sock, [t for k in accepted for t in types.get(k.key_type, (k.key_type,))])
+        accepted = [t for k in known if not k.marker for t in types.get(k.key_type, (k.key_type,))]
+        self._wire = wire = Wire(sock, accepted)
+        wire.banner_timeout = 3600.0
+        self.stage = "exchanging keys"
+        wire.start_client(event=Bell(lambda: self._step(self._negotiated)))
+
+    def _step(self, step: Callable[[Wire], None]) -> None:
+        wire = self._wire
+        if wire is None:
+            return
         try:
-            self.stage = "exchanging keys"
-            done = threading.Event()
-            wire.banner_timeout = max(0.1, until - time.monotonic())
-            wire.start_client(event=done)
-            done.wait(max(0.1, until - time.monotonic()))
-            if not wire.active or not wire.initial_kex_done:
-                raise self._broken(wire)
-            self._check_host_key(wire)
-            self.stage = "logging in"
-            self._log_in(wire, until)
-        except BaseException:
-            wire.close()
-            raise
-        return wire
+            step(wire)
+        except LoginFailed as exc:
+            self._end(None, exc)
+        except Exception as exc:  # noqa: BLE001 - paramiko raises many things; each is told with its node
+            what = plain(str(exc), 160) or type(exc).__name__
+            self._end(None, LoginFailed(Fate.UNREACHABLE, f"{what}, while {self.stage}"))
+
+    def _end(self, wire: Wire | None, failure: LoginFailed | None) -> None:
+        mine, self._wire = self._wire, None
+        if mine is not None:
+            if wire is None:
+                hang_up(mine.sock)
+            self._done(wire, failure)
+
+    def _negotiated(self, wire: Wire) -> None:
+        # paramiko would ring again for each later exchange of keys
+        wire.completion_event = None
+        if not wire.active or not wire.initial_kex_done:
+            raise self._broken(wire)
+        self._check_host_key(wire)
+        self.stage = "logging in"
+        self._to_try, self._complaints = self.keys.of(self.target)
+        self._try_next(wire)
+
+    def _try_next(self, wire: Wire) -> None:
+        if self._tried == len(self._to_try):
+            raise self._refused()
+        key = self._to_try[self._tried]
+        self._tried += 1
+        wire.auth_publickey(self.target.user, key, event=Bell(lambda: self._step(self._answered)))
+
+    def _answered(self, wire: Wire) -> None:
+        if wire.is_authenticated():
+            self._end(wire, None)
+            return
+        exc = wire.get_exception()
+        if isinstance(exc, paramiko.ssh_exception.PartialAuthentication):
+            asked = ", ".join(exc.allowed_types)
+            raise LoginFailed(
+                Fate.REFUSED, f"a key is not enough for {self.target.user} there, it also asks for {asked}"
+            )
+        if not wire.active:
+            self._complaints.append("it hung up" + (f": {plain(str(exc), 120)}" if str(exc or "") else ""))
+            raise self._refused()
+        self._try_next(wire)
+
+    def _refused(self) -> LoginFailed:
+        tried, user = self._tried, self.target.user
+        if tried:
+            reason = f"{'the key does' if tried == 1 else f'{tried} keys do'} not let {user} in (publickey)"
+        else:
+            reason = f"no private key to log in with as {user}: give an IdentityFile, or use an agent"
+        return LoginFailed(Fate.REFUSED, "; ".join([reason, *self._complaints]))
 
     def _broken(self, wire: Wire) -> LoginFailed:
         exc = wire.get_exception()
@@ -276,50 +347,21 @@ class Login:
             reason = f"its host key {shown} is not known: {advice}"
         raise LoginFailed(Fate.HOST_KEY, reason)
 
-    def _log_in(self, wire: Wire, until: float) -> None:
-        keys, complaints = self.keys.of(self.target)
-        asked = ""
-        for key in keys:
-            done = threading.Event()
-            try:
-                wire.auth_publickey(self.target.user, key, event=done)
-                done.wait(max(0.1, until - time.monotonic()))
-            except (paramiko.SSHException, EOFError, OSError) as exc:
-                complaints.append(plain(str(exc), 120) or type(exc).__name__)
-                break
-            if wire.is_authenticated():
-                return
-            exc_now = wire.get_exception()
-            if isinstance(exc_now, paramiko.ssh_exception.PartialAuthentication):
-                asked = ", ".join(exc_now.allowed_types)
-                break
-            if not wire.active:
-                complaints.append("it hung up" + (f": {plain(str(exc_now), 120)}" if exc_now else ""))
-                break
-            if not done.is_set():
-                raise LoginFailed(Fate.UNREACHABLE, "it fell silent while logging in")
-        if asked:
-            reason = f"a key is not enough for {self.target.user} there, it also asks for {asked}"
-        elif keys:
-            reason = (
-                f"none of {len(keys)} key{'s' if len(keys) > 1 else ''} let {self.target.user} in (publickey)"
-            )
-        else:
-            reason = (
-                f"no private key to log in with as {self.target.user}: give an IdentityFile, or use an agent"
-            )
-        raise LoginFailed(Fate.REFUSED, "; ".join([reason, *complaints]))
-
 
 class Bell:
-    """Stands where paramiko wants a threading.Event, and calls somebody instead of waking a sleeper."""
+    """Stands where paramiko wants a threading.Event, and calls somebody instead of waking a sleeper.
 
-    def __init__(self, ring: Callable[[], None]) -> None:
-        self._ring, self._is_set = ring, False
+    `every`: only each time of so many.
+    """
+
+    def __init__(self, ring: Callable[[], None], every: int = 1) -> None:
+        self._ring, self._every, self._count, self._is_set = ring, every, 0, False
 
     def set(self) -> None:
         self._is_set = True
-        self._ring()
+        self._count += 1
+        if self._count % self._every == 0:
+            self._ring()
 
     def clear(self) -> None:
         self._is_set = False
@@ -333,24 +375,61 @@ class Bell:
         return self._is_set
 
 
-def start(wire: Wire, command: bytes, ring: Callable[[], None], seconds: float) -> paramiko.Channel:
-    """Start a command; `ring` is called, on any thread, when it said something, ended or was lost.
+def start(
+    wire: Wire, command: bytes, is_input_whole: bool, is_heard: bool, ring: Callable[[], None],
+    started: Callable[[Any], None],
+) -> None:  # fmt: skip
+    """Ask for a session and start a command in it, without waiting: `started` is called on paramiko's thread,
+    with the channel, or with None when the server gives no session or the connection is gone.
 
-    Raises LoginFailed (LOST) when the connection or the server does not give a session any more.
+    From then on `ring` is called there when the program ended or was lost, and when it said something: each
+    time if it `is_heard`, else when there is much of it. `is_input_whole`: it gets no input.
     """
-    try:
-        channel = wire.open_session(timeout=seconds)
-        channel.in_buffer.set_event(Bell(ring))
-        channel.in_stderr_buffer.set_event(Bell(ring))
-        channel.status_event = Bell(ring)
+    # paramiko's own open_session waits for the answer, and its exec_command for the one after that
+    with wire.lock:
+        number = wire._next_channel()
+        channel = paramiko.Channel(number)
+        wire._channels.put(number, channel)
+        wire.channel_events[number] = Bell(lambda: opened())
+        wire.channels_seen[number] = True
+        channel._set_transport(wire)
+        channel._set_window(WINDOW_BYTES, wire.default_max_packet_size)
         channel.exit_status = None
         # without room in the program's window `send` says so instead of waiting
         channel.settimeout(0.0)
-        channel.exec_command(command)
-    except (paramiko.SSHException, EOFError, OSError) as exc:
-        why = plain(str(exc), 160) or type(exc).__name__
-        raise LoginFailed(Fate.LOST, f"the connection gives no session: {why}") from exc
-    return channel
+    is_told: list[bool] = []
+
+    def opened() -> None:
+        if is_told:
+            return
+        is_told.append(True)
+        if not channel.active:
+            started(None)
+            return
+        every = 1 if is_heard else PACKETS_A_RING
+        channel.in_buffer.set_event(Bell(ring, every))
+        channel.in_stderr_buffer.set_event(Bell(ring, every))
+        channel.status_event = Bell(ring)
+        message = Message()
+        message.add_byte(cMSG_CHANNEL_REQUEST)
+        message.add_int(channel.remote_chanid)
+        message.add_string("exec")
+        message.add_boolean(False)
+        message.add_string(command)
+        wire._send_user_message(message)
+        if is_input_whole:
+            channel.shutdown_write()
+        started(channel)
+
+    message = Message()
+    message.add_byte(cMSG_CHANNEL_OPEN)
+    message.add_string("session")
+    message.add_int(number)
+    message.add_int(WINDOW_BYTES)
+    message.add_int(wire.default_max_packet_size)
+    wire._send_user_message(message)
+    if not wire.active:
+        opened()
 
 
 def send(channel: paramiko.Channel, data: bytes, is_last: bool) -> int:
@@ -373,6 +452,8 @@ def send(channel: paramiko.Channel, data: bytes, is_last: bool) -> int:
 
 def read_config(text: str, host: str) -> dict[str, Any]:
     """What that text of an ssh_config says of the host, by keyword in lower case. Raises ValueError."""
+    if paramiko.config.invoke is None:  # left out by whoever imported us
+        paramiko.config.invoke = importlib.import_module("invoke")
     try:
         return dict(paramiko.SSHConfig.from_text(text).lookup(host))
     except (paramiko.ConfigParseError, paramiko.CouldNotCanonicalize) as exc:

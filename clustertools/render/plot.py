@@ -115,7 +115,7 @@ def lines(series: Sequence[Series], *, key: str, title: str, metric: str) -> str
     clean = [s for s in clean if s.points]
     if not clean:
         return _empty(key, title)
-    width, height, left, right, top, bottom = 760, 320, 62, 130, 14, 44
+    width, height, left, right, top, bottom = 640, 300, 48, 128, 14, 44
     xs = sorted({x for s in clean for x, _ in s.points})
     highest = max(y for s in clean for _, y in s.points) or 1.0
     factor, name = unit(metric, highest)
@@ -175,12 +175,11 @@ def heat_map(
     if not cells:
         return _empty(key, title)
     edge = max(2.5, min(30.0, 620 / len(rows)))
-    corner = 16 + 7 * min(13, max(map(len, rows))) if edge >= 11 else 8
+    corner = 16 + 7 * min(13, max(map(len, rows)))
     side = edge * len(rows)
     body = [f'<rect class="none" x="{corner}" y="{corner}" width="{side:.1f}" height="{side:.1f}"/>']
     body += _squares(rows, cells, corner, edge)
-    if edge >= 11:
-        body += _row_names(rows, corner, edge)
+    body += _row_names(rows, corner, edge)
     body += _legend(corner + side + 16)
     slow = sorted((ratio, pair) for pair, ratio in cells.items() if ratio < STEPS[-1])
     told = f"{len(slow):,} of {len(cells):,} cells are below {STEPS[-1]:g} of what was expected"
@@ -214,9 +213,10 @@ def _squares(
 
 
 def _row_names(rows: Sequence[str], corner: float, edge: float) -> list[str]:
+    """The names beside the rows and above the columns: as many as there is room for."""
     body = []
-    for number, row in enumerate(rows):
-        middle, name = corner + (number + 0.5) * edge + 4, _short(row, 13)
+    for number in range(0, len(rows), math.ceil(12 / edge)):
+        middle, name = corner + (number + 0.5) * edge + 4, _short(rows[number], 13)
         body.append(
             f'<text class="tick" x="{corner - 5}" y="{middle:.1f}" text-anchor="end">{name}</text>'
             f'<text class="tick" transform="translate({middle:.1f} {corner - 5}) rotate(-90)">{name}</text>'
@@ -229,7 +229,7 @@ def bars(rows: Sequence[Bar], *, key: str, title: str) -> str:
     rows = [row for row in rows if _is_drawable(row.value)]
     if not rows:
         return _empty(key, title)
-    width, pitch, left, right = 760, 24, 170, 130
+    width, pitch, left, right = 600, 24, 160, 120
     longest = max(row.value for row in rows) or 1.0
     body = []
     for number, row in enumerate(rows):

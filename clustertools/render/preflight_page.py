@@ -19,6 +19,7 @@ from typing import Any
 from clustertools.measurement import Grade, Judged
 from clustertools.model import Status
 from clustertools.preflight_report import (
+    BAD,
     WORST_FIRST,
     Decision,
     NodeResult,
@@ -30,7 +31,7 @@ from clustertools.preflight_report import (
     suspect_ends,
 )
 from clustertools.render import plot
-from clustertools.render.preflight_text import pair_ratios, reasons_of, stage_in_words
+from clustertools.render.preflight_text import pair_ratios, reasons_of, stage_in_words, warned
 from clustertools.text import in_words, plain
 
 #: More single nodes than this in the table would bury the rest of the page.
@@ -76,7 +77,8 @@ def page(report: Report) -> str:
         rows=rows[:ROWS_SHOWN],
         more_rows=max(0, len(rows) - ROWS_SHOWN),
         good=verdict.good_nodes,
-        warned=_warned(by_name),
+        warned=warned(report),
+        tone_of=lambda grade: "good" if grade is Grade.GOOD else "bad" if grade in BAD else "unknown",
         suspects=[(s, " and ".join(suspect_ends(s))) for s in report.suspects if s.kind != "node"],
         stages=[stage_in_words(stage) for stage in report.stages],
         pictures=[(title, markupsafe.Markup(svg)) for title, svg in _pictures(report, by_name)],  # noqa: S704
@@ -148,7 +150,7 @@ def _row(name: str, result: NodeResult) -> Row:
     return Row(
         name=name + (" (spare)" if result.spare else ""),
         word=state(result),
-        tone="bad" if result.grade in WORST_FIRST[:3] else "unknown",
+        tone="bad" if result.grade in BAD else "unknown",
         why=reasons_of(result),
         how=", ".join(how),
         measured=tuple(_in_words(judged) for judged in list(worst.values())[:3]),
@@ -162,16 +164,6 @@ def _in_words(judged: Judged) -> str:
     part = f" {figure.part}" if figure.part else ""
     value = plot.quantity(figure.value, figure.metric)
     return f"{figure.probe}{part}{at}: {value}, {judged.ratio:.2f} of {judged.against} ({judged.decided_by})"
-
-
-def _warned(by_name: dict[str, NodeResult]) -> list[tuple[str, list[str]]]:
-    """Findings on good nodes: what, and on which."""
-    found: dict[str, list[str]] = {}
-    for name, result in by_name.items():
-        for finding in result.findings if state(result) == Grade.GOOD.value else ():
-            if finding.status >= Status.WARNING:
-                found.setdefault(f"{finding.code}: {finding.summary}", []).append(name)
-    return list(found.items())
 
 
 def _clock(at: float) -> str:
@@ -205,7 +197,11 @@ def _pictures(report: Report, by_name: dict[str, NodeResult]) -> Iterator[tuple[
         yield title, plot.heat_map(names, ratios, key="pairs", title=title, groups=leaves)
 
 
-_TITLES = {"busbw_bytes_per_second": "bus bandwidth", "bytes_per_second": "bandwidth"}
+_TITLES = {
+    "busbw_bytes_per_second": "bus bandwidth",
+    "bytes_per_second": "bandwidth",
+    "flops_per_second": "arithmetic rate",
+}
 
 
 def _name(judged: Judged) -> str:
@@ -229,8 +225,11 @@ def _series(some: Iterable[Judged]) -> list[plot.Series]:
 
 def _bars(some: Iterable[Judged]) -> list[plot.Bar]:
     """The worst few by themselves, the others as their median."""
-    ordered = sorted(some, key=lambda j: j.ratio)
-    shown = ordered if len(ordered) <= BARS_SHOWN + 1 else ordered[:BARS_SHOWN]
+    ordered = sorted(some, key=lambda j: (j.grade is Grade.GOOD, j.ratio))
+    shown = ordered
+    if len(ordered) > BARS_SHOWN + 1:
+        deviating = sum(j.grade is not Grade.GOOD for j in ordered)
+        shown = ordered[: min(BARS_SHOWN, deviating + 2)]
     rows = [
         plot.Bar(
             _name(j), j.figure.value, plot.quantity(j.figure.value, j.figure.metric),

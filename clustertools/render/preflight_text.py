@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from clustertools.measurement import Grade, Suspect
 from clustertools.model import Finding, Status
 from clustertools.preflight_report import (
-    BAD,
     WORST_FIRST,
     Decision,
     NodeResult,
@@ -190,15 +189,24 @@ def _suspect_lines(suspect: Suspect, color: bool, width: int) -> Iterator[str]:
     yield from wrap(why, " " * _INDENT, width)
 
 
-def _warned_lines(report: Report, color: bool, width: int) -> Iterator[str]:
-    """Findings on nodes that are good all the same."""
-    groups: dict[str, tuple[str, list[str]]] = {}
+def warned(report: Report) -> list[tuple[str, list[str]]]:
+    """Findings on nodes that are good all the same: words (but for numbers those of all), and the nodes."""
+    groups: dict[str, dict[str, str]] = {}
     for name, result in results(report).items():
-        for finding in result.findings if result.grade not in BAD and state(result) == "good" else ():
+        for finding in result.findings if state(result) == Grade.GOOD.value else ():
             if finding.status >= Status.WARNING:
                 said = _finding_in_words(finding)
-                groups.setdefault(_NUMBER.sub("#", said), (said, []))[1].append(name)
-    for said, names in groups.values():
+                groups.setdefault(_NUMBER.sub("#", said), {}).setdefault(name, said)
+    found = []
+    for by_name in groups.values():
+        name, said = next(iter(by_name.items()))
+        example = f"for example {plain(name, 100)}: " if len(set(by_name.values())) > 1 else ""
+        found.append((example + said, list(by_name)))
+    return found
+
+
+def _warned_lines(report: Report, color: bool, width: int) -> Iterator[str]:
+    for said, names in warned(report):
         yield from _marked("warning", Status.WARNING, folded(names), color, width)
         yield from wrap(said, " " * _INDENT, width)
 

@@ -34,7 +34,7 @@ needs_sshd = pytest.mark.skipif(
 SOON_SECONDS = 20.0
 USER, USER_ID = "labrat", 61234
 
-# PermitUserEnvironment and StrictModes: the files lie in a folder of the tests. See sshd_config(5).
+# StrictModes: the keys lie in a folder of the tests, not in a home. See sshd_config(5).
 CONF = """
 Port {port}
 ListenAddress {address}
@@ -59,7 +59,8 @@ set -e
 mount --make-rprivate /
 mount --bind {folder}/passwd /etc/passwd
 mount -t tmpfs -o mode=755 tmpfs /run
-mkdir /run/sshd
+mkdir /run/sshd /run/lab
+mount --bind {folder} /run/lab
 exec {sshd} -D -e -f {folder}/{name}.conf
 """
 
@@ -67,42 +68,38 @@ exec {sshd} -D -e -f {folder}/{name}.conf
 class Sshds:
     """The servers; use it as a context manager. Their names are `nodes`, and `ssh_config` knows them all.
 
-    `shell` is the login shell of the user, `extra` lines for every sshd_config, `apart=False` does without
-    namespaces also as root (two hundred are up sooner; the user is then root).
+    `shell` is the login shell of the user, `extra` lines for every sshd_config, `prefix` begins the names.
     """
 
     def __init__(
-        self, folder: Path, count: int, *, shell: str = "/bin/sh", extra: str = "", apart: bool = True
+        self, folder: Path, count: int, *, shell: str = "/bin/sh", extra: str = "", prefix: str = "lab"
     ) -> None:
         self.folder, self.extra = folder, extra
-        self.is_apart = apart and os.geteuid() == 0
+        self.is_apart = os.geteuid() == 0
         self.user = USER if self.is_apart else getpass.getuser()
-        self.addresses = {f"lab{i}": f"127.0.1.{i}" for i in range(1, count + 1)}
+        self.addresses = {f"{prefix}{i}": f"127.0.1.{i}" for i in range(1, count + 1)}
         self.nodes = tuple(self.addresses)
         self.port = _free_ports(1)
         self.ssh_config, self.known_hosts = folder / "ssh_config", folder / "known_hosts"
         self.identity = folder / "id"
+        #: The home of the user, as the nodes see it.
+        self.home = "/run/lab" if self.is_apart else str(folder)
         self._shell = shell
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._holes = contextlib.ExitStack()
 
     def __enter__(self) -> Sshds:
         self.folder.mkdir(parents=True, exist_ok=True)
-        # the user of the servers has to come as far as their keys
-        for folder in (self.folder, *self.folder.parents[:-2]):
-            with contextlib.suppress(PermissionError):
-                folder.chmod(folder.stat().st_mode | 0o011)
+        # the user of the servers reads it as /run/lab: the folders above it are closed to others by pytest
+        self.folder.chmod(0o755)
         self.make_key("id")
         shutil.copy(self.folder / "id.pub", self.folder / "authorized_keys")
         (self.folder / "authorized_keys").chmod(0o644)
-        (self.folder / "home").mkdir(exist_ok=True)
         passwd = Path("/etc/passwd").read_text()
-        passwd += f"{USER}:*:{USER_ID}:{USER_ID}:lab:{self.folder}/home:{self._shell}\n"
+        passwd += f"{USER}:*:{USER_ID}:{USER_ID}:lab:{self.home}:{self._shell}\n"
         if "\nsshd:" not in passwd:
             passwd += "sshd:*:61233:65534::/run/sshd:/usr/sbin/nologin\n"
         (self.folder / "passwd").write_text(passwd)
-        if not self.is_apart and os.geteuid() == 0:
-            Path("/run/sshd").mkdir(exist_ok=True)
         for name in self.nodes:
             self.make_key(f"{name}.key")
             self.configure(name)
@@ -148,7 +145,7 @@ class Sshds:
                 address=self.addresses[name],
                 folder=self.folder,
                 name=name,
-                authorized="/dev/null" if refuses else self.folder / "authorized_keys",
+                authorized="/dev/null" if refuses else f"{self.home}/authorized_keys",
                 extra=self.extra + "\n" + extra,
             )
         )

@@ -117,7 +117,8 @@ def test_256_nodes_are_cells_and_more_are_put_together():
     every = {(a, b): 1.0 for i, a in enumerate(names) for b in names[:i]}
     svg = plot.heat_map(names, {**every, ("n0007", "n0200"): 0.3}, key="k", title="t")
     assert len(svg) < 200_000
-    parsed(svg)
+    named = words(parsed(svg))
+    assert 40 < named.count("n0000") + len({word for word in named if word.startswith("n0")}) < 60
     many = [f"n{k:04d}" for k in range(1024)]
     leaves = {name: f"leaf{k // 32:02d}" for k, name in enumerate(many)}
     slow = {("n0000", "n0040"): 0.3, ("n0001", "n0041"): 1.0}

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clustertools.measurement import Grade
+from clustertools.model import Finding, Status, Subject
 from clustertools.preflight_report import NodeResult, Report, Stage, Terms
-from clustertools.render.preflight_text import ANSWERS_SHOWN, progress, text, wrap
+from clustertools.render.preflight_text import ANSWERS_SHOWN, progress, text, warned, wrap
 from tests.render.preflight_cases import hostile, large, node, small
 
 
@@ -66,6 +67,17 @@ def test_many_different_reasons_of_one_kind_are_not_all_told():
     said = text(Report(1.0, 2.0, tuple(n.node for n in nodes), nodes))
     assert said.count("because of") == ANSWERS_SHOWN
     assert f"for {26 - ANSWERS_SHOWN} more reasons" in said
+
+
+def test_warnings_on_good_nodes_are_told_once():
+    def clock(name: str, rate: str) -> NodeResult:
+        finding = Finding("gpu_clock", "GpuClockLow", Subject(node=name), Status.WARNING, f"{rate} MHz")
+        return NodeResult(name, Grade.GOOD, findings=(finding,))
+
+    alike = warned(Report(1.0, 2.0, ("n1", "n2"), (clock("n1", "1410"), clock("n2", "1410"))))
+    assert alike == [("GpuClockLow 1410 MHz", ["n1", "n2"])]
+    unlike = warned(Report(1.0, 2.0, ("n1", "n2"), (clock("n1", "1410"), clock("n2", "1200"))))
+    assert unlike == [("for example n1: GpuClockLow 1410 MHz", ["n1", "n2"])]
 
 
 def test_none_and_one_node():
