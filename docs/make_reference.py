@@ -363,8 +363,8 @@ def coverage_page() -> str:
         "health scanner, Imbue's, SuperBench, NVIDIA's resiliency extension, AWS's, the ML engineering book, "
         "DCGM, node-problem-detector, NVSentinel, soperator and the cluster readiness engine). Cost: P1 "
         "reads in less than 0.1 s, P2 in less than 2 s, A needs an idle GPU or network card.",
-        f"{len(rows)} rows: {len(rows) - left_out} have a check or a probe here, {left_out} are left out with "
-        "a reason.",
+        f"{len(rows)} rows: {len(rows) - left_out} have a check or a probe here, {left_out} are left out "
+        "with a reason.",
     ]
     rooms: dict[str, list[Row]] = {}
     for row in rows:
