@@ -122,6 +122,7 @@ class SshTransport:
         why = f"a fault in clustertools itself: {type(exc).__name__}: {exc}"
         for program in tuple(self._programs):
             program.tell_now(Fate.LOST, why)
+        self._hub.give_up(why)
 
     def close(self) -> None:
         """End what still runs, on its nodes too, and close the connections."""
@@ -165,6 +166,8 @@ class SshConversation:
 
     def close(self) -> None:
         """End the input; programs that are still there a moment later are ended on their nodes."""
+        if self._transport._is_closed:
+            return
         over = threading.Event()
 
         def watch() -> None:
@@ -209,6 +212,7 @@ class _Program:
         self._began = time.monotonic()
         #: A program that ends another one is not ended in the same way.
         self.is_killer = False
+        self._is_second = False
         self._is_ending = self._is_sending = self._is_input_closed = self._is_rung = False
 
     def begin(self) -> None:
@@ -242,7 +246,15 @@ class _Program:
 
     def _started(self, channel: Any) -> None:
         if channel is None:
-            exc = self._wire.get_exception() if self._wire is not None else None
+            assert self._wire is not None
+            if not self._wire.is_active() and not self._is_second:
+                # a kept connection to a node that was started anew in between; nothing began on it
+                self._is_second, self._wire = True, None
+                if self._timer is not None:
+                    self._timer.cancel()
+                self.begin()
+                return
+            exc = self._wire.get_exception()
             why = f": {plain(str(exc), 160)}" if exc is not None and str(exc) else ""
             self.tell_now(Fate.LOST, f"the node gives no session{why}")
             return
