@@ -24,7 +24,6 @@ from pathlib import Path
 
 import pytest
 
-
 SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:" + os.environ.get("PATH", ""))
 MISSING = [name for name in ("ssh-keygen", "setpriv", "unshare") if shutil.which(name) is None]
 needs_sshd = pytest.mark.skipif(
@@ -121,7 +120,7 @@ class Sshds:
         self._held.close()
 
     def _hold_port(self) -> int:
-        """A port that no other lab uses at the same time: each holds its own on an address beside the nodes."""
+        """A port that no other lab uses meanwhile: each holds its own on an address beside the nodes."""
         chance = random.Random(os.getpid() ^ time.monotonic_ns())
         for _ in range(100):
             port = chance.randrange(20000, 32000)
