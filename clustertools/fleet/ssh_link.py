@@ -12,6 +12,7 @@ import errno
 import importlib
 import os
 import random
+import resource
 import shlex
 import signal
 import socket
@@ -87,6 +88,7 @@ class Hub:
         """The link to a node, which may not be open yet. Raises ConfigError."""
         if node not in self._links:
             self._links[node] = Link(self, self.targets.of(node))
+            allow_files(2 * len(self._links) + 128)
         return self._links[node]
 
     def gateway(self, gateways: tuple[str, ...]) -> Link:
@@ -320,7 +322,11 @@ class _Attempt:
             return
         family, address = self._addresses[number]
         self._stage = f"connecting to {address[0]} port {address[1]}"
-        sock = self._sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            sock = self._sock = socket.socket(family, socket.SOCK_STREAM)
+        except OSError as exc:
+            self.fail(Fate.UNREACHABLE, f"no socket could be had for it: {exc.strerror} (see ulimit -n)")
+            return
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -400,7 +406,14 @@ class _Attempt:
         def opened(channel: Any) -> None:
             self.pump.call(self._jumped, channel)
 
-        self.hub.workers.do(lambda: open_channel(wire, "direct-tcpip", address, opened))
+        def work() -> None:
+            try:
+                open_channel(wire, "direct-tcpip", address, opened)
+            except Exception as exc:  # noqa: BLE001 - paramiko raises many things; each is told with its node
+                what = plain(str(exc), 160) or type(exc).__name__
+                self.pump.call(self.fail, Fate.UNREACHABLE, f"{what}, while {self._stage}")
+
+        self.hub.workers.do(work)
 
     def _jumped(self, channel: Any) -> None:
         if self._is_over:
@@ -511,6 +524,14 @@ class _Attempt:
         elif failure is not None:
             self._login = None
             self.fail(failure.fate, failure.reason)
+
+
+def allow_files(count: int) -> None:
+    """Have at least so many files open at once, as far as the system lets us; 1024 are usual."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < count:
+        most = 4 * count if hard == resource.RLIM_INFINITY else min(4 * count, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
 
 
 def is_numeric(family: int, address: str) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import shlex
 import signal
 import threading
 from collections.abc import Callable, Sequence
@@ -327,16 +328,18 @@ class Login:
             return
         target = self.target
         file = target.known_hosts_files[0] if target.known_hosts_files else "~/.ssh/known_hosts"
-        scan = f"ssh-keyscan -p {target.port} {target.address}"
+        scan = f"ssh-keyscan -p {target.port} {shlex.quote(target.address)}"
         if target.is_aliased:
-            scan += f" | sed 's/^[^ ]*/{target.known_as}/'"
-        advice = f"compare it with what `ssh-keygen -lf` says on the node, then `{scan} >> {file}`"
+            scan += f" | sed {shlex.quote(f's/^[^ ]*/{target.known_as}/')}"
+        advice = (
+            f"compare it with what `ssh-keygen -lf` says on the node, then `{scan} >> {shlex.quote(file)}`"
+        )
         if others:
             old = next((k for k in others if k.key_type == kind), others[0])
             reason = (
                 f"its host key changed: it shows {shown}, known is {old.fingerprint} "
                 f"({old.path} line {old.line}); it was installed anew, or somebody is in between: {advice}, "
-                f"after `ssh-keygen -R '{target.known_as}' -f {old.path}`"
+                f"after `ssh-keygen -R {shlex.quote(target.known_as)} -f {shlex.quote(old.path)}`"
             )
         elif any(k.marker == AUTHORITY for k in known):
             reason = (
