@@ -229,7 +229,10 @@ class PreflightConfig:
     checkpoints: tuple[str, ...] = option((), "where checkpoints go: a small file is written from all nodes")
     without: tuple[str, ...] = option((), "checks and probes that do not count")
     topology: Mapping[str, str] = option(dict, "leaf switch or rack: its nodes; default: Slurm's topology")
-    srun: tuple[str, ...] = option((), "more options of srun outside a job: --partition=...")
+    partition: str = option("", "Slurm's, for nodes that are in no job")
+    account: str = option("", "whom Slurm charges for that")
+    qos: str = option("", "with which quality of service")
+    reservation: str = option("", "in which reservation")
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,5 +135,8 @@ preflight:
   topology:                         # default: Slurm's topology
     leaf1: gpu-[001-064]
     leaf2: gpu-[065-128]
-  srun: [--partition=maintenance]   # outside a job
+  partition: ""                     # Slurm's, for nodes that are in no job
+  account: ""
+  qos: ""
+  reservation: maintenance
 """

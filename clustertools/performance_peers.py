@@ -114,22 +114,15 @@ def _in_one(
     if count == 1:
         return [Standing("alone", 0.0, least, middle, 1, number)]
     devs = [math.log(value / middle) for value in values]
-    if count == 2:
-        # neither outvotes the other; that they agree is worth something
-        verdict: Verdict = "alike" if abs(devs[0] - devs[1]) <= least else "undecided"
-        return [Standing(verdict, dev, least, middle, 2, number) for dev in devs]
     everyone = _centre_and_cut(devs, count, noise, false_alarms) if count > _LEAVE_OUT else None
     standings = []
     for index, dev in enumerate(devs):
         others = [*devs[:index], *devs[index + 1 :]] if everyone is None else devs
         centre, cut = everyone or _centre_and_cut(others, count, noise, false_alarms)
         line, below = max(least, cut), dev - centre
-        verdict = "alike" if below >= -line else "slow"
-        if verdict == "slow" and count <= 4:
-            spread = max(others) - min(others)
-            if spread > least or -below < 2 * spread:
-                verdict = "undecided"
+        verdict: Verdict = "alike" if below >= -line else "slow"
         standings.append(Standing(verdict, below, line, middle * math.exp(centre), count, number))
+    # neither of two outvotes the other, nor two of four the rest
     if 2 * sum(s.verdict == "slow" for s in standings) >= count:
         return [Standing("undecided", s.deviation, s.line, s.middle, count, number) for s in standings]
     return standings

@@ -41,6 +41,7 @@ def slow(found: Sequence[object]) -> list[str]:
         ([400, 400, 280], ["n2"]),
         ([400, 402, 398, 280], ["n3"]),
         ([400, 330, 280], []),  # the others do not agree themselves
+        ([400, 401, 340, 280], []),  # two of four against two
         ([400, 280], []),  # neither outvotes the other
         ([400], []),
         ([400, 402, 398, 401, 399, 403, 280, 200], ["n6", "n7"]),
@@ -85,8 +86,9 @@ def test_half_on_another_clock_are_two_populations_and_nobody_is_slow() -> None:
     assert "5 nodes at 320 GB/s and 5 nodes at 400 GB/s" in remark.sentence
 
 
-def test_a_slow_node_is_found_within_its_population() -> None:
-    values = [400 + i % 3 for i in range(20)] + [320 + i % 3 for i in range(20)] + [200]
+@pytest.mark.parametrize("value", [200, 20, 0.02])
+def test_a_slow_node_is_found_within_its_population(value: float) -> None:
+    values = [400 + i % 3 for i in range(20)] + [320 + i % 3 for i in range(20)] + [value]
     found = assess(figures([value * GB for value in values]))
     assert slow(found.judged) == ["n40"]
     assert "of its population, 21 of 41" in found.judged[40].against
@@ -356,6 +358,7 @@ def test_the_catalogue_alone_fails_nobody() -> None:
     (remark,) = found.remarks
     assert remark.code == "BelowCatalogue"
     assert "at 62% of 482 GB/s (H200 SXM: measured by others): alike on 4 of 4" in remark.sentence
+    assert assess(figures([300 * GB, 470 * GB, 471 * GB, 469 * GB]), catalogue=best).remarks == ()
     assert assess(figures([300 * GB]), catalogue=best).judged[0].grade is Grade.UNTESTED
     assert judge(figures([470 * GB]), catalogue=best)[0].decided_by == "catalogue"
 

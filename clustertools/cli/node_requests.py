@@ -63,7 +63,7 @@ def requests_for(
     ]
     by_class = {name: dataclasses.replace(base, expect=told) for name, told in _expected(config).items()}
     for request in (base, *by_class.values()):
-        choose(request, shipped)  # what a node would refuse is said here, once
+        choose(Request.read(request.text()), shipped)  # what a node would refuse is said here, once
     classes = dict(_classes(nodes, config))
     return {node: by_class.get(classes.get(node, ""), base) for node in nodes}, tuple(left_out)
 

@@ -21,6 +21,7 @@ from clustertools.cli.node_requests import requests_for
 from clustertools.config import PreflightConfig
 from clustertools.errors import ConfigError, Unobservable
 from clustertools.fleet.nodesets import expand
+from clustertools.fleet.srun import SrunSettings
 from clustertools.fleet.transports import open_transport
 from clustertools.host import Host, LocalHost
 from clustertools.preflight import STAGES, Asked, examine
@@ -96,7 +97,7 @@ def preflight(out: Output, launch: tuple[str, ...], **options: Any) -> int | Non
     requests, left_out = requests_for(asked.everyone, config, without=without)
     with open_transport(
         where.transport, ssh_config=options["ssh_config"], job_id=where.job, nodes=asked.everyone,
-        connect_timeout_seconds=options["connect_timeout"],
+        connect_timeout_seconds=options["connect_timeout"], slurm=_slurm(settings, options["partition"]),
     ) as transport:  # fmt: skip
         report = examine(
             asked, transport, requests, _teller(out, asked), default_state_dir() / "preflight.json"
@@ -158,6 +159,11 @@ def _where(options: Mapping[str, Any], settings: PreflightConfig, host: Host) ->
     else:
         return _Where((host.name,), "local")
     return _Where(found, usual if chosen == "auto" else chosen, job, _topology(settings, host, slurm=True))
+
+
+def _slurm(settings: PreflightConfig, partition: str | None) -> SrunSettings:
+    """What an allocation of our own is asked for with."""
+    return SrunSettings(partition or settings.partition, settings.account, settings.qos, settings.reservation)
 
 
 def _topology(settings: PreflightConfig, host: Host, *, slurm: bool) -> Mapping[str, tuple[str, ...]]:
@@ -249,3 +255,7 @@ def _write(report: Report, options: Mapping[str, Any]) -> None:
         from clustertools.render.preflight_page import page
 
         handover.write_whole(path, page(report))
+    if path := options["junit"]:
+        from clustertools.render.preflight_junit import junit
+
+        handover.write_whole(path, junit(report))

@@ -53,8 +53,11 @@ class Request:
     facts: bool = True
 
     def text(self) -> str:
-        """As the JSON object that `check --request -` reads."""
-        return json.dumps({"v": VERSION, **to_data(self)}, sort_keys=True, allow_nan=False, default=str)
+        """As the JSON object that `check --request -` reads. Raises ConfigError for an infinite number."""
+        try:
+            return json.dumps({"v": VERSION, **to_data(self)}, sort_keys=True, allow_nan=False, default=str)
+        except ValueError as exc:
+            raise ConfigError(f"limits or expectations cannot be sent to a node: {exc}") from exc
 
     @classmethod
     def read(cls, text: str | bytes) -> Request:
@@ -110,8 +113,9 @@ def look_all(
 ) -> Iterator[NodeLook]:
     """Ask every node of `requests`, and give what each says as it comes: exactly one NodeLook a node.
 
-    Nodes with the same request are asked in one run, the runs side by side. A node that lacks the tool gives
-    why. What a node said before it died, or before the deadline, is kept.
+    Nodes with the same request are asked in one run, up to MOST_AT_ONCE runs side by side. A node that lacks
+    the tool gives why. What a node said before it died, or before the deadline, is kept. Raises what the
+    transport raises, and ConfigError for a request that cannot be sent.
     """
     groups: dict[str, list[str]] = {}
     for node, request in requests.items():
@@ -202,6 +206,8 @@ def read_answer(answer: Answer, cluster: str = "") -> NodeLook:
 def _why_not(answer: Answer, end: Mapping[str, Any], count: int) -> str:
     if answer.completed is None:
         return answer.reason or f"it ended as {answer.fate.value}"
+    if not end and answer.completed.truncated:
+        return "it said more than is kept"
     if not end:
         said = next((line for line in reversed(answer.completed.stderr.splitlines()) if line.strip()), "")
         code = answer.completed.returncode

@@ -12,6 +12,7 @@ node is `bootstrap`, whose text goes along in the argv.
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -21,7 +22,6 @@ import json
 import os
 import re
 import sys
-import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -77,13 +77,15 @@ class Archive:
 def build_archive(target: Path) -> Archive:
     """Write the archive to `target`, whole or not at all. Raises ConfigError when it cannot be built."""
     built = archive()
+    half = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as file:
-            file.write(built.data)
-            os.fchmod(file.fileno(), 0o755)
-        os.replace(file.name, target)
+        half.write_bytes(built.data)
+        half.chmod(0o755)
+        half.replace(target)
     except OSError as exc:
+        with contextlib.suppress(OSError):
+            half.unlink()
         raise ConfigError(f"could not write the archive {target}: {exc.strerror}") from exc
     return built
 
@@ -91,8 +93,14 @@ def build_archive(target: Path) -> Archive:
 @functools.cache
 def archive() -> Archive:
     """The archive of this very clustertools; where it runs from one, that one. Raises ConfigError."""
-    if running := running_archive():
-        return Archive(Path(running).read_bytes())
+    try:
+        running = running_archive()
+        return Archive(Path(running).read_bytes() if running else _packed(_contents()))
+    except OSError as exc:
+        raise ConfigError(f"cannot build the archive for the nodes: {exc}") from exc
+
+
+def _contents() -> dict[str, bytes]:
     files = {"__main__.py": _MAIN.encode()}
     for package in _OURS:
         files |= dict(_files(package, (".py", ".yaml", ".txt", ".html")))
@@ -100,6 +108,10 @@ def archive() -> Archive:
         files |= dict(_files(package, (".py",)))
     for distribution in ("gpu-clustertools", *DEPENDENCIES):
         files |= dict(_notices(distribution))
+    return files
+
+
+def _packed(files: Mapping[str, bytes]) -> bytes:
     packed = io.BytesIO(_SHEBANG)
     packed.seek(0, io.SEEK_END)
     with zipfile.ZipFile(packed, "a", zipfile.ZIP_DEFLATED, compresslevel=9) as out:
@@ -108,7 +120,7 @@ def archive() -> Archive:
             entry.compress_type = zipfile.ZIP_DEFLATED
             entry.create_system, entry.external_attr = 3, 0o100644 << 16
             out.writestr(entry, data)
-    return Archive(packed.getvalue())
+    return packed.getvalue()
 
 
 def _files(package: str, endings: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:

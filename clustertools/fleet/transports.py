@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from clustertools.errors import ConfigError
 from clustertools.fleet import Transport
+
+if TYPE_CHECKING:
+    from clustertools.fleet.srun import SrunSettings
 
 #: What `open_transport` takes, in the order in which a person should be told of them.
 NAMES = ("ssh", "srun", "local")
@@ -26,16 +29,18 @@ def open_transport(
     ssh_config: Path | None = None,
     connect_timeout_seconds: float | None = None,
     job_id: str = "",
+    slurm: SrunSettings | None = None,
     nodes: tuple[str, ...] = (),
 ) -> OpenTransport:
-    """The transport of that name: `ssh` (ssh_config, connect_timeout_seconds), `srun` (job_id), `local`
-    (nodes: the names under which this machine answers).
+    """The transport of that name: `ssh` (ssh_config, connect_timeout_seconds), `srun` (job_id, or `slurm`:
+    with which partition, account and so on nodes of no job are allocated), `local` (nodes: the names under which this
+    machine answers).
 
     Raises ConfigError for another name and for settings that cannot be read.
     """
     makers: dict[str, Callable[[], OpenTransport]] = {
         "ssh": lambda: _ssh(ssh_config, connect_timeout_seconds),
-        "srun": lambda: _srun(job_id),
+        "srun": lambda: _srun(job_id, slurm),
         "local": lambda: _local(nodes),
     }
     if name not in makers:
@@ -49,11 +54,10 @@ def _ssh(config: Path | None, connect_timeout_seconds: float | None) -> OpenTran
     return SshTransport(SshSettings(config=config, connect_timeout_seconds=connect_timeout_seconds))
 
 
-def _srun(job_id: str) -> OpenTransport:
-    import importlib
+def _srun(job_id: str, settings: SrunSettings | None) -> OpenTransport:
+    from clustertools.fleet.srun import SrunTransport
 
-    transport: OpenTransport = importlib.import_module("clustertools.fleet.srun").SrunTransport(job_id=job_id)
-    return transport
+    return SrunTransport(settings, job_id=job_id)
 
 
 def _local(nodes: tuple[str, ...]) -> OpenTransport:

@@ -6,8 +6,9 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from clustertools.isolate import paths
 from clustertools.isolate.belief import log_odds, probability
-from clustertools.isolate.evidence import BAD, HARD, PATH_SHARE, Evidence, Thing
+from clustertools.isolate.evidence import BAD, CONFIRMED, HARD, PATH_SHARE, Evidence, Thing
 from clustertools.isolate.question import Conclusion, History, Question
 from clustertools.measurement import Grade, Suspect
 
@@ -46,7 +47,7 @@ def _nobody_good(evidence: Evidence) -> bool:
 def one_of_two(question: Question, evidence: Evidence, nodes: Sequence[str]) -> float:
     """The probability that one of two nodes or their path is bad, whichever: only a third could tell."""
     prior = sum(question.prior.get(node, question.usual_share) for node in nodes) + PATH_SHARE
-    return probability(log_odds(prior) + evidence.weight(tuple(nodes)))
+    return probability(log_odds(prior) + evidence.whole(tuple(nodes)).weight)
 
 
 def behind(question: Question, evidence: Evidence) -> set[str]:
@@ -57,7 +58,7 @@ def behind(question: Question, evidence: Evidence) -> set[str]:
 
 def conclude(question: Question, history: History, evidence: Evidence) -> Conclusion:
     tested = [node for node in question.nodes if evidence.tested.get(node)]
-    never = tuple(node for node in question.nodes if node not in set(tested))
+    never = tuple(node for node in question.nodes if not evidence.tested.get(node))
     if unheard(evidence):
         return Conclusion((), (), question.nodes, 0.0, _alike(evidence), len(history))
     nodes = named(question, evidence)
@@ -66,12 +67,16 @@ def conclude(question: Question, history: History, evidence: Evidence) -> Conclu
         *_boundaries(question, evidence),
         *_paths(question, evidence),
     ]
-    chance = {node: probability(evidence.node(node)) for node in tested}
     blamed = {node for node, _ in nodes}
+    good = tuple(n for n in tested if n not in blamed)
+    if not any(s.kind != "node" for s in suspects):
+        suspects += paths.found(question, evidence, good)
+    chance = {node: probability(evidence.node(node)) for node in tested}
     dark = behind(question, evidence) - blamed
     doubt = sorted((n for n in tested if n not in blamed and chance[n] > CLEARED), key=lambda n: -chance[n])
-    doubt += [n for n in tested if n in dark and n not in set(doubt)]
-    clear = tuple(n for n in tested if n not in blamed and n not in set(doubt))
+    doubt += [n for n in tested if n in dark and chance[n] <= CLEARED]
+    taken = blamed.union(doubt)
+    clear = tuple(n for n in tested if n not in taken)
     sure = math.prod(chance[n] if n in blamed else 1 - chance[n] for n in tested if n not in dark)
     sure *= math.prod(s.confidence for s in suspects if s.kind != "node") if tested else 0.0
     sentence = _sentence(question, evidence, suspects, doubt, never, len(history), clear, sure)
@@ -82,7 +87,7 @@ def conclude(question: Question, history: History, evidence: Evidence) -> Conclu
 
 
 def _boundaries(question: Question, evidence: Evidence) -> list[Suspect]:
-    found = list(evidence.boundaries)
+    found: list[Suspect] = []
     for kind in ("switch", "inside", "split"):
         for thing, p in sorted(evidence.of_kind(kind)):
             if p >= question.confidence:
@@ -115,10 +120,10 @@ def _boundary(question: Question, evidence: Evidence, thing: Thing, p: float) ->
 def _paths(question: Question, evidence: Evidence) -> list[Suspect]:
     found = []
     for thing, p in evidence.of_kind("path"):
-        if p < question.confidence:
-            continue
         a, b = thing[1:]
         seen = evidence.seen[a, b]
+        if p < question.confidence or seen.weight < CONFIRMED:
+            continue
         shown = f", at {min(seen.ratios):.0%} of the usual" if seen.ratios else ""
         because = (
             f"bad together in {seen.bad} of {seen.bad + seen.good} tests{shown}; each is good with others"

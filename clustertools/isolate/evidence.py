@@ -24,7 +24,7 @@ from clustertools.isolate.question import (
     Round,
     trusted,
 )
-from clustertools.measurement import Grade, Suspect
+from clustertools.measurement import Grade
 
 #: Priors of what is not a node. Links and switches fail less often than nodes (Llama 3 report: 8 % of the
 #: interruptions are switch or cable, 43 % GPU, memory, NIC and host), and there are many paths.
@@ -32,6 +32,8 @@ SWITCH_SHARE = 0.002
 PATH_SHARE = 0.002
 PATHS_EXPECTED = 0.1
 HIDDEN_SHARE = 0.02
+#: The weight from which a path may be what a larger group shows, and from which it may be named: 50 to 1.
+CONFIRMED = 4.0
 #: A run that names a node may mean its victim: a slow neighbour, the rank that waits.
 BLAME_ERROR = 0.1
 #: Fewer ratios than this say nothing of what is usual in a round.
@@ -117,6 +119,7 @@ class Evidence:
     def __init__(self, question: Question, history: History) -> None:
         self.question = question
         self.seen: dict[tuple[str, ...], Seen] = {}
+        self.together: dict[tuple[str, ...], Seen] = {}
         self.tested: dict[str, int] = {}
         self.could_not: dict[str, int] = {}
         self.pointed_at: dict[str, list[Grade]] = {}
@@ -125,12 +128,14 @@ class Evidence:
         self.pairs_without_ratios = False
         self.failed_together: set[frozenset[str]] = set()
         self.measured_pairs: set[tuple[str, str]] = set()
-        self.boundaries: list[Suspect] = []
         self.levels = _switches_by_level(question)
         self._expected = _expectations(history, question.noise)
-        self.slow_alike = bool(self._expected) and max(self._expected.values()) < question.noise.slow_at
         for asked, results in history:
             self._read(asked, results)
+        groups = {frozenset(result.nodes) for _, results in history for result in results}
+        best = max(self._expected.values(), default=1.0)
+        #: Ratios of more than one group were compared, and none was what is expected.
+        self.slow_alike = len(groups) >= ENOUGH_TO_COMPARE and 0 < best < question.noise.slow_at
         self.odds: dict[Thing, float] = {}
         self.share = question.usual_share
         self._solve()
@@ -151,25 +156,34 @@ class Evidence:
             for node in nodes:
                 self.tested[node] = self.tested.get(node, 0) + 1
             hard = result.grade in HARD
-            if result.grade in BAD:
+            if result.blamed and result.grade in BAD:
                 for node in set(result.blamed) & set(nodes):
                     self.pointed_at.setdefault(node, []).append(result.grade)
-            measured = list(_pairs(result, nodes))
+            measured = list(_pairs(result, nodes)) if result.pair_ratios else []
+            if len(measured) >= ENOUGH_TO_COMPARE and _all_slow(measured, pair_usual, noise.slow_at):
+                # All alike: the load of the group, or all of it. Nothing is known of any one pair.
+                self.failed_together.add(frozenset(nodes))
+                self._note(nodes, asked.traffic).add(result.grade, noise.weight(bad=True))
+                continue
             for pair, ratio in measured:
                 self.measured_pairs.add(pair)
                 weight = ratio_weight(ratio, pair_usual, noise, pair_sigma)
                 self._note(pair, asked.traffic).add(result.grade, weight, ratio / pair_usual)
             if hard and len(nodes) > 2:
                 self.failed_together.add(frozenset(nodes))
-            if measured and not hard:
-                continue
-            if not hard and asked.traffic == PAIRS and len(nodes) > 2:
-                self.pairs_without_ratios = True
             if hard or result.ratio is None or not valid(result.ratio):
                 weight, shown = noise.weight(result.grade in BAD, hard), None
             else:
                 weight = ratio_weight(result.ratio, ratio_usual, noise, ratio_sigma)
                 shown = result.ratio / ratio_usual
+            if measured and not hard:
+                # Its pairs say it all, except to who asks for the group as a whole.
+                if len(nodes) > 2:
+                    together = self.together.setdefault(tuple(sorted(nodes)), Seen(nodes, asked.traffic))
+                    together.add(result.grade, weight, shown)
+                continue
+            if not hard and asked.traffic == PAIRS and len(nodes) > 2:
+                self.pairs_without_ratios = True
             self._note(nodes, asked.traffic).add(result.grade, weight, shown)
 
     def _could_not(self, nodes: tuple[str, ...], grade: Grade) -> None:
@@ -225,7 +239,8 @@ class Evidence:
             members += [index(thing, share) for thing, share in divided.get(key, ())]
             if len(key) == 2 and seen.bad:
                 members.append(index(("path", *key), path_share))
-                paths.add(key)
+                if seen.weight >= CONFIRMED:
+                    paths.add(key)
             elif seen.bad and self.large(key):
                 members += [index(("path", *p), path_share) for p in _shown(seen) if p in paths]
                 members.append(index(("hidden", *key), HIDDEN_SHARE))
@@ -275,20 +290,24 @@ class Evidence:
     def of_kind(self, kind: str) -> Iterator[tuple[Thing, float]]:
         return ((thing, probability(odds)) for thing, odds in self.odds.items() if thing[0] == kind)
 
-    def weight(self, nodes: tuple[str, ...]) -> float:
-        """What this very set of nodes showed, 0 when it never ran."""
-        seen = self.seen.get(tuple(sorted(nodes)))
-        return seen.weight if seen else 0.0
+    def whole(self, nodes: tuple[str, ...]) -> Seen:
+        """What this very set of nodes showed as one group."""
+        key = tuple(sorted(nodes))
+        return self.seen.get(key) or self.together.get(key) or Seen(nodes, "")
 
     def below(self, switch: str) -> tuple[str, ...]:
         return tuple(n for n in self.question.nodes if switch in self.question.topology.get(n, ()))
+
+
+def _all_slow(measured: Sequence[tuple[tuple[str, str], float]], expected: float, slow_at: float) -> bool:
+    return max(ratio for _, ratio in measured) < slow_at * max(expected, 1.0)
 
 
 def _ratios(results: Sequence[GroupResult]) -> tuple[list[float], list[float]]:
     """The ratios of a round's groups, and of its pairs."""
     judged = [r for r in results if r.grade in DECISIVE]
     ratios = [r.ratio for r in judged if r.ratio is not None and valid(r.ratio)]
-    return ratios, [x for r in judged for _, x in _pairs(r, tuple(r.nodes))]
+    return ratios, [x for r in judged if r.pair_ratios for _, x in _pairs(r, r.nodes)]
 
 
 def _expectations(history: History, noise: Noise) -> dict[str, float]:

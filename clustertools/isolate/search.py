@@ -24,8 +24,8 @@ BEYOND_DOUBT = 0.999
 FEW = 8
 #: Who is still in doubt after so many tests stays so: a fault that comes and goes.
 ENOUGH_TESTS = 10
-#: A path or switch is tested again from this probability on.
-WORTH_A_TEST = 0.1
+#: A path or switch is tested again from this probability on; a measured pair, from the second on.
+WORTH_A_TEST, WORTH_REPEATING = 0.1, 1e-4
 
 
 def next_step(question: Question, history: History) -> Round | Conclusion:
@@ -55,6 +55,8 @@ def _wanted(question: Question, history: History, evidence: Evidence) -> Round |
     good = tuple(node for node in able if node not in guilty)
     if not _settled(question, evidence, able):
         return _everyone(question, history, evidence, able)
+    if len(good) > 2 and (pairs := _never_good(question, evidence, good)):
+        return Round(tuple(pairs), PAIRS, "pairs that were never good, although each node is with others")
     if _small(question, good) and len(good) > 2 and not _covered(evidence, good):
         return Round((good,), PAIRS, "every path between the nodes that are not suspected")
     return paths.wanted(question, evidence, good)
@@ -76,6 +78,22 @@ def _all_alike(question: Question, history: History, evidence: Evidence) -> bool
 def _small(question: Question, nodes: Sequence[str]) -> bool:
     """All pairs of these can be measured in one round."""
     return question.pairs_measured and len(nodes) <= question.pairs_together
+
+
+def _never_good(question: Question, evidence: Evidence, good: Sequence[str]) -> list[tuple[str, ...]]:
+    """Pairs of good nodes that were measured and never good: cheap to repeat, and few where it matters."""
+    if any(
+        p >= question.confidence for kind in ("switch", "inside", "split") for _, p in evidence.of_kind(kind)
+    ):
+        return []  # that is why
+    wanted = [
+        thing[1:]
+        for thing, chance in evidence.of_kind("path")
+        if thing[1:] in evidence.measured_pairs
+        and not evidence.seen[thing[1:]].good
+        and WORTH_REPEATING < chance < question.confidence
+    ]
+    return pack(wanted, set(good).__contains__)
 
 
 def _covered(evidence: Evidence, nodes: tuple[str, ...]) -> bool:

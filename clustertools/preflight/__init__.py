@@ -67,7 +67,7 @@ def examine(
                 node.load(asked, record, probers, yardsticks, budget, tell)
             if "fabric" in probing:
                 searched = fabric.search(asked, record, probers, yardsticks, budget, tell)
-                _confirm(asked, record, probers, yardsticks, budget, tell)
+                _confirm(asked, record, probers, yardsticks, budget, tell, searched)
             if problem := yardsticks.keep(record.results()):
                 record.remarks.append(Remark(problem, Status.OK))
         finally:
@@ -85,8 +85,9 @@ def examine(
 
 
 def _confirm(
-    asked: Asked, record: Record, probers: Probers, yardsticks: Yardsticks, budget: Budget, tell: Tell
-) -> None:
+    asked: Asked, record: Record, probers: Probers, yardsticks: Yardsticks, budget: Budget, tell: Tell,
+    searched: fabric.Searched,
+) -> None:  # fmt: skip
     """Let the nodes that the verdict would launch on work together once, all of them and no other.
 
     Where that fails although no smaller group did, nobody is to blame, and nothing is launched.
@@ -102,13 +103,18 @@ def _confirm(
         return
     with record.stage("launch", len(nodes)) as stage:
         tell(Stage("launch", len(nodes), 0))
-        case = fabric.together(asked, record, probers, yardsticks, budget, nodes)
-        stage.done = len(nodes) if case.grade is Grade.GOOD else 0
+        cases = fabric.together(asked, record, probers, yardsticks, budget, nodes, searched)
+        stage.done = len(nodes)
     for name in nodes:
-        record[name].cases.append(case)
-    if case.grade not in (Grade.GOOD, Grade.SLOW):
-        why = f"{case.grade.value} when they work together, although no smaller group was: {case.detail}"
-        record.untested.append(Untested("all nodes of the launch together", why, tuple(nodes), required=True))
+        record[name].cases += cases
+    last, tried = cases[-1], {case.name for case in cases}
+    if rest := ", ".join(name for name in fabric.COLLECTIVES if name not in tried):
+        why = "the time was over" if last.grade is Grade.GOOD else f"no more was tried after {last.name}"
+        record.untested.append(Untested(f"{rest} over all nodes of the launch", why))
+    if last.grade not in (Grade.GOOD, Grade.SLOW):
+        why = f"{last.name}: {last.grade.value} when all work together, although no smaller group was so"
+        what = "all nodes of the launch together"
+        record.untested.append(Untested(what, f"{why}: {last.detail}", tuple(nodes), required=True))
 
 
 def _reach(asked: Asked, record: Record, transport: Transport, tell: Tell, *, to_probe: bool) -> Tool:

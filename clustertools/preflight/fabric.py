@@ -7,23 +7,27 @@ rounds are used up, or the time is.
 from __future__ import annotations
 
 import itertools
+import statistics
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from clustertools import isolate
+from clustertools import isolate, performance
 from clustertools.fleet import Fate
 from clustertools.fleet.probing import Probers, as_group
-from clustertools.measurement import Ending, Grade, Judged, Trial
+from clustertools.measurement import Ending, Figure, Grade, Judged, Trial
 from clustertools.preflight.asked import Asked, Budget, Tell
-from clustertools.preflight.meeting import MeetingPlace, collective_order, meeting_place, ports
+from clustertools.preflight.meeting import MeetingPlace, group_order, meeting_place, ports
 from clustertools.preflight.record import Record
 from clustertools.preflight.yardsticks import Yardsticks
 from clustertools.preflight_report import Case, GroupResult, Round, Stage, Untested
 
 NAME = "fabric"
-PROBE = "collective"
-METRIC = "busbw_bytes_per_second"
+COLLECTIVE, RDMA = "collective", "ib_write_bw"
+#: What is compared; algbw and the times tell the same once more.
+METRICS = ("busbw_bytes_per_second", "rdma_write_bytes_per_second")
+#: What a launch set is tried with in the end: what data, tensor, sequence and expert parallel jobs use.
+COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all")
 MIB = 1 << 20
 #: Message sizes. The large one is near the asymptote of the bus bandwidth (128 MiB gives half of it on eight
 #: B200 in four nodes, 1 GiB most), the small one shows latency. Over TCP on CPUs a tenth of that is plenty.
@@ -33,6 +37,8 @@ CPU_SIZES = (64 << 10, 4 * MIB)
 WARMUP, ITERATIONS = 2, 5
 #: A group that is not done by then hangs: setting up NCCL over a thousand ranks takes tens of seconds.
 GPU_ROUND_SECONDS, CPU_ROUND_SECONDS = 60.0, 20.0
+#: Fewer figures of a kind than this say nothing of what is usual.
+ENOUGH_TO_COMPARE = 3
 #: No round is begun with less time than this.
 LEAST_SECONDS = 5.0
 
@@ -65,6 +71,8 @@ def search(
     question = isolate.Question(nodes, asked.topology, seed=asked.seed)
     history: list[tuple[isolate.Round, Sequence[isolate.GroupResult]]] = []
     with record.stage(NAME, len(nodes)) as stage:
+        if all(RDMA in probers.hello[node].tools for node in nodes):
+            history.append(runner.tell(_neighbours(nodes), searched, RDMA))
         step = isolate.next_step(question, history)
         while isinstance(step, isolate.Round):
             if budget.left < LEAST_SECONDS:
@@ -73,15 +81,7 @@ def search(
                 break
             told = f"round {len(history) + 1}: {step.why}"
             tell(Stage(NAME, question.budget_rounds, len(history), stage.elapsed_seconds, told))
-            began = time.monotonic()
-            results = runner.run(step, searched.judged)
-            searched.rounds.append(
-                Round(
-                    step.why, tuple(GroupResult(r.nodes, r.grade, r.ratio) for r in results),
-                    time.monotonic() - began,
-                )
-            )  # fmt: skip
-            history.append((step, results))
+            history.append(runner.tell(step, searched))
             step = isolate.next_step(question, history)
         stage.done = len({n for _, results in history for r in results for n in r.nodes if _is_told(r)})
     record.suspects = step.suspects
@@ -93,15 +93,29 @@ def search(
 
 def together(
     asked: Asked, record: Record, probers: Probers, yardsticks: Yardsticks, budget: Budget,
-    nodes: Sequence[str],
-) -> Case:  # fmt: skip
-    """One all-reduce over exactly the nodes that the job would run on: what no smaller group has shown."""
+    nodes: Sequence[str], searched: Searched,
+) -> list[Case]:  # fmt: skip
+    """The collectives over exactly the nodes that the job would run on: what no smaller group has shown.
+
+    Ends with the first that fails, or when the time is over; the first is always tried.
+    """
     place = meeting_place({n: probers.hello[n] for n in nodes}, asked.interface)
     runner = _Runner(asked, probers, record, budget, place, yardsticks)
-    group = isolate.Round((tuple(nodes),), isolate.ALL_REDUCE, "all nodes of the launch together")
-    began = time.monotonic()
-    (result,) = runner.run(group, [])
-    return Case(NAME, "launch", result.grade, result.detail, time.monotonic() - began)
+    cases: list[Case] = []
+    for collective in COLLECTIVES:
+        if cases and (cases[-1].grade is not Grade.GOOD or budget.left < LEAST_SECONDS):
+            break
+        group = isolate.Round((tuple(nodes),), collective, f"{collective} over all nodes of the launch")
+        began = time.monotonic()
+        (result,) = runner.run(group, searched.judged)
+        cases.append(Case("launch", collective, result.grade, result.detail, time.monotonic() - began))
+    return cases
+
+
+def _neighbours(nodes: Sequence[str]) -> isolate.Round:
+    """Every node with the next one; of an odd number the last is left for the rounds that follow."""
+    pairs = tuple(zip(nodes[::2], nodes[1::2], strict=False))
+    return isolate.Round(pairs, isolate.ALL_REDUCE, "RDMA writes between neighbours")
 
 
 def _is_told(result: isolate.GroupResult) -> bool:
@@ -117,25 +131,59 @@ class _Runner:
     ) -> None:  # fmt: skip
         self.asked, self.probers, self.record = asked, probers, record
         self.budget, self.place, self.yardsticks = budget, place, yardsticks
+        self.seen: dict[tuple[object, ...], list[float]] = {}
         self.is_gpu = all(probers.hello[n].devices for n in probers.present)
         self.sizes = asked.sizes_bytes or (GPU_SIZES if self.is_gpu else CPU_SIZES)
         self.ports = ports(asked.seed)
 
-    def run(self, step: isolate.Round, judged: list[Judged]) -> list[isolate.GroupResult]:
+    def tell(
+        self, step: isolate.Round, searched: Searched, probe: str = COLLECTIVE
+    ) -> tuple[isolate.Round, list[isolate.GroupResult]]:
+        """Run one round and write it into the story of the search."""
+        began = time.monotonic()
+        results = self.run(step, searched.judged, probe)
+        told = tuple(GroupResult(r.nodes, r.grade, r.ratio) for r in results)
+        searched.rounds.append(Round(step.why, told, time.monotonic() - began))
+        return step, results
+
+    def run(
+        self, step: isolate.Round, judged: list[Judged], probe: str = COLLECTIVE
+    ) -> list[isolate.GroupResult]:
         """One round: what every group showed. `judged` gets the figures of all of them."""
-        order = collective_order(
-            step.groups, self.place, self.ports, collective=step.traffic, sizes_bytes=list(self.sizes),
-            warmup=WARMUP, iterations=ITERATIONS, environment=dict(self.asked.environment),
-        )  # fmt: skip
+        parameters: dict[str, object] = {} if probe == RDMA else {
+            "collective": step.traffic, "sizes_bytes": list(self.sizes), "warmup": WARMUP,
+            "iterations": ITERATIONS, "environment": dict(self.asked.environment),
+        }  # fmt: skip
+        order = group_order(probe, step.groups, self.place, self.ports, **parameters)
         members = list(itertools.chain.from_iterable(step.groups))
         seconds = min(GPU_ROUND_SECONDS if self.is_gpu else CPU_ROUND_SECONDS, self.budget.left)
         answers = self.probers.ask(order, members, timeout_seconds=max(1.0, seconds))
-        trials = [as_group(PROBE, group, answers) for group in step.groups]
+        trials = [as_group(probe, group, answers) for group in step.groups]
         self._note_the_lost(members)
-        figures = [f for trial in trials for f in trial.figures if f.metric == METRIC]
-        graded = self.yardsticks.assess(figures).judged
+        graded = self._graded([f for trial in trials for f in trial.figures if f.metric in METRICS])
         judged += graded
         return [self._result(trial, graded) for trial in trials]
+
+    def _graded(self, figures: Sequence[Figure]) -> list[Judged]:
+        """Each figure against all of its kind in this search; where it is the only one, as others judge it.
+
+        Not against those that are alike: half of the groups may hold the one slow node, and would pass for a
+        population of their own. What is usual among them, `isolate` says.
+        """
+        for figure in figures:
+            self.seen.setdefault(figure.comparable, []).append(figure.value)
+        graded = []
+        for one in self.yardsticks.assess(figures).judged:
+            seen = self.seen[one.figure.comparable]
+            if len(seen) < ENOUGH_TO_COMPARE or one.grade is Grade.COULD_NOT_RUN:
+                graded.append(one)
+                continue
+            middle = statistics.median(seen)
+            ratio = one.figure.value / middle
+            grade = Grade.SLOW if ratio < isolate.Noise().slow_at else Grade.GOOD
+            against = f"{performance.told(middle, one.figure)}, the median of {len(seen)} in this search"
+            graded.append(Judged(one.figure, grade, "peers", ratio, against))
+        return graded
 
     def _note_the_lost(self, members: Iterable[str]) -> None:
         for node in members:
@@ -151,14 +199,15 @@ class _Runner:
                 Ending.WRONG_DATA: Grade.WRONG_DATA, Ending.COULD_NOT_RUN: Grade.COULD_NOT_RUN,
             }.get(trial.ending, Grade.BAD_HARDWARE)  # fmt: skip
             return isolate.GroupResult(trial.nodes, grade, blamed=trial.blamed, detail=trial.detail)
-        largest = max(self.sizes)
-        own = [
-            j for j in graded if set(j.figure.nodes) <= set(trial.nodes) and j.figure.size_bytes == largest
-        ]
-        whole = [j for j in own if set(j.figure.nodes) == set(trial.nodes)]
-        pairs = {(j.figure.nodes[0], j.figure.nodes[1]): j.ratio for j in own if len(j.figure.nodes) == 2}
-        slow = any(j.grade is Grade.SLOW for j in own)
+        own = [j for j in graded if set(j.figure.nodes) <= set(trial.nodes)]
+        largest = max((j.figure.size_bytes for j in own), default=0)
+        own = [j for j in own if j.figure.size_bytes == largest]
+        if any(j.grade is Grade.COULD_NOT_RUN for j in own):
+            return isolate.GroupResult(trial.nodes, Grade.COULD_NOT_RUN, detail=own[0].against)
+        told = [j for j in own if j.grade is not Grade.UNTESTED]
+        whole = [j.ratio for j in told if set(j.figure.nodes) == set(trial.nodes)]
+        pairs = {(j.figure.nodes[0], j.figure.nodes[1]): j.ratio for j in told if len(j.figure.nodes) == 2}
         return isolate.GroupResult(
-            trial.nodes, Grade.SLOW if slow else Grade.GOOD,
-            min((j.ratio for j in whole), default=None), pairs if len(trial.nodes) > 2 else {},
+            trial.nodes, Grade.SLOW if any(j.grade is Grade.SLOW for j in told) else Grade.GOOD,
+            min(whole, default=None), pairs if len(trial.nodes) > 2 else {},
         )  # fmt: skip

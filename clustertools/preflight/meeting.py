@@ -57,9 +57,13 @@ def ports(seed: int) -> Iterator[int]:
         yield from random.Random(seed).sample(PORTS, len(PORTS))
 
 
-def collective_order(
-    groups: Sequence[Sequence[str]], place: MeetingPlace, port: Iterator[int], **parameters: object
+def group_order(
+    probe: str,
+    groups: Sequence[Sequence[str]],
+    place: MeetingPlace,
+    port: Iterator[int],
+    **parameters: object,
 ) -> dict[str, object]:
     """The order for one round: the first node of each group is where it meets."""
     meeting = [{"nodes": list(g), "address": place[g[0]], "port": next(port)} for g in groups]
-    return {"probe": "collective", "groups": meeting, **parameters}
+    return {"probe": probe, "groups": meeting, **parameters}

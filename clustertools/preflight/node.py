@@ -13,7 +13,7 @@ from clustertools.fleet.probing import Hello, Probers
 from clustertools.measurement import Ending, Figure, Grade
 from clustertools.model import Status
 from clustertools.preflight.asked import Asked, Budget, Tell
-from clustertools.preflight.meeting import collective_order, ports
+from clustertools.preflight.meeting import group_order, ports
 from clustertools.preflight.record import Record
 from clustertools.preflight.yardsticks import Yardsticks
 from clustertools.preflight_report import BAD, Remark, Stage, Untested
@@ -43,6 +43,10 @@ def _with_gpus(asked: Asked, hello: Hello) -> bool:
     return len(hello.devices) > 1
 
 
+def _with_dcgm(asked: Asked, hello: Hello) -> bool:
+    return bool(hello.devices) and "dcgmi" in hello.tools
+
+
 def _with_paths(asked: Asked, hello: Hello) -> bool:
     return bool(asked.paths_read or asked.paths_written)
 
@@ -68,6 +72,7 @@ LOADS = (
     Load("peer", ("gpu", "link", "wrong-data"), _with_gpus, "no node has several GPUs"),
     Load("collective", ("gpu", "link", "wrong-data"), _with_gpus, "no node has several GPUs",
          parameters=lambda asked: {"environment": dict(asked.environment)}),
+    Load("dcgm_diag", ("gpu", "gpu-memory"), _with_dcgm, "no node has dcgmi"),
     Load("storage", ("storage",), _with_paths, "no path was named: --data, --checkpoints",
          parameters=lambda asked: {"data": list(asked.paths_read), "checkpoint": list(asked.paths_written)}),
 )  # fmt: skip
@@ -163,7 +168,8 @@ def _order(each: Load, asked: Asked, nodes: Iterable[str]) -> Mapping[str, Any]:
     # the GPUs of each node among themselves: groups of one node, which meet at home
     alone = [(node,) for node in nodes]
     here = dict.fromkeys(nodes, "127.0.0.1")
-    return collective_order(alone, here, ports(asked.seed + 1), collective="all_reduce", **parameters)
+    port = ports(asked.seed + 1)
+    return group_order(each.probe, alone, here, port, collective="all_reduce", **parameters)
 
 
 def _clocks(nodes: Sequence[str], probers: Probers) -> list[Figure]:

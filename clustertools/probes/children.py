@@ -189,7 +189,8 @@ def _be_child(
         die_with_parent()
         if os.getppid() != parent:
             os._exit(code)
-        for number in (*_ON_END, signal.SIGPIPE):
+        # not SIGPIPE: gloo must be told that a peer is gone, not be ended by it
+        for number in _ON_END:
             signal.signal(number, signal.SIG_DFL)
         signal.set_wakeup_fd(-1)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)

@@ -190,7 +190,7 @@ class _Rank:
         self.order, self.here, self.asked, self.found, self.progress = order, here, asked, found, progress
         self.rank, self.ranks, self.local_rank = found.rank, found.ranks, local_rank
         self.dtype = getattr(torch, asked.dtype)
-        self.element_bytes = self.dtype.itemsize if hasattr(self.dtype, "itemsize") else _itemsize(self.dtype)
+        self.element_bytes = torch.empty((), dtype=self.dtype).element_size()
         self.fault = fault_of(self.rank)
         if asked.backend == "nccl":
             torch.cuda.set_device(local_rank)
@@ -203,7 +203,6 @@ class _Rank:
         self.wrong = 0
         self.sources: dict[int, int] = {}
         self.own_data_wrong = False
-        self.notes = list(self.fault.notes)
 
     def run(self) -> Report:
         asked = self.asked
@@ -223,7 +222,6 @@ class _Rank:
             report = self._sizes()
         self.progress.at(_AGREEING)
         self._agree(report)
-        report.evidence = self.notes + report.evidence
         # nobody leaves while another may still be reading from it
         self.found.store.add("left", 1)
         until = time.monotonic() + 2.0
@@ -520,12 +518,6 @@ def _late(all_own: Sequence[Sequence[Sequence[float]]], node_of: Sequence[str]) 
 def _named(module: Any, *names: str) -> Any:
     """The first of these that this version of torch has."""
     return next(getattr(module, name) for name in names if hasattr(module, name))
-
-
-def _itemsize(dtype: Any) -> int:
-    import torch
-
-    return torch.empty((), dtype=dtype).element_size()
 
 
 def _nothing() -> None:

@@ -68,8 +68,7 @@ class Bench:
         return Report(
             Ending.WRONG_DATA,
             f"{self.part}: {count} of {total} elements are wrong in {what}",
-            list(self.fault.notes),
-            [self.node],
+            blamed=[self.node],
         )
 
 
@@ -109,7 +108,6 @@ def _task(order: Order, here: Here, number: int, measure: Callable[[Bench], Repo
         except RuntimeError as exc:  # torch's own errors all come down to it
             report = complaint(str(exc), {}, here.node)
             report.detail = f"{part}: {report.detail}"
-        report.evidence = list(dict.fromkeys([*fault.notes, *report.evidence]))
         return report
 
     return Task(part, work)

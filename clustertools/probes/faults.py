@@ -24,7 +24,6 @@ class Fault:
     """What is to go wrong in this process; empty when nothing is."""
 
     kind: str = ""
-    notes: tuple[str, ...] = ()
 
     def spoil(self, tensor: Any) -> None:
         """Make one element another one."""
@@ -44,10 +43,12 @@ class Fault:
 
 
 def fault_of(number: int, environ: Mapping[str, str] = os.environ) -> Fault:
-    """The fault that is asked for rank or device `number`. A word of another form is none, and is told."""
+    """The fault that is asked for rank or device `number`; none for a word of another form."""
+    match = _FORM.fullmatch(environ.get(VARIABLE, ""))
+    return Fault(match[1] if match and int(match[2]) == number else "")
+
+
+def notes(environ: Mapping[str, str] = os.environ) -> list[str]:
+    """What every answer must say while the variable is set."""
     asked = environ.get(VARIABLE, "")
-    if not asked:
-        return Fault()
-    match = _FORM.fullmatch(asked)
-    notes = (f"{VARIABLE}={asked} is set: a fault is simulated, as in a test",)
-    return Fault(match[1] if match and int(match[2]) == number else "", notes)
+    return [f"{VARIABLE}={asked} is set: a fault is simulated, as in a test"] if asked else []

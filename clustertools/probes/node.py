@@ -6,6 +6,7 @@ cuInit can no longer fork children that use CUDA, and the call can hang in a sic
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import os
@@ -13,6 +14,7 @@ import shutil
 import socket
 import struct
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -30,6 +32,8 @@ TOOLS = (
 #: cuInit of eight GPUs takes seconds when no process keeps the driver loaded.
 DEVICES_SECONDS = 60.0
 _SIOCGIFADDR = 0x8915
+#: A lookup takes a millisecond; one that waits for a lost answer, seconds.
+SLOW_NAMES_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +145,7 @@ def look_for_devices(_: Progress) -> Report:
     devices, problem = _driver_devices()
     report = Report(Ending.DONE, private={"cuda": False, "devices": devices})
     report.evidence += [problem] if problem else []
+    report.evidence += _name_server()
     torch = sys.modules.get("torch")
     if torch is not None:
         report.private["cuda"] = bool(torch.cuda.is_available())
@@ -150,6 +155,21 @@ def look_for_devices(_: Progress) -> Report:
                 for n in range(torch.cuda.device_count())
             ]
     return report
+
+
+def _name_server() -> list[str]:
+    """A complaint when looking up the name of an own address takes long: torch's store does so often."""
+    own = next(iter(addresses().values()), "127.0.0.1")
+    began = time.monotonic()
+    with contextlib.suppress(OSError):  # that there is no such name is a quick answer
+        socket.gethostbyaddr(own)
+    took = time.monotonic() - began
+    if took < SLOW_NAMES_SECONDS:
+        return []
+    return [
+        f"the name server took {took:.1f} s to look up {own}; torch asks it for the address of every rank, "
+        "so that collectives of many ranks start late"
+    ]
 
 
 def _driver_devices() -> tuple[list[dict[str, Any]], str]:

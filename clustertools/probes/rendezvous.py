@@ -190,19 +190,29 @@ _KINDS: tuple[tuple[str, Ending, str], ...] = (
 )
 
 
-def complaint(text: str, address_of: Mapping[str, str], own: str) -> Report:
-    """What an error text of torch, gloo or NCCL means; blamed are the nodes whose address or name is in it.
+def known_complaint(text: str, address_of: Mapping[str, str], own: str) -> Report | None:
+    """What an error text of torch, gloo or NCCL means, or None when it is none of those that are known.
 
-    A failure of our own GPU is our own node's; all else points at the peer that the text names, if any.
+    A failure of our own GPU is our own node's; all else points at the peers whose address or name is in the
+    text, if any.
     """
     lines = [line for line in text.splitlines() if line.strip()]
     for pattern, ending, meaning in _KINDS:
-        if not re.search(pattern, text):
+        hit = next((line for line in lines if re.search(pattern, line)), None)
+        if hit is None:
             continue
         blamed = [own] if meaning.startswith("the GPU") else _named(text, address_of, own)
         if ending is Ending.COULD_NOT_RUN:
             blamed = []
-        return Report(ending, f"{meaning}: {plain(lines[-1], 300)}", lines[-8:], blamed)
+        return Report(ending, f"{meaning}: {plain(hit, 300)}", lines[-8:], blamed)
+    return None
+
+
+def complaint(text: str, address_of: Mapping[str, str], own: str) -> Report:
+    """The same for any error text; one that is not known is a crash in its own last words."""
+    if (known := known_complaint(text, address_of, own)) is not None:
+        return known
+    lines = [line for line in text.splitlines() if line.strip()]
     last = plain(lines[-1], 300) if lines else "it said nothing"
     return Report(Ending.CRASH, last, lines[-8:], _named(text, address_of, own))
 

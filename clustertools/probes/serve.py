@@ -27,7 +27,7 @@ from typing import Any
 
 from clustertools.errors import Unobservable
 from clustertools.measurement import Ending
-from clustertools.probes import children
+from clustertools.probes import children, faults
 from clustertools.probes.children import Child
 from clustertools.probes.node import (
     DEVICES_SECONDS,
@@ -40,6 +40,7 @@ from clustertools.probes.node import (
     tools,
 )
 from clustertools.probes.orders import BadOrder, Order, Report, answer_line, read_order
+from clustertools.probes.rendezvous import known_complaint
 from clustertools.text import plain
 
 PROBES = (
@@ -99,6 +100,8 @@ def _import_torch() -> tuple[str | None, str]:
     # torch's store asks for the name of each address that it meets; a name server that is slow to say that
     # there is none would otherwise cost 5 s at each connection
     os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:1")
+    # its warnings would push the words that matter out of what is kept of a child's output
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     # GPUs are then numbered as nvidia-smi numbers them
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     try:
@@ -262,6 +265,13 @@ class _Server:
             return Report.from_json(child.said.decode())
         except (ValueError, KeyError, TypeError):
             code = child.exit_code or 0
+            if code == -signal.SIGABRT:
+                # NCCL's watchdog thread aborts a healthy rank when a peer is gone, and says so before
+                names = {name: name for name in order.nodes}
+                known = known_complaint("\n".join(child.last_words(40)), names, self.here.node)
+                if known is not None:
+                    known.detail = f"{child.label}: {known.detail}"
+                    return known
             how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
             return Report(
                 Ending.CRASH,
@@ -309,6 +319,7 @@ class _Server:
         return those
 
     def _answer(self, order: Order, report: Report, began: float) -> None:
+        report.evidence = [*faults.notes(), *report.evidence]
         self._say(answer_line(order, self.here.node, report, time.monotonic() - began))
 
     def _look_for_devices(self, problems: list[str]) -> None:

@@ -73,17 +73,14 @@ def stuck(order: Order, here: Here, since_seconds: float, at: Sequence[int]) -> 
 def _guarded(
     work: Callable[..., Report], path: str, size: int, files: int, until: float, at: Progress
 ) -> Report:
-    fault = fault_of(0)
     try:
-        report = work(path, size, files, until, at)
+        return work(path, size, files, until, at)
     except OSError as exc:
         # a full, read-only or failing disk is a finding of the place; the head sees who else has it
         kind = (
             Ending.CRASH if exc.errno in (errno.EIO, errno.ESTALE, errno.EREMOTEIO) else Ending.COULD_NOT_RUN
         )
-        report = Report(kind, f"{path}: {exc.strerror or exc}")
-    report.evidence = [*fault.notes, *report.evidence]
-    return report
+        return Report(kind, f"{path}: {exc.strerror or exc}")
 
 
 # reading a data set

@@ -140,6 +140,11 @@ def test_what_is_no_request_is_refused_before_anything_is_looked_at(request_text
     assert told.err.startswith("clustertools: ")
 
 
+def test_a_number_that_json_has_not_is_refused_before_it_is_sent():
+    with pytest.raises(ConfigError, match="cannot be sent"):
+        Request(expect={"gpu_memory_bytes": float("inf")}).text()
+
+
 def test_a_request_that_never_ends_is_cut():
     class Endless(io.RawIOBase):
         def read(self, count=-1):
@@ -212,6 +217,8 @@ def test_what_came_before_the_end_is_kept():
     assert len(lost.verdicts) == 1
     died = read_answer(ended(half, code=-9))
     assert died.why_not == "the look broke off with signal 9: it said nothing"
+    cut = Answer("n1", Fate.COMPLETED, Completed(("x",), 0, half, "", truncated=True))
+    assert read_answer(cut).why_not == "it said more than is kept"
     refused = read_answer(ended("", code=3, stderr="clustertools: could not run: \x1b[31mno\n"))
     assert refused.why_not == "the look broke off with exit code 3: clustertools: could not run: no"
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
+import zipfile
 
 import pytest
 
 from clustertools.probes import serve
-from tests.probes.probing import Prober, collective, probers
+from tests.probes.probing import REPOSITORY, Prober, collective, probers
 
 pytestmark = [pytest.mark.slow]
 
@@ -73,6 +75,26 @@ def test_wrong_words_are_refused(capsys):
     assert serve.main(["--wiht-torch"]) == 3
     assert serve.main(["serve"]) == 3
     assert "usage" in capsys.readouterr().err
+
+
+def test_it_runs_out_of_an_archive(tmp_path):
+    """As it is sent to the nodes: one file, and nothing else of ours."""
+    archive = tmp_path / "clustertools.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in sorted((REPOSITORY / "clustertools").rglob("*.py")):
+            file.write(path, path.relative_to(REPOSITORY))
+    program = (
+        f"import sys; sys.path.insert(0, {str(archive)!r}); from clustertools.probes.serve import main; "
+    )
+    program += "import clustertools; assert '.zip' in clustertools.__file__; "
+    program += "sys.exit(main(['--without-torch']))"
+    one = Prober("n1", python=(sys.executable, "-I"), program=("-c", program))
+    try:
+        assert one.hear()["hello"]["node"] == "n1"
+        order = {"id": 1, "probe": "storage", "nodes": ["n1"], "checkpoint": [str(tmp_path)], "files": 2}
+        assert one.ask({**order, "size_bytes": 4 << 20})["ending"] == "done"
+    finally:
+        one.close()
 
 
 @pytest.mark.torch
