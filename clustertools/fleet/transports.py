@@ -33,8 +33,8 @@ def open_transport(
     nodes: tuple[str, ...] = (),
 ) -> OpenTransport:
     """The transport of that name: `ssh` (ssh_config, connect_timeout_seconds), `srun` (job_id, or `slurm`:
-    with which partition, account and so on nodes of no job are allocated), `local` (nodes: the names under which this
-    machine answers).
+    with which partition, account and so on nodes of no job are allocated), `local` (nodes: the names under
+    which this machine answers).
 
     Raises ConfigError for another name and for settings that cannot be read.
     """
