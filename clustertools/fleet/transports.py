@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Protocol
 
 from clustertools.errors import ConfigError
@@ -20,7 +21,13 @@ class OpenTransport(Transport, Protocol):
     """A transport as `open_transport` gives it: a context manager."""
 
     def __enter__(self) -> OpenTransport: ...
-    def __exit__(self, *exc: object) -> None: ...
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+        /,
+    ) -> None: ...
 
 
 def open_transport(
@@ -32,9 +39,10 @@ def open_transport(
     slurm: SrunSettings | None = None,
     nodes: tuple[str, ...] = (),
 ) -> OpenTransport:
-    """The transport of that name: `ssh` (ssh_config, connect_timeout_seconds), `srun` (job_id, or `slurm`:
-    with which partition, account and so on nodes of no job are allocated), `local` (nodes: the names under
-    which this machine answers).
+    """The transport of that name.
+
+    `ssh` takes ssh_config and connect_timeout_seconds; `srun` job_id, or with `slurm` the partition, account
+    and so on by which nodes of no job are allocated; `local` the names under which this machine answers.
 
     Raises ConfigError for another name and for settings that cannot be read.
     """

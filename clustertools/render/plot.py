@@ -48,6 +48,7 @@ _UNITS: tuple[tuple[str, tuple[tuple[float, str], ...]], ...] = (
     ("bytes_per_second", ((1e12, "TB/s"), (1e9, "GB/s"), (1e6, "MB/s"), (1e3, "kB/s"), (1.0, "B/s"))),
     ("bits_per_second", ((1e12, "Tb/s"), (1e9, "Gb/s"), (1e6, "Mb/s"), (1.0, "b/s"))),
     ("flops_per_second", ((1e15, "PFLOP/s"), (1e12, "TFLOP/s"), (1e9, "GFLOP/s"), (1.0, "FLOP/s"))),
+    ("flop_per_second", ((1e15, "PFLOP/s"), (1e12, "TFLOP/s"), (1e9, "GFLOP/s"), (1.0, "FLOP/s"))),
     ("flops", ((1e15, "PFLOP/s"), (1e12, "TFLOP/s"), (1e9, "GFLOP/s"), (1.0, "FLOP/s"))),
     ("seconds", ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))),
     ("celsius", ((1.0, "°C"),)),
@@ -65,6 +66,16 @@ def unit(metric: str, biggest: float) -> tuple[float, str]:
             return next((choice for choice in choices if size >= choice[0]), choices[-1])
     what, _, rate = metric.partition("_per_second")
     return 1.0, plain(what.rpartition("_")[2] + ("/s" if metric.endswith("_per_second") else rate), 20)
+
+
+def what(metric: str) -> str:
+    """A metric's name in words, without its unit: `memory copy` of memory_copy_bytes_per_second."""
+    known = {"busbw_bytes_per_second": "bus bandwidth", "flop_per_second": "arithmetic"}
+    if metric in known:
+        return known[metric]
+    end = next((end for end, _ in _UNITS if metric == end or metric.endswith(f"_{end}")), "")
+    name = metric.removesuffix(end).rstrip("_") or metric
+    return name.replace("_", " ")
 
 
 def quantity(value: float, metric: str) -> str:

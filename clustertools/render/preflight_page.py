@@ -31,7 +31,7 @@ from clustertools.preflight_report import (
     suspect_ends,
 )
 from clustertools.render import plot
-from clustertools.render.preflight_text import pair_ratios, reasons_of, stage_in_words, warned
+from clustertools.render.preflight_text import pair_ratios, reasons_of, stage_in_words, untested_alike, warned
 from clustertools.text import in_words, plain
 
 #: More single nodes than this in the table would bury the rest of the page.
@@ -83,6 +83,7 @@ def page(report: Report) -> str:
         stages=[stage_in_words(stage) for stage in report.stages],
         pictures=[(title, markupsafe.Markup(svg)) for title, svg in _pictures(report, by_name)],  # noqa: S704
         style=markupsafe.Markup(plot.STYLE),  # noqa: S704  # ours
+        untested=untested_alike(report),
         folded=lambda names: markupsafe.Markup(_breakable(folded(names))),  # noqa: S704  # escaped there
         command=shlex.join(report.command),
         repeats=[(repeat.what, shlex.join(repeat.argv)) for repeat in report.repeats],
@@ -143,7 +144,7 @@ def _row(name: str, result: NodeResult) -> Row:
     worst: dict[tuple[str, str, str], Judged] = {}
     # of a curve one point: the large messages, where it is as low
     for judged in sorted(result.judged, key=lambda j: (round(j.ratio, 1), -j.figure.size_bytes)):
-        if judged.grade is not Grade.GOOD:
+        if judged.grade in BAD:
             worst.setdefault((judged.figure.probe, judged.figure.metric, judged.figure.part), judged)
     how = [result.decided_by] if result.decided_by else []
     how += [f"confidence {result.confidence:.2f}"] if result.confidence < 1 else []
@@ -183,9 +184,9 @@ def _pictures(report: Report, by_name: dict[str, NodeResult]) -> Iterator[tuple[
         figure = judged.figure
         who = "each node" if len(figure.nodes) < 2 else f"groups of {len(figure.nodes)}"
         alike.setdefault((figure.probe, figure.metric, figure.variant, who), []).append(judged)
-    ordered = sorted(alike.items(), key=lambda item: all(j.grade is Grade.GOOD for j in item[1]))
+    ordered = sorted(alike.items(), key=lambda item: not any(j.grade in BAD for j in item[1]))
     for place, ((probe, metric, variant, who), some) in enumerate(ordered[:PICTURES_SHOWN]):
-        title = f"{_TITLES.get(metric, metric.replace('_', ' '))} of {probe}, {who}"
+        title = f"{probe}: {plot.what(metric)}, {who}"
         title += f" ({variant})" if variant else ""
         if len({j.figure.size_bytes for j in some}) > 1:
             yield title, plot.lines(_series(some), key=f"picture{place}", title=title, metric=metric)
@@ -195,13 +196,6 @@ def _pictures(report: Report, by_name: dict[str, NodeResult]) -> Iterator[tuple[
         title = "pairs of nodes: measured over expected, the slowest of each"
         names, ratios, leaves = pair_ratios(report)
         yield title, plot.heat_map(names, ratios, key="pairs", title=title, groups=leaves)
-
-
-_TITLES = {
-    "busbw_bytes_per_second": "bus bandwidth",
-    "bytes_per_second": "bandwidth",
-    "flops_per_second": "arithmetic rate",
-}
 
 
 def _name(judged: Judged) -> str:
@@ -217,7 +211,7 @@ def _series(some: Iterable[Judged]) -> list[plot.Series]:
         plot.Series(
             _name(each[0]),
             tuple((float(j.figure.size_bytes), j.figure.value) for j in each),
-            any(j.grade is not Grade.GOOD for j in each),
+            any(j.grade in BAD for j in each),
         )
         for each in by_name.values()
     ]
@@ -225,15 +219,15 @@ def _series(some: Iterable[Judged]) -> list[plot.Series]:
 
 def _bars(some: Iterable[Judged]) -> list[plot.Bar]:
     """The worst few by themselves, the others as their median."""
-    ordered = sorted(some, key=lambda j: (j.grade is Grade.GOOD, j.ratio))
+    ordered = sorted(some, key=lambda j: (j.grade not in BAD, j.ratio))
     shown = ordered
     if len(ordered) > BARS_SHOWN + 1:
-        deviating = sum(j.grade is not Grade.GOOD for j in ordered)
+        deviating = sum(j.grade in BAD for j in ordered)
         shown = ordered[: min(BARS_SHOWN, deviating + 2)]
     rows = [
         plot.Bar(
             _name(j), j.figure.value, plot.quantity(j.figure.value, j.figure.metric),
-            j.grade is not Grade.GOOD,
+            j.grade in BAD,
         )
         for j in shown
     ]  # fmt: skip

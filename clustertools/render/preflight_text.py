@@ -113,7 +113,7 @@ def text(report: Report, *, color: bool = False, width: int = 80, verbose: int =
         lines += [f"  {line}" for line in cells]
     if report.untested:
         lines.append("not tested")
-        lines += [line for untested in report.untested for line in _untested_lines(untested, width)]
+        lines += [line for untested in untested_alike(report) for line in _untested_lines(untested, width)]
     if report.stages:
         lines += wrap("; ".join(stage_in_words(stage) for stage in report.stages), "stages: ", width)
     return "\n".join(lines)
@@ -219,10 +219,18 @@ def _remark_lines(remark: Remark, color: bool, width: int) -> Iterator[str]:
         yield f"{' ' * _INDENT}| {plain(line)}"
 
 
+def untested_alike(report: Report) -> list[Untested]:
+    """What was not tested, those with the same reason and nodes as one."""
+    alike: dict[tuple[str, tuple[str, ...], bool], list[str]] = {}
+    for untested in report.untested:
+        alike.setdefault((untested.why, untested.nodes, untested.required), []).append(plain(untested.what))
+    return [Untested(", ".join(names), *why) for why, names in alike.items()]
+
+
 def _untested_lines(untested: Untested, width: int) -> Iterator[str]:
     nodes = f" on {folded(untested.nodes)}" if untested.nodes else ""
     must = " (required)" if untested.required else ""
-    yield from wrap(f"{plain(untested.what)}{nodes}{must}: {plain(untested.why)}", "  ", width)
+    yield from wrap(f"{untested.what}{nodes}{must}: {plain(untested.why)}", "  ", width)
 
 
 def pair_ratios(report: Report) -> tuple[list[str], dict[tuple[str, str], float], dict[str, str]]:

@@ -57,6 +57,21 @@ def test_numbers_have_units_that_fit(value, metric, said):
     assert plot.quantity(value, metric) == said
 
 
+@pytest.mark.parametrize(
+    ("metric", "words"),
+    [
+        ("busbw_bytes_per_second", "bus bandwidth"),
+        ("memory_copy_bytes_per_second", "memory copy"),
+        ("flop_per_second", "arithmetic"),
+        ("latency_seconds", "latency"),
+        ("x", "x"),
+    ],
+)
+def test_metrics_are_named_without_their_units(metric, words):
+    assert plot.what(metric) == words
+    assert plot.quantity(7.6e9, "flop_per_second") == "7.6 GFLOP/s"
+
+
 def test_sizes_are_powers_of_two():
     assert [plot.size(n) for n in (8, 1024, 1 << 20, 3 << 29)] == ["8 B", "1 KiB", "1 MiB", "1.5 GiB"]
 

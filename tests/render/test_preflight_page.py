@@ -129,6 +129,13 @@ def test_the_worst_node_of_a_grade_comes_first():
     assert places == sorted(places)
 
 
+def test_a_figure_that_nothing_could_be_held_against_is_no_deviation():
+    alone = node("n1", judged=curve(("n1",), 1.0, Grade.UNTESTED))
+    assert 'class="off"' not in page(Report(1.0, 2.0, ("n1",), (alone,)))
+    slow = node("n1", judged=curve(("n1",), 1.0, Grade.SLOW))
+    assert 'class="off"' in page(Report(1.0, 2.0, ("n1",), (slow,)))
+
+
 def test_jinja_is_imported_for_a_page_only():
     program = "import sys, clustertools.render.preflight_page; print('jinja2' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

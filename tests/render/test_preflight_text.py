@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from clustertools.measurement import Grade
 from clustertools.model import Finding, Status, Subject
-from clustertools.preflight_report import NodeResult, Report, Stage, Terms
+from clustertools.preflight_report import NodeResult, Report, Stage, Terms, Untested
 from clustertools.render.preflight_text import ANSWERS_SHOWN, progress, text, warned, wrap
 from tests.render.preflight_cases import hostile, large, node, small
 
@@ -78,6 +78,12 @@ def test_warnings_on_good_nodes_are_told_once():
     assert alike == [("GpuClockLow 1410 MHz", ["n1", "n2"])]
     unlike = warned(Report(1.0, 2.0, ("n1", "n2"), (clock("n1", "1410"), clock("n2", "1200"))))
     assert unlike == [("for example n1: GpuClockLow 1410 MHz", ["n1", "n2"])]
+
+
+def test_what_was_not_tested_for_one_reason_is_one_line():
+    whats = tuple(Untested(f"check {name}", "left out, as was asked") for name in ("bmc_sel", "ib_peer"))
+    said = text(Report(1.0, 2.0, (), untested=(*whats, Untested("storage", "no path"))))
+    assert "  check bmc_sel, check ib_peer: left out, as was asked\n  storage: no path" in said
 
 
 def test_none_and_one_node():
