@@ -10,7 +10,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from clustertools import isolate, performance
 from clustertools.fleet import Fate
@@ -82,10 +82,15 @@ def search(
             told = f"round {len(history) + 1}: {step.why}"
             tell(Stage(NAME, question.budget_rounds, len(history), stage.elapsed_seconds, told))
             history.append(runner.tell(step, searched))
+            # who went away takes part no more: a partner that waits for it could not be cleared
+            there = tuple(node for node in question.nodes if node not in probers.gone)
+            question = replace(question, nodes=there)
             step = isolate.next_step(question, history)
         stage.done = len({n for _, results in history for r in results for n in r.nodes if _is_told(r)})
     record.suspects = step.suspects
     searched.sentence = step.sentence
+    for node in step.cleared:
+        record[node].tried(Trial(COLLECTIVE, (node,), Ending.DONE), NAME)
     for node in step.undecided:
         record[node].doubts.append(f"the fabric test did not clear it: {step.sentence}")
     return searched

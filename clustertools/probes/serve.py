@@ -124,6 +124,7 @@ class _Server:
         self.waiting: deque[Order] = deque()
         self.running: _Running | None = None
         self.lingering: list[Child] = []
+        self.linger_until = 0.0
         self.left_behind: list[Child] = []
         self.ended = False
 
@@ -199,8 +200,7 @@ class _Server:
             self.waiting.append(order)
 
     def _begin(self, order: Order) -> None:
-        children.end_all(self._stopped(self.lingering))
-        self.lingering = []
+        self._end_lingering()
         began = time.monotonic()
         try:
             probe = _probe(order.probe)
@@ -232,6 +232,8 @@ class _Server:
 
     def _pause(self) -> float | None:
         if self.running is None:
+            if self.lingering and not self.waiting:
+                return max(0.0, self.linger_until - time.monotonic())
             return None if not self.waiting else 0.0
         # the end of a child shows first as the end of its pipes
         ending = any(not child.open_pipes and not child.gone for child in self.running.children)
@@ -242,6 +244,8 @@ class _Server:
         self.left_behind = [child for child in self.left_behind if not child.reap()]
         running = self.running
         if running is None:
+            if self.lingering and time.monotonic() >= self.linger_until:
+                self._end_lingering()
             return
         for child in running.children:
             if child.pid not in running.reports and child.reap():
@@ -292,6 +296,8 @@ class _Server:
     def _finish(self, running: _Running) -> None:
         over = [child for child in running.children if not child.lingers]
         self.lingering = [child for child in running.children if child.lingers and not child.gone]
+        # the other nodes' ranks began at about the same time, and have as long
+        self.linger_until = running.began + running.order.timeout_seconds
         left = children.end_all(self._stopped(over))
         reports = [running.reports[child.pid] for child in running.children if child.pid in running.reports]
         report = running.probe.gather(reports)
@@ -309,6 +315,12 @@ class _Server:
             child.close()
         self.running = None
         self._answer(running.order, report, running.began)
+
+    def _end_lingering(self) -> None:
+        self.left_behind += children.end_all(self._stopped(self.lingering))
+        for child in self.lingering:
+            child.close()
+        self.lingering = []
 
     def _stopped(self, those: list[Child]) -> list[Child]:
         """The same, no longer listened to."""

@@ -122,6 +122,21 @@ def test_the_same_port_serves_one_order_after_the_other(two):
         assert {answer["ending"] for answer in answers.values()} == {"done"}, answers
 
 
+def test_orders_leave_neither_processes_nor_descriptors(two):
+    def open_files():
+        return [len(os.listdir(f"/proc/{one.process.pid}/fd")) for one in two]
+
+    all_ask(two, collective(1, ["n1", "n2"]))
+    before = open_files()
+    for number in range(3):
+        all_ask(two, collective(number, ["n1", "n2"], timeout_seconds=20))
+    assert open_files() == before
+    until = time.monotonic() + 30
+    while any(one.others() for one in two):  # the store ends at the order's deadline
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
 def test_a_first_node_that_is_not_there_is_named(two):
     answer = two[1].ask(collective(1, ["n9", "n2"], timeout_seconds=3))
     assert (answer["ending"], answer["blamed"]) == ("hang", ["n9"])
