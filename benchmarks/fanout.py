@@ -244,5 +244,5 @@ def main(arguments: list[str] | None = None) -> None:
 if __name__ == "__main__":
     from run import machine
 
-    print(f"machine: {machine()}")
+    print(f"machine: {machine()}", flush=True)
     main(sys.argv[1:])

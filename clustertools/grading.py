@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from clustertools.measurement import Ending, Grade, Judged, Suspect, Trial
 from clustertools.model import Finding, Status, Verdict
@@ -31,6 +32,14 @@ class _Vote:
     confidence: float = 1.0
 
 
+class _Known(NamedTuple):
+    """What was learnt of one node."""
+
+    verdicts: list[Verdict]
+    judged: list[Judged]
+    trials: list[Trial]
+
+
 def grade_nodes(
     nodes: Sequence[str],
     *,
@@ -42,20 +51,31 @@ def grade_nodes(
     required: Collection[str] = (),
 ) -> list[NodeResult]:
     """One result for each of `nodes`, in order. `away` says why a node could not be reached."""
-    everything, figures, tried, blamed = tuple(verdicts), tuple(judged), tuple(trials), tuple(suspects)
-    ran = [trial for trial in tried if trial.ending is Ending.DONE]
+    blamed = tuple(suspects)
+    by_node = {node: _Known([], [], []) for node in nodes}
+    ran: dict[str, set[str]] = {}
+    for verdict in verdicts:
+        if verdict.subject.node in by_node:
+            by_node[verdict.subject.node].verdicts.append(verdict)
+    for one in judged:
+        for name in set(one.figure.nodes) & by_node.keys():
+            by_node[name].judged.append(one)
+    for trial in trials:
+        for name in set(trial.nodes) & by_node.keys():
+            by_node[name].trials.append(trial)
+        if trial.ending is Ending.DONE:
+            ran.setdefault(trial.probe, set()).update(trial.nodes)
     results = []
-    for node in nodes:
-        elsewhere = {trial.probe for trial in ran if node not in trial.nodes}
+    for node, known in by_node.items():
         results.append(
             node_grade(
                 node,
-                verdicts=[verdict for verdict in everything if verdict.subject.node == node],
-                judged=[one for one in figures if node in one.figure.nodes],
-                trials=[trial for trial in tried if node in trial.nodes],
+                verdicts=known.verdicts,
+                judged=known.judged,
+                trials=known.trials,
                 suspects=blamed,
                 away=(away or {}).get(node, ""),
-                ran_elsewhere=elsewhere,
+                ran_elsewhere={probe for probe, there in ran.items() if len(there) > (node in there)},
                 required=required,
             )
         )

@@ -279,6 +279,7 @@ class _Set:
                 strict=True,
             )
         )
+        self.populations = len({standing.population for standing in self.standing_of.values()})
         self.broken = self._below_floor()
         self.fallen = self._below_past()
 
@@ -381,7 +382,7 @@ class _Set:
     def _by_peers(self, figure: Figure, standing: Standing, grade: Grade) -> Judged:
         middle = standing.middle if figure.higher_is_better else 1 / standing.middle
         whose = f"the median of {standing.count} alike"
-        if any(other.population != standing.population for other in self.standing_of.values()):
+        if self.populations > 1:
             whose = f"the median of its population, {standing.count} of {len(self.sound)}"
         if len(figure.nodes) > 1:
             whose = f"the fastest of {len(self.sound)} groups"

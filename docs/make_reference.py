@@ -319,7 +319,7 @@ ROOMS = {
 class Row:
     """A health check of the field, and where it is here: checks and codes, readings only, or why not.
 
-    `by_config` is the section of the config that makes such a check.
+    `by_config` is the section of the config that makes such a check, `probe` the preflight's active test.
     """
 
     name: str
@@ -329,12 +329,12 @@ class Row:
     readings: tuple[str, ...] = ()
     left_out: str = ""
     by_config: str = ""
+    probe: str = ""
 
     @property
     def is_open(self) -> bool:
-        return (
-            not self.left_out and not self.by_config and not (self.checks and (self.codes or self.readings))
-        )
+        has_check = self.checks and (self.codes or self.readings)
+        return not (self.left_out or self.by_config or self.probe or has_check)
 
 
 def coverage() -> list[Row]:
@@ -363,7 +363,8 @@ def coverage_page() -> str:
         "health scanner, Imbue's, SuperBench, NVIDIA's resiliency extension, AWS's, the ML engineering book, "
         "DCGM, node-problem-detector, NVSentinel, soperator and the cluster readiness engine). Cost: P1 "
         "reads in less than 0.1 s, P2 in less than 2 s, A needs an idle GPU or network card.",
-        f"{len(rows)} rows: {len(rows) - left_out} have a check here, {left_out} are left out with a reason.",
+        f"{len(rows)} rows: {len(rows) - left_out} have a check or a probe here, {left_out} are left out "
+        "with a reason.",
     ]
     rooms: dict[str, list[Row]] = {}
     for row in rows:
@@ -379,6 +380,8 @@ def coverage_page() -> str:
 def _here(row: Row) -> str:
     if row.left_out:
         return f"left out: {row.left_out}"
+    if row.probe:
+        return f"the probe `{row.probe}` of `clustertools preflight`"
     if row.by_config:
         return f"the site's own, by the section `{row.by_config}` of the config"
     checks = ", ".join(f"[{name}](checks.md#{name})" for name in row.checks)

@@ -12,7 +12,7 @@ NAMES = ("ct-preflight", "ct-watchdog", "ct-oncall", "ct-prolog", "ct-epilog", "
 
 #: What each passes on.
 WORDS = {
-    "ct-preflight": "check --stage preflight",
+    "ct-preflight": "preflight",
     "ct-watchdog": "watch",
     "ct-oncall": "status",
     "ct-prolog": "node-health --stage prolog --act --no-color",

@@ -12,6 +12,7 @@ import pytest
 from clustertools.check import Check, NoLimits
 from clustertools.model import Status
 from clustertools.policy import load_playbooks
+from clustertools.probes.serve import PROBES
 from docs.make_reference import FOLDER, PAGES, coverage, limits, own_checks, told
 
 
@@ -53,7 +54,9 @@ def test_what_the_coverage_names_is_there():
     for row in rows:
         declared = {code for name in row.checks if name in checks for code in checks[name].codes}
         wrong += [f"{row.name}: no code {code} in {row.checks}" for code in row.codes if code not in declared]
-        if row.left_out and (row.checks or row.codes or row.readings):
+        if row.probe and row.probe not in PROBES:
+            wrong.append(f"{row.name}: no probe {row.probe}")
+        if row.left_out and (row.probe or row.checks or row.codes or row.readings):
             wrong.append(f"{row.name}: left out and covered")
     assert not wrong
     assert not [row.name for row in rows if row.is_open], "every row has a check, or a reason"

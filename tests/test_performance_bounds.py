@@ -10,7 +10,6 @@ from clustertools.catalog import performance as catalogue
 from clustertools.measurement import Figure, Grade
 from clustertools.performance import assess
 from clustertools.performance_bounds import Facts, facts_from, measured_elsewhere, upper_bound
-from clustertools.performance_digests import Digest, compare_digests
 
 GB = 1e9
 H100 = "NVIDIA H100 80GB HBM3"
@@ -209,37 +208,3 @@ def test_efa_by_the_number_of_devices() -> None:
     assert catalogue.efa_bytes_per_second(16) == 400 * GB
     assert catalogue.efa_bytes_per_second(16, "B300") == 800 * GB
     assert catalogue.efa_bytes_per_second(3) == 0.0
-
-
-# digests
-
-
-def digests(*values: str) -> list[Grade]:
-    return [
-        one.grade for one in compare_digests(Digest(f"n{i}", "gpu0", "k", v) for i, v in enumerate(values))
-    ]
-
-
-def test_who_computes_other_bits_than_most_is_wrong() -> None:
-    good, wrong, open_ = Grade.GOOD, Grade.WRONG_DATA, Grade.UNTESTED
-    assert digests("a", "a", "b", "a") == [good, good, wrong, good]
-    assert digests("a", "b") == [open_, open_]
-    assert digests("a", "a", "b", "b") == [open_] * 4
-    assert digests("a", "a", "b", "c") == [open_] * 4
-    assert digests("a", "a", "b") == [good, good, wrong]
-    assert digests("a") == [open_]
-
-
-def test_other_kinds_are_not_compared_and_an_equal_minority_is_told() -> None:
-    mixed = [Digest("n0", "", "torch 2.6", "a"), Digest("n1", "", "torch 2.7", "b")]
-    assert [one.grade for one in compare_digests(mixed)] == [Grade.UNTESTED] * 2
-    found = compare_digests(Digest(f"n{i}", "", "k", value) for i, value in enumerate("aaaabb"))
-    assert found[5].against == (
-        "other bits than 4 of 6, the same as 1 more: compare their library versions before the chips"
-    )
-
-
-def test_a_part_that_contradicts_itself_is_wrong_even_alone() -> None:
-    (found,) = compare_digests([Digest("n0", "gpu3", "k", "a"), Digest("n0", "gpu3", "k", "b")])
-    assert found.grade is Grade.WRONG_DATA
-    assert found.against == "2 answers to the same question in 2 tries"

@@ -54,6 +54,12 @@ class Head:
         *lines, self.unfinished = (self.unfinished + data).split(b"\n")
         return lines
 
+    def wait_until_heard(self) -> None:
+        """Until the lines end: of a task that has ended, Slurm cuts what it still holds anywhere."""
+        os.set_blocking(0, True)
+        while True:
+            self.lines()
+
 
 class Program:
     """The program and its pipes. `seconds`: its deadline, `cap`: bytes of each output; 0 for none."""
@@ -254,11 +260,13 @@ def main(mark: str, seconds: str, cap: str, *words: str) -> None:
         except OSError as exc:  # what a shell says with 127 and 126
             complaint = base64.b64encode(f"{words[0]}: {exc.strerror}\n".encode()).decode()
             head.tell("e " + complaint, f"x {127 if isinstance(exc, FileNotFoundError) else 126} 0 0")
+            head.wait_until_heard()
             return
         os.set_blocking(0, False)
         try:
             program.obey(lines)
             program.serve()
+            head.wait_until_heard()
         except (HeadGone, BrokenPipeError):
             program.let_go()
 

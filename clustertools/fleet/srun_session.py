@@ -145,8 +145,7 @@ class Session:
             until = time.monotonic() + MOMENT_SECONDS
             while self.waited_for and time.monotonic() < until:
                 self._turn(0.1)
-        for step in self._steps:
-            step.pipes.end_input()
+        self._end_all_input()
         if not all(step.is_broken for step in self._open_steps()):
             self._wait_for_ends(MOMENT_SECONDS)
         for step in self._open_steps():
@@ -156,6 +155,10 @@ class Session:
             _signal(step.pipes.process, signal.SIGKILL)
             self._cancel(step)
         self._wait_for_ends(MOMENT_SECONDS)
+
+    def _end_all_input(self) -> None:
+        for step in self._steps:
+            step.pipes.end_input()
 
     def _open_steps(self) -> list[_Step]:
         return [step for step in self._steps if not step.is_over]
@@ -266,8 +269,15 @@ class Session:
         node = step.tasks.get(task, "")
         if node not in self.waited_for:
             return
+        self.nodes[node].heard = time.monotonic()
+        try:
+            self._on_news(node, kind, rest)
+        except ValueError:  # no base64, no three words
+            said = plain(rest.decode("ascii", "replace"), 80)
+            self._answer(node, Fate.LOST, f"what came from it was cut short: {said}")
+
+    def _on_news(self, node: str, kind: str, rest: bytes) -> None:
         seen = self.nodes[node]
-        seen.heard = time.monotonic()
         if kind == "o":
             self._on_output(node, base64.b64decode(rest))
         elif kind == "e":
@@ -351,6 +361,8 @@ class Session:
         if node not in self.waited_for:
             return
         self.waited_for.discard(node)
+        if not self.waited_for:
+            self._end_all_input()  # the agents wait for that
         for step in self._open_steps() if fate is not Fate.COMPLETED else ():
             step.is_broken |= node in step.launch.nodes
         seen = self.nodes[node]

@@ -10,6 +10,7 @@ whatever StrictHostKeyChecking says; nothing is ever asked, and no password is e
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import secrets
 import threading
@@ -122,6 +123,7 @@ class SshTransport:
         why = f"a fault in clustertools itself: {type(exc).__name__}: {exc}"
         for program in tuple(self._programs):
             program.tell_now(Fate.LOST, why)
+        self._hub.give_up(why)
 
     def close(self) -> None:
         """End what still runs, on its nodes too, and close the connections."""
@@ -165,6 +167,8 @@ class SshConversation:
 
     def close(self) -> None:
         """End the input; programs that are still there a moment later are ended on their nodes."""
+        if self._transport._is_closed:
+            return
         over = threading.Event()
 
         def watch() -> None:
@@ -209,6 +213,8 @@ class _Program:
         self._began = time.monotonic()
         #: A program that ends another one is not ended in the same way.
         self.is_killer = False
+        self._is_second = False
+        self._end_as = (Fate.LOST, "it was ended")
         self._is_ending = self._is_sending = self._is_input_closed = self._is_rung = False
 
     def begin(self) -> None:
@@ -242,11 +248,22 @@ class _Program:
 
     def _started(self, channel: Any) -> None:
         if channel is None:
-            exc = self._wire.get_exception() if self._wire is not None else None
+            assert self._wire is not None
+            if not self._wire.is_active() and not self._is_second:
+                # a kept connection to a node that was started anew in between; nothing began on it
+                self._is_second, self._wire = True, None
+                if self._timer is not None:
+                    self._timer.cancel()
+                self.begin()
+                return
+            exc = self._wire.get_exception()
             why = f": {plain(str(exc), 160)}" if exc is not None and str(exc) else ""
             self.tell_now(Fate.LOST, f"the node gives no session{why}")
             return
         self._channel = channel
+        if self._is_ending:
+            self._kill(*self._end_as)
+            return
         self._flush()
         self.drain()
 
@@ -347,21 +364,34 @@ class _Program:
             self.tell_now(fate, why)
         elif self._wire is None:
             self.tell_now(fate, f"{why}; it was not started")
-        elif self._channel is None:
-            # the node took the connection and does not start the program: so it may never do
+        elif self._channel is not None:
+            self._kill(fate, why)
+        else:
+            # it is just being started; a node that takes long over that may never do it
+            self._end_as = (fate, why)
+            self._pump.after(GRACE_SECONDS, self._never_started)
+
+    def _never_started(self) -> None:
+        if self._channel is None and not self.is_told and self._wire is not None:
+            fate, why = self._end_as
             hang_up(self._wire.sock)
             self.tell_now(fate, f"{why}; the node does not start it, and its connection was closed")
-        else:
-            self._kill(why, fate)
 
     def _is_over(self) -> bool:
         return self.is_told or self._is_ending
 
-    def _kill(self, why: str, fate: Fate) -> None:
+    def _kill(self, fate: Fate, why: str) -> None:
         """A closed channel ends nothing on the node, for there is no terminal: a second session does."""
         wire = self._wire
         assert wire is not None
-        self._workers.do(self._channel.close)
+        channel = self._channel
+
+        def close() -> None:
+            # what cannot be closed is on a connection that is gone, which shows below
+            with contextlib.suppress(Exception):
+                channel.close()
+
+        self._workers.do(close)
 
         def ended(answer: Answer) -> None:
             if answer.completed is None:

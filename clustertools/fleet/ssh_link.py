@@ -12,6 +12,7 @@ import errno
 import importlib
 import os
 import random
+import resource
 import shlex
 import signal
 import socket
@@ -58,7 +59,8 @@ class Hub:
         self.pump = Pump(on_fault)
         self._known: dict[tuple[str, ...], KnownHosts] = {}
         self._links: dict[object, Link] = {}
-        self._turns: dict[str, Turns] = {}
+        #: ProxyCommands mostly go to one gateway, as a login of their own each.
+        self.proxies = Turns(settings.per_gateway)
         self.handshakes = Turns(settings.at_once)
         # a quarter of a second, in which the nodes can already be dialled
         self.workers.do(_import_wire)
@@ -86,6 +88,7 @@ class Hub:
         """The link to a node, which may not be open yet. Raises ConfigError."""
         if node not in self._links:
             self._links[node] = Link(self, self.targets.of(node))
+            allow_files(2 * len(self._links) + 128)
         return self._links[node]
 
     def gateway(self, gateways: tuple[str, ...]) -> Link:
@@ -94,10 +97,10 @@ class Hub:
             self._links[gateways] = Link(self, self.targets.of_gateway(gateways))
         return self._links[gateways]
 
-    def turns(self, name: str) -> Turns:
-        if name not in self._turns:
-            self._turns[name] = Turns(self.settings.per_gateway)
-        return self._turns[name]
+    def give_up(self, why: str) -> None:
+        """On the pump's thread: every connection that is being made fails."""
+        for link in tuple(self._links.values()):
+            link.give_up(why)
 
     def close(self) -> None:
         """On the pump's thread: every connection ends."""
@@ -127,20 +130,22 @@ class Turns:
     """At most `width` at a time; the others wait for their turn."""
 
     def __init__(self, width: int) -> None:
-        self._free, self._waiting = width, deque[Callable[[], object]]()
+        self._free, self._waiting = width, deque[Callable[[], bool]]()
 
-    def take(self, begin: Callable[[], object]) -> None:
-        if self._free > 0:
-            self._free -= 1
-            begin()
-        else:
-            self._waiting.append(begin)
+    def take(self, begin: Callable[[], bool]) -> None:
+        """Call `begin`, now or later; it says whether it still wanted its turn. Then `give` has to follow."""
+        self._waiting.append(begin)
+        self._go_on()
 
     def give(self) -> None:
-        if self._waiting:
-            self._waiting.popleft()()
-        else:
-            self._free += 1
+        self._free += 1
+        self._go_on()
+
+    def _go_on(self) -> None:
+        while self._free > 0 and self._waiting:
+            self._free -= 1
+            if not self._waiting.popleft()():
+                self._free += 1
 
 
 class Link:
@@ -179,9 +184,12 @@ class Link:
                 failed(fate, reason)
 
     def close(self) -> None:
-        if self._attempt is not None:
-            self._attempt.fail(Fate.UNREACHABLE, "the transport was closed")
+        self.give_up("the transport was closed")
         self._drop()
+
+    def give_up(self, why: str) -> None:
+        if self._attempt is not None:
+            self._attempt.fail(Fate.UNREACHABLE, why)
 
     def _drop(self) -> None:
         if self.wire is not None:
@@ -205,7 +213,7 @@ class _Attempt:
         self._errors: list[str] = []
         self._is_over = self._is_with_paramiko = self._is_shaking = False
         self._tries = 0
-        self._turns: Turns | None = None
+        self._is_proxied = False
         self._timer: Timer | None = None
         self._until = 0.0
 
@@ -228,24 +236,12 @@ class _Attempt:
             def failed(fate: Fate, reason: str) -> None:
                 self.fail(Fate.UNREACHABLE, f"its gateway {name} cannot be used ({fate.value}): {reason}")
 
-            gateway.when_open(lambda wire: self._wait_for_turn(name, lambda: self._jump(wire)), failed)
+            gateway.when_open(self._jump_first, failed)
         elif target.proxy_command:
-            self._wait_for_turn(" proxy command", self._spawn)
+            self.hub.proxies.take(self._spawn_first)
         else:
             self._start_clock()
             self._look_up()
-
-    def _wait_for_turn(self, name: str, go: Callable[[], object]) -> None:
-        def begin() -> None:
-            if self._is_over:
-                turns.give()
-                return
-            self._turns = turns
-            self._start_clock()
-            go()
-
-        turns = self.hub.turns(name)
-        turns.take(begin)
 
     def _start_clock(self, seconds: float | None = None) -> None:
         if seconds is None:
@@ -275,8 +271,7 @@ class _Attempt:
         self._is_over = True
         self._stop_clock()
         self._give_handshake()
-        if self._turns is not None:
-            self._turns.give()
+        self._give_proxy()
         return True
 
     def _drop(self) -> None:
@@ -327,7 +322,11 @@ class _Attempt:
             return
         family, address = self._addresses[number]
         self._stage = f"connecting to {address[0]} port {address[1]}"
-        sock = self._sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            sock = self._sock = socket.socket(family, socket.SOCK_STREAM)
+        except OSError as exc:
+            self.fail(Fate.UNREACHABLE, f"no socket could be had for it: {exc.strerror} (see ulimit -n)")
+            return
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -384,7 +383,6 @@ class _Attempt:
             self.fail(Fate.UNREACHABLE, reason + (f" (tried {self._tries} times)" if self._tries > 1 else ""))
             return
         if self.target.gateways:
-            # through a gateway the turn is kept
             self.pump.after(pause, lambda: self._jump(self._through) if not self._is_over else None)
         elif self.target.proxy_command:
             self.pump.after(pause, self._spawn)
@@ -393,16 +391,55 @@ class _Attempt:
 
     # around a corner
 
+    def _jump_first(self, wire: Wire) -> None:
+        if not self._is_over:
+            self._start_clock()
+            self._jump(wire)
+
     def _jump(self, wire: Wire) -> None:
-        self._through = wire
+        """One more channel of the gateway's connection: its sshd counts no further login."""
+        from clustertools.fleet.ssh_wire import open_channel
+
         address = (self.target.address, self.target.port)
-        self._stage = f"the gateway connects to {address[0]} port {address[1]}"
+        self._through, self._stage = wire, f"its gateway connects to {address[0]} port {address[1]}"
 
-        def open_channel() -> Any:
-            seconds = max(0.1, self._until - time.monotonic())
-            return wire.open_channel("direct-tcpip", address, ("127.0.0.1", 0), timeout=seconds)
+        def opened(channel: Any) -> None:
+            self.pump.call(self._jumped, channel)
 
-        self._log_in(open_channel)
+        def work() -> None:
+            try:
+                open_channel(wire, "direct-tcpip", address, opened)
+            except Exception as exc:  # noqa: BLE001 - paramiko raises many things; each is told with its node
+                what = plain(str(exc), 160) or type(exc).__name__
+                self.pump.call(self.fail, Fate.UNREACHABLE, f"{what}, while {self._stage}")
+
+        self.hub.workers.do(work)
+
+    def _jumped(self, channel: Any) -> None:
+        if self._is_over:
+            if channel is not None:
+                hang_up(channel)
+        elif channel is None:
+            self.fail(
+                Fate.UNREACHABLE, "its gateway could not connect to it, or may not (AllowTcpForwarding)"
+            )
+        else:
+            self._stage = "waiting for its SSH banner"
+            self._log_in(lambda: channel)
+
+    def _spawn_first(self) -> bool:
+        if self._is_over:
+            return False
+        self._is_proxied = True
+        self.pump.after(SLOW_HANDSHAKE_SECONDS, self._give_proxy)
+        self._start_clock()
+        self._spawn()
+        return True
+
+    def _give_proxy(self) -> None:
+        if self._is_proxied:
+            self._is_proxied = False
+            self.hub.proxies.give()
 
     def _spawn(self) -> None:
         """The user's ProxyCommand, as words: there is no shell in between."""
@@ -437,15 +474,15 @@ class _Attempt:
         left = self._until - time.monotonic()
         self._stop_clock()
 
-        def begin() -> None:
+        def begin() -> bool:
             if self._is_over:
-                self.hub.handshakes.give()
-                return
+                return False
             self._is_shaking = True
             self._start_clock(left)
             self.pump.after(SLOW_HANDSHAKE_SECONDS, self._give_handshake)
             self._is_with_paramiko = True
             self.hub.workers.do(lambda: self._shake_hands(connected))
+            return True
 
         self.hub.handshakes.take(begin)
 
@@ -487,6 +524,14 @@ class _Attempt:
         elif failure is not None:
             self._login = None
             self.fail(failure.fate, failure.reason)
+
+
+def allow_files(count: int) -> None:
+    """Have at least so many files open at once, as far as the system lets us; 1024 are usual."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < count:
+        most = 4 * count if hard == resource.RLIM_INFINITY else min(4 * count, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
 
 
 def is_numeric(family: int, address: str) -> bool:

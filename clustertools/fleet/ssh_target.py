@@ -35,7 +35,8 @@ class SshSettings:
 
     `config` is read instead of the user's and the system's, like `ssh -F`. `connect_timeout_seconds` covers
     everything until the login is done: name, TCP, banner, keys. `at_once` are the handshakes at the same
-    time, `per_gateway` those through one jump host (its sshd refuses more than MaxStartups, 10 by default).
+    time. `per_gateway` are the ProxyCommands that begin at the same time: the gateway's sshd refuses more
+    logins than MaxStartups, 10 by default. A ProxyJump takes one login, for all nodes behind it.
     """
 
     config: Path | None = None

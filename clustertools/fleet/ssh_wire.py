@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import shlex
 import signal
 import threading
 from collections.abc import Callable, Sequence
@@ -327,16 +328,18 @@ class Login:
             return
         target = self.target
         file = target.known_hosts_files[0] if target.known_hosts_files else "~/.ssh/known_hosts"
-        scan = f"ssh-keyscan -p {target.port} {target.address}"
+        scan = f"ssh-keyscan -p {target.port} {shlex.quote(target.address)}"
         if target.is_aliased:
-            scan += f" | sed 's/^[^ ]*/{target.known_as}/'"
-        advice = f"compare it with what `ssh-keygen -lf` says on the node, then `{scan} >> {file}`"
+            scan += f" | sed {shlex.quote(f's/^[^ ]*/{target.known_as}/')}"
+        advice = (
+            f"compare it with what `ssh-keygen -lf` says on the node, then `{scan} >> {shlex.quote(file)}`"
+        )
         if others:
             old = next((k for k in others if k.key_type == kind), others[0])
             reason = (
                 f"its host key changed: it shows {shown}, known is {old.fingerprint} "
                 f"({old.path} line {old.line}); it was installed anew, or somebody is in between: {advice}, "
-                f"after `ssh-keygen -R '{target.known_as}' -f {old.path}`"
+                f"after `ssh-keygen -R {shlex.quote(target.known_as)} -f {shlex.quote(old.path)}`"
             )
         elif any(k.marker == AUTHORITY for k in known):
             reason = (
@@ -375,61 +378,76 @@ class Bell:
         return self._is_set
 
 
-def start(
-    wire: Wire, command: bytes, is_input_whole: bool, is_heard: bool, ring: Callable[[], None],
-    started: Callable[[Any], None],
-) -> None:  # fmt: skip
-    """Ask for a session and start a command in it, without waiting: `started` is called on paramiko's thread,
-    with the channel, or with None when the server gives no session or the connection is gone.
+def open_channel(
+    wire: Wire, kind: str, address: tuple[str, int] | None, opened: Callable[[Any], object]
+) -> None:
+    """Ask for a channel, without waiting: `session`, or `direct-tcpip` to an address as the server sees it.
 
-    From then on `ring` is called there when the program ended or was lost, and when it said something: each
-    time if it `is_heard`, else when there is much of it. `is_input_whole`: it gets no input.
+    `opened` is called once, on paramiko's thread: with the channel, or with None when the server gives none
+    or the connection is gone. It must not wait there.
     """
-    # paramiko's own open_session waits for the answer, and its exec_command for the one after that
+    # paramiko's own open_channel waits for the answer, which takes a thread a node
     with wire.lock:
         number = wire._next_channel()
         channel = paramiko.Channel(number)
         wire._channels.put(number, channel)
-        wire.channel_events[number] = Bell(lambda: opened())
+        wire.channel_events[number] = Bell(lambda: answered())
         wire.channels_seen[number] = True
         channel._set_transport(wire)
         channel._set_window(WINDOW_BYTES, wire.default_max_packet_size)
-        channel.exit_status = None
-        # without room in the program's window `send` says so instead of waiting
-        channel.settimeout(0.0)
-    is_told: list[bool] = []
+    told: list[bool] = []
 
-    def opened() -> None:
-        if is_told:
-            return
-        is_told.append(True)
-        if not channel.active:
-            started(None)
-            return
-        every = 1 if is_heard else PACKETS_A_RING
-        channel.in_buffer.set_event(Bell(ring, every))
-        channel.in_stderr_buffer.set_event(Bell(ring, every))
-        channel.status_event = Bell(ring)
-        message = Message()
-        message.add_byte(cMSG_CHANNEL_REQUEST)
-        message.add_int(channel.remote_chanid)
-        message.add_string("exec")
-        message.add_boolean(False)
-        message.add_string(command)
-        wire._send_user_message(message)
-        if is_input_whole:
-            channel.shutdown_write()
-        started(channel)
+    def answered() -> None:
+        if not told:
+            told.append(True)
+            opened(channel if channel.active else None)
 
     message = Message()
     message.add_byte(cMSG_CHANNEL_OPEN)
-    message.add_string("session")
+    message.add_string(kind)
     message.add_int(number)
     message.add_int(WINDOW_BYTES)
     message.add_int(wire.default_max_packet_size)
+    if address is not None:
+        for host, port in (address, ("127.0.0.1", 0)):
+            message.add_string(host)
+            message.add_int(port)
     wire._send_user_message(message)
     if not wire.active:
-        opened()
+        answered()
+
+
+def start(
+    wire: Wire, command: bytes, is_input_whole: bool, is_heard: bool, ring: Callable[[], None],
+    started: Callable[[Any], object],
+) -> None:  # fmt: skip
+    """Ask for a session and start a command in it, without waiting; `started`: as `opened` of open_channel.
+
+    From then on `ring` is called there when the program ended or was lost, and when it said something: each
+    time if it `is_heard`, else when there is much of it. `is_input_whole`: it gets no input.
+    """
+
+    def opened(channel: Any) -> None:
+        if channel is not None:
+            every = 1 if is_heard else PACKETS_A_RING
+            channel.exit_status = None
+            # without room in the program's window `send` says so instead of waiting
+            channel.settimeout(0.0)
+            channel.in_buffer.set_event(Bell(ring, every))
+            channel.in_stderr_buffer.set_event(Bell(ring, every))
+            channel.status_event = Bell(ring)
+            message = Message()
+            message.add_byte(cMSG_CHANNEL_REQUEST)
+            message.add_int(channel.remote_chanid)
+            message.add_string("exec")
+            message.add_boolean(False)
+            message.add_string(command)
+            wire._send_user_message(message)
+            if is_input_whole:
+                channel.shutdown_write()
+        started(channel)
+
+    open_channel(wire, "session", None, opened)
 
 
 def send(channel: paramiko.Channel, data: bytes, is_last: bool) -> int:

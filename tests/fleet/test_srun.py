@@ -119,6 +119,15 @@ def test_each_node_speaks_for_itself(lab, inside):
         assert not completed.truncated
 
 
+def test_much_output_from_all_nodes_at_once(lab):
+    with SrunTransport() as srun:
+        program = ["sh", "-c", "seq 1 500000; seq 1 100000 >&2"]
+        found = done(srun.run(NODES, program))
+    numbers = "".join(f"{n}\n" for n in range(1, 500_001))
+    assert set(found) == {*NODES}
+    assert all(c.stdout == numbers and len(c.stderr) == 588_895 for c in found.values())
+
+
 def test_a_job_that_asked_for_some_gpus_shows_these(lab):
     with SrunTransport(job_id=job(lab, "--nodes=2", "--gres=gpu:2", "--nodelist=n1,n2")) as srun:
         found = done(srun.run(["n2", "n1"], ["sh", "-c", "echo $CUDA_VISIBLE_DEVICES"]))

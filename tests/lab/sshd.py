@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import getpass
 import os
+import random
 import shutil
 import signal
 import socket
@@ -22,8 +23,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-from tests.lab.slurm import _free_ports
 
 SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:" + os.environ.get("PATH", ""))
 MISSING = [name for name in ("ssh-keygen", "setpriv", "unshare") if shutil.which(name) is None]
@@ -79,14 +78,14 @@ class Sshds:
         self.user = USER if self.is_apart else getpass.getuser()
         self.addresses = {f"{prefix}{i}": f"127.0.1.{i}" for i in range(1, count + 1)}
         self.nodes = tuple(self.addresses)
-        self.port = _free_ports(1)
+        self._held = contextlib.ExitStack()
+        self.port = self._hold_port()
         self.ssh_config, self.known_hosts = folder / "ssh_config", folder / "known_hosts"
         self.identity = folder / "id"
         #: The home of the user, as the nodes see it.
         self.home = "/run/lab" if self.is_apart else str(folder)
         self._shell = shell
         self._children: dict[str, subprocess.Popen[bytes]] = {}
-        self._holes = contextlib.ExitStack()
 
     def __enter__(self) -> Sshds:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -118,7 +117,21 @@ class Sshds:
     def __exit__(self, *exc: object) -> None:
         for name in tuple(self._children):
             self.kill(name)
-        self._holes.close()
+        self._held.close()
+
+    def _hold_port(self) -> int:
+        """A port that no other lab uses meanwhile: each holds its own on an address beside the nodes."""
+        chance = random.Random(os.getpid() ^ time.monotonic_ns())
+        for _ in range(100):
+            port = chance.randrange(20000, 32000)
+            guard = socket.socket()
+            with contextlib.suppress(OSError):
+                guard.bind(("127.0.2.1", port))
+                guard.listen()
+                self._held.enter_context(guard)
+                return port
+            guard.close()
+        raise AssertionError("no free port")
 
     def make_key(self, name: str, kind: str = "ed25519") -> Path:
         """A key pair in the folder, unless it is there."""
@@ -223,11 +236,11 @@ class Sshds:
     def black_hole(self) -> str:
         """An address from which no answer to a connection comes: its queue is full, so SYN is dropped."""
         address = "127.0.1.254"
-        server = self._holes.enter_context(socket.socket())
+        server = self._held.enter_context(socket.socket())
         server.bind((address, self.port))
         server.listen(0)
         for _ in range(3):
-            filler = self._holes.enter_context(socket.socket())
+            filler = self._held.enter_context(socket.socket())
             filler.setblocking(False)
             with contextlib.suppress(BlockingIOError):
                 filler.connect((address, self.port))
