@@ -95,7 +95,7 @@ def test_a_pair_that_is_slow_because_one_is_slow_with_all_is_a_node():
     nodes = names(6)
     asked = Round((nodes,), PAIRS, "")
     ratios = {(a, b): 0.4 if nodes[2] in (a, b) else 1.0 for a in nodes for b in nodes if a < b}
-    history = [(asked, [GroupResult(nodes, Grade.SLOW, 0.4, ratios)])]
+    history = [(asked, [GroupResult(nodes, Grade.SLOW, 0.4, ratios)])] * 2
     step = next_step(Question(nodes), history)
     assert [(s.kind, s.names) for s in step.suspects] == [("node", (nodes[2],))]
 
@@ -104,7 +104,7 @@ def test_ratios_in_another_unit_are_compared_with_their_peers():
     nodes = names(6)
     asked = Round((nodes,), PAIRS, "")
     ratios = {(a, b): 4e9 if nodes[2] in (a, b) else 1e10 for a in nodes for b in nodes if a < b}
-    step = next_step(Question(nodes), [(asked, [GroupResult(nodes, Grade.SLOW, None, ratios)])])
+    step = next_step(Question(nodes), [(asked, [GroupResult(nodes, Grade.SLOW, None, ratios)])] * 2)
     assert [s.names for s in step.suspects] == [(nodes[2],)]
 
 
