@@ -172,7 +172,7 @@ def test_who_was_not_asked_makes_a_group_that_could_not_run():
 
 
 def test_who_only_waited_for_the_guilty_is_not_pointed_at():
-    """n1 is cut off: it says so of all others, and they of it. In a pair nobody can tell whose fault it is."""
+    """n1 is cut off: it says so of all others, and they of it. Of a pair nobody can tell who it is."""
     nodes = ("n1", "n2", "n3", "n4")
 
     def hangs(blamed: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
