@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -14,14 +13,10 @@ from typing import Any
 import pytest
 
 from tests.lab.netlab import LINK_BITS_PER_SECOND, NetLab, needs_netlab
-from tests.lab.preflights import Preflight, over_ssh
+from tests.lab.preflights import Preflight, drawn, over_ssh
 
 pytest.importorskip("torch")
 pytestmark = [pytest.mark.slow, pytest.mark.root, pytest.mark.torch, pytest.mark.timeout(300), needs_netlab]
-
-#: Where the faults lie is drawn anew each time, and shown when a test fails. The variable draws it again.
-SEED = int(os.environ.get("CLUSTERTOOLS_SEED", "") or random.SystemRandom().randrange(10**6))
-
 
 Run = Callable[..., Preflight]
 
@@ -34,8 +29,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NetLab]:
 
 @pytest.fixture
 def chance(request: pytest.FixtureRequest) -> random.Random:
-    print(f"CLUSTERTOOLS_SEED={SEED}")
-    return random.Random(f"{SEED} {request.node.name}")
+    return drawn(request.node.name)
 
 
 REACH = """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import shlex
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab.netlab import LINK_BITS_PER_SECOND, NetLab, needs_netlab
-from tests.lab.preflights import Preflight, under_slurm
+from tests.lab.preflights import Preflight, drawn, under_slurm
 from tests.lab.slurm import Slurm, needs_slurm
 
 pytest.importorskip("torch")
@@ -20,8 +19,6 @@ pytestmark = [
     needs_netlab,
     needs_slurm,
 ]
-
-SEED = int(os.environ.get("CLUSTERTOOLS_SEED", "") or random.SystemRandom().randrange(10**6))
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +35,7 @@ def slurm(lab: NetLab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slu
 
 @pytest.fixture
 def chance(request: pytest.FixtureRequest) -> random.Random:
-    print(f"CLUSTERTOOLS_SEED={SEED}")
-    return random.Random(f"{SEED} {request.node.name}")
+    return drawn(request.node.name)
 
 
 def test_in_a_job_the_step_runs_on_the_good_nodes_only(

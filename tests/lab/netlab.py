@@ -180,15 +180,11 @@ class NetLab:
             shutil.copy(folder / "id.pub", own / "authorized_keys")
             (own / "shadow").write_text("root:*:19000:0:99999:7:::\nsshd:!:19000::::::\n")
             (own / "sshd_config").write_text(SSHD.format(folder=folder, name=name))
-        (folder / "head" / "node").write_text(HEAD.format(folder=folder))
-        for name in self.nodes:
-            (folder / name / "node").write_text(
-                NODE.format(
-                    folder=folder, name=name, scratch=SCRATCH_BYTES, sshd=shutil.which("sshd", path=_PATH)
-                )
-            )
+        words = {"folder": folder, "scratch": SCRATCH_BYTES, "sshd": shutil.which("sshd", path=_PATH)}
         for name in ("head", *self.nodes):
-            (folder / name / "node").chmod(0o755)
+            program = folder / name / "node"
+            program.write_text((HEAD if name == "head" else NODE).format(name=name, **words))
+            program.chmod(0o755)
         self._write_known_hosts()
 
     def _write_known_hosts(self) -> None:
@@ -439,7 +435,7 @@ class NetLab:
         """The node lets nobody in."""
         keys = self.folder / node / "authorized_keys"
         content = keys.read_text()
-        return _applied(lambda: _write(keys, ""), lambda: _write(keys, content))
+        return _applied(lambda: keys.write_text(""), lambda: keys.write_text(content))
 
     def change_host_key(self, node: str) -> ExitStack:
         """As after a new installation: the node's host key is not the one that the head knows."""
@@ -542,7 +538,7 @@ def _address(interface: str, address: str) -> list[str]:
     return [f"addr add {address}/24 dev {interface}", f"link set {interface} up"]
 
 
-def _applied(apply: Callable[[], None], undo: Callable[[], None]) -> ExitStack:
+def _applied(apply: Callable[[], object], undo: Callable[[], object]) -> ExitStack:
     apply()
     stack = ExitStack()
     stack.callback(undo)
@@ -558,29 +554,39 @@ def _public(path: Path) -> str:
     return " ".join(path.with_suffix(".pub").read_text().split()[:2])
 
 
-def _write(path: Path, text: str) -> None:
-    path.write_text(text)
-
-
 def _processes() -> Iterator[int]:
     return (int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit())
 
 
 def _children(pid: int) -> list[int]:
-    """Gone processes have none."""
-    try:
-        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
+    return [int(word) for word in _said(pid, f"task/{pid}/children").split()]
 
 
 def _namespace_pids(pid: int) -> list[int]:
-    """`NSpid:	4711	12	1`: its numbers from our namespace down to its own."""
+    """Its numbers from our namespace down to its own."""
+    return _numbers(pid, "NSpid:")
+
+
+def _parent(pid: int) -> int:
+    return next(iter(_numbers(pid, "PPid:")), 0)
+
+
+def _numbers(pid: int, name: str) -> list[int]:
+    """Of a line of its status: `NSpid:	4711	12	1`"""
+    rows = _said(pid, "status").splitlines()
+    return [int(word) for row in rows if row.startswith(name) for word in row.split()[1:]]
+
+
+def _command(pid: int) -> str:
+    return _said(pid, "comm").strip()
+
+
+def _said(pid: int, file: str) -> str:
+    """Nothing of a process that is gone meanwhile."""
     try:
-        rows = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:  # gone meanwhile
-        return []
-    return [int(word) for row in rows if row.startswith("NSpid:") for word in row.split()[1:]]
+        return Path(f"/proc/{pid}/{file}").read_text()
+    except OSError:
+        return ""
 
 
 def _namespace(pid: int) -> str:
@@ -588,22 +594,6 @@ def _namespace(pid: int) -> str:
         return os.readlink(f"/proc/{pid}/ns/net")
     except OSError:  # gone meanwhile
         return ""
-
-
-def _command(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/comm").read_text().strip()
-    except OSError:  # gone meanwhile
-        return ""
-
-
-def _parent(pid: int) -> int:
-    """`PPid:	4711`"""
-    try:
-        rows = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:  # gone meanwhile
-        return 0
-    return next(int(row.split()[1]) for row in rows if row.startswith("PPid:"))
 
 
 def _signal(pids: list[int], number: int) -> None:

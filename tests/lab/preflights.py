@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import random
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -15,9 +17,17 @@ from tests.lab.netlab import NetLab
 #: Small messages, since every byte costs a core that all nodes share; a good link takes 45 ms for one.
 OPTIONS = ("--json", "--python", sys.executable, "--interface", "eth1", "--sizes", "1MiB")
 SECONDS = 240.0
+#: Where the faults lie is drawn anew each time. The variable draws it again.
+SEED = int(os.environ.get("CLUSTERTOOLS_SEED", "") or random.SystemRandom().randrange(10**6))
 #: A launcher over ssh: a file for each node that it was given, made on that node.
 BY_SSH = 'for node in $(echo "$2" | tr , " "); do ssh "$node" touch "$1/\\$(hostname)"; done'
 BY_SRUN = 'touch "$1/$(hostname)"'
+
+
+def drawn(test: str) -> random.Random:
+    """The chance of one test; what drew it is shown when it fails."""
+    print(f"CLUSTERTOOLS_SEED={SEED}")
+    return random.Random(f"{SEED} {test}")
 
 
 @dataclass(frozen=True)
