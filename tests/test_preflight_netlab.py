@@ -139,6 +139,21 @@ def test_nothing_starts_on_nodes_that_cannot_be_reached_or_tested(
     assert done.started == set(good), done
 
 
+def test_a_full_and_a_read_only_disk_are_told_where_checkpoints_go(
+    preflight: Run, chance: random.Random, lab: NetLab
+):
+    full, read_only, *good = chance.sample(lab.nodes, 4)
+    # the loads of all nodes fall on the same cores: their speeds say nothing here
+    options = ("--without", "gemm", "--without", "memory", "--checkpoints", str(lab.scratch), "--need", "2")
+    with lab.full_disk(full), lab.read_only_disk(read_only):
+        done = preflight([full, read_only, *good], *options, stages="node")
+    reasons = {n["node"]: str(n["reasons"]) for n in done.report["nodes"]}
+    assert "No space left" in reasons[full], done
+    assert "Read-only" in reasons[read_only], done
+    assert done.grades() == dict.fromkeys((full, read_only), "could-not-run"), done
+    assert done.started == set(good), done
+
+
 def test_a_node_that_dies_in_the_middle_is_lost_and_the_others_start(
     preflight: Run, chance: random.Random, lab: NetLab
 ):

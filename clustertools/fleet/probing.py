@@ -14,6 +14,7 @@ import itertools
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeGuard
@@ -268,7 +269,21 @@ def as_group(probe: str, nodes: Sequence[str], answers: Mapping[str, Trial]) -> 
         probe, tuple(nodes), ending, tuple(merged.values()),
         f"{telling[0].nodes[0]}: {telling[0].detail}" if telling else "",
         tuple(itertools.islice((line for m in telling for line in m.evidence), _MOST_TEXTS)),
-        tuple(sorted({b for m in members for b in m.blamed if b in nodes})),
+        _blamed(nodes, members, ending),
         {k: v for m in members for k, v in m.node_seconds.items()},
         max((m.elapsed_seconds for m in members), default=0.0),
     )  # fmt: skip
+
+
+def _blamed(nodes: Sequence[str], members: Sequence[Trial], ending: Ending) -> tuple[str, ...]:
+    """Whom a group points at: who points at itself, and whom more than half of its members point at.
+
+    Two ends of a path that carries nothing each say that the other never came; one node that is cut off says
+    it of all others, and they all of it. Wrong data is found by reckoning: there each word counts.
+    """
+    pointing = [(b, m.nodes[0]) for m in members for b in dict.fromkeys(m.blamed) if b in nodes]
+    if ending is Ending.WRONG_DATA:
+        return tuple(sorted({node for node, _ in pointing}))
+    votes = Counter(node for node, _ in pointing)
+    itself = {node for node, by in pointing if node == by}
+    return tuple(sorted(n for n, count in votes.items() if n in itself or 2 * count > len(nodes)))

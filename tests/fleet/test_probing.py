@@ -169,3 +169,16 @@ def test_a_group_blames_only_its_own():
 
 def test_who_was_not_asked_makes_a_group_that_could_not_run():
     assert as_group("collective", ("n1", "n2"), {"n1": member("n1")}).ending is Ending.COULD_NOT_RUN
+
+
+def test_who_only_waited_for_the_guilty_is_not_pointed_at():
+    """n1 is cut off: it says so of all others, and they of it. Of a pair nobody can tell who it is."""
+    nodes = ("n1", "n2", "n3", "n4")
+
+    def hangs(blamed: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
+        answers = {node: member(node, Ending.HANG, blamed=whom) for node, whom in blamed.items()}
+        return as_group("collective", tuple(answers), answers).blamed
+
+    assert hangs({"n1": nodes[1:], **dict.fromkeys(nodes[1:], ("n1",))}) == ("n1",)
+    assert hangs({"n1": ("n2",), "n2": ("n1",)}) == ()
+    assert hangs({"n1": ("n1",), "n2": ()}) == ("n1",), "who points at itself knows"

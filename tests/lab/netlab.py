@@ -46,7 +46,8 @@ needs_netlab = pytest.mark.skipif(
 #: Of every data link. Eight ranks at this rate leave two cores half idle, so the links decide, not the cores.
 LINK_BITS_PER_SECOND = 200e6
 HEAD_ADDRESS = "10.77.0.254"
-SCRATCH_BYTES = 64 << 20
+#: The storage probe writes 256 MiB by default.
+SCRATCH_BYTES = 320 << 20
 
 # One process tree: killing the first process of the head's namespace takes the nodes' namespaces with it.
 HEAD = """#!/bin/sh
