@@ -15,7 +15,7 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeGuard
 
@@ -73,66 +73,72 @@ class Probers:
 
     def greet(self, seconds: float) -> Mapping[str, Hello]:
         """Wait until every prober has said hello, or is gone, or `seconds` are over."""
-        end = time.monotonic() + seconds
-        while self._waited_for(self.nodes, self.hello) and (left := end - time.monotonic()) > 0:
-            for node, data in self._lines(left):
-                if isinstance(said := data.get("hello"), Mapping):
-                    self.hello[node] = _hello(node, said)
-                if not self._waited_for(self.nodes, self.hello):
-                    break
+        silent = set(self.nodes) - self.hello.keys()
+        for node, data in self._hear(silent, seconds):
+            if isinstance(said := data.get("hello"), Mapping):
+                self.hello[node] = _hello(node, said)
+                silent.discard(node)
         return dict(self.hello)
 
     def ask(
         self, order: Mapping[str, Any], nodes: Iterable[str], *, timeout_seconds: float
     ) -> dict[str, Trial]:
         """Give one order to `nodes`, and the Trial of each; one that does not answer hangs or is lost."""
-        wanted = [node for node in nodes if node in self.hello]
-        number = next(self._numbers)
-        asked = [node for node in wanted if node not in self.gone]
+        wanted, probe = [node for node in nodes if node in self.hello], str(order["probe"])
         told: dict[str, Trial] = {}
-        if asked:
-            whom = {} if "groups" in order else {"nodes": asked}
-            line = {"id": number, "timeout_seconds": timeout_seconds, **order, **whom}
-            self._conversation.send(json.dumps(line))
-        end = time.monotonic() + timeout_seconds + GRACE_SECONDS
-        while self._waited_for(asked, told) and (left := end - time.monotonic()) > 0:
-            for node, data in self._lines(left):
-                if data.get("id") == number and node in asked:
-                    told[node] = trial(node, str(order["probe"]), data)
-                if not self._waited_for(asked, told):
-                    break
-        return {node: told.get(node) or self._silent(node, str(order["probe"])) for node in wanted}
+        for node, data in self._answers(order, wanted, timeout_seconds, timeout_seconds + GRACE_SECONDS):
+            told[node] = trial(node, probe, data)
+        return {node: told.get(node) or self._silent(node, probe) for node in wanted}
 
     def clocks(self, nodes: Iterable[str], *, seconds: float) -> dict[str, tuple[float, ...]]:
         """One exchange of the time with each node that answers within `seconds`.
 
         Of each: when we sent it, when the node read it and answered by its own clock, when we heard of it.
         """
+        told: dict[str, tuple[float, ...]] = {}
+        sent = time.time()
+        for node, data in self._answers({"probe": "clock", "head_time": sent}, nodes, seconds, seconds):
+            times = data.get("clock")
+            if isinstance(times, Mapping):
+                received, answered = times.get("received"), times.get("sent")
+                if _is_number(received) and _is_number(answered):
+                    told[node] = (sent, float(received), float(answered), time.time())
+        return told
+
+    def _answers(
+        self, order: Mapping[str, Any], nodes: Iterable[str], timeout_seconds: float, seconds: float
+    ) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """Send an order to those of `nodes` that are there, and give the answer of each as it comes."""
         asked = [node for node in nodes if node in self.hello and node not in self.gone]
         if not asked:
-            return {}
-        number, sent = next(self._numbers), time.time()
-        self._conversation.send(
-            json.dumps({"id": number, "probe": "clock", "nodes": asked, "head_time": sent})
-        )
-        told: dict[str, tuple[float, ...]] = {}
-        end = time.monotonic() + seconds
-        while self._waited_for(asked, told) and (left := end - time.monotonic()) > 0:
-            for node, data in self._lines(left):
-                times = data.get("clock")
-                if data.get("id") == number and node in asked and isinstance(times, Mapping):
-                    received, answered = times.get("received"), times.get("sent")
-                    if _is_number(received) and _is_number(answered):
-                        told[node] = (sent, float(received), float(answered), time.time())
-                if not self._waited_for(asked, told):
-                    break
-        return told
+            return
+        number, whom = next(self._numbers), {} if "groups" in order else {"nodes": asked}
+        line = {"id": number, "timeout_seconds": timeout_seconds, **order, **whom}
+        self._conversation.send(json.dumps(line))
+        pending = set(asked)
+        for node, data in self._hear(pending, seconds):
+            if data.get("id") == number:  # not the late answer to an order that was given up
+                pending.discard(node)
+                yield node, data
 
     def close(self) -> None:
         self._conversation.close()
 
-    def _waited_for(self, nodes: Iterable[str], answered: Mapping[str, Any]) -> bool:
-        return any(node not in answered and node not in self.gone for node in nodes)
+    def _hear(self, pending: set[str], seconds: float) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """What nodes of `pending` say, until the caller has taken all out or the time is over.
+
+        Who goes away is taken out here.
+        """
+        end = time.monotonic() + seconds
+        pending.difference_update(self.gone)
+        while pending and (left := end - time.monotonic()) > 0:
+            for node, data in self._lines(left):
+                if node in self.gone:
+                    pending.discard(node)
+                elif node in pending:
+                    yield node, data
+                if not pending:
+                    return
 
     def _silent(self, node: str, probe: str) -> Trial:
         last = self.gone.get(node)

@@ -9,17 +9,14 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from clustertools import isolate, performance
-from clustertools.fleet import Fate
-from clustertools.fleet.probing import Probers, as_group
+from clustertools.fleet.probing import as_group
 from clustertools.measurement import Ending, Figure, Grade, Judged, Trial
-from clustertools.preflight.asked import Asked, Budget, Tell
 from clustertools.preflight.meeting import MeetingPlace, group_order, meeting_place, ports
-from clustertools.preflight.record import Record
-from clustertools.preflight.yardsticks import Yardsticks
+from clustertools.preflight.session import Session, note_the_gone
 from clustertools.preflight_report import Case, GroupResult, Round, Stage, Untested
 
 NAME = "fabric"
@@ -49,25 +46,22 @@ class Searched:
 
     rounds: list[Round] = field(default_factory=list)
     judged: list[Judged] = field(default_factory=list)
-    sentence: str = ""
 
 
-def search(
-    asked: Asked, record: Record, probers: Probers, yardsticks: Yardsticks, budget: Budget, tell: Tell
-) -> Searched:
+def search(session: Session) -> Searched:
     """Find who is guilty of what the nodes cannot do together, and write it down at each node."""
-    searched = Searched()
-    place = meeting_place({n: probers.hello[n] for n in record.fit(probers.present)}, asked.interface)
-    for node in record.fit(probers.present):
+    asked, record, probers, searched = session.asked, session.record, session.probers, Searched()
+    place = meeting_place(session.hello(session.fit()), asked.interface)
+    for node in session.fit():
         if node not in place:
             which = f" on {asked.interface}" if asked.interface else " but its own"
             record[node].doubts.append(f"{NAME}: it has no address{which}")
-    nodes = record.fit(probers.present)
+    nodes = session.fit()
     if len(nodes) < 2:
         few = f"{len(nodes)} nodes are left that could work together"
         record.untested.append(Untested("the nodes together", few, required=len(asked.nodes) > 1))
         return searched
-    runner = _Runner(asked, probers, record, budget, place, yardsticks)
+    runner = _Runner(session, place)
     question = isolate.Question(nodes, asked.topology, seed=asked.seed)
     history: list[tuple[isolate.Round, Sequence[isolate.GroupResult]]] = []
     with record.stage(NAME, len(nodes)) as stage:
@@ -75,12 +69,12 @@ def search(
             history.append(runner.tell(_neighbours(nodes), searched, RDMA))
         step = isolate.next_step(question, history)
         while isinstance(step, isolate.Round):
-            if budget.left < LEAST_SECONDS:
+            if session.budget.left < LEAST_SECONDS:
                 stage.note = f"the time was over after {len(history)} rounds"
                 step = isolate.so_far(question, history)
                 break
             told = f"round {len(history) + 1}: {step.why}"
-            tell(Stage(NAME, question.budget_rounds, len(history), stage.elapsed_seconds, told))
+            session.tell(Stage(NAME, question.budget_rounds, len(history), stage.elapsed_seconds, told))
             history.append(runner.tell(step, searched))
             # who went away takes part no more: a partner that waits for it could not be cleared
             there = tuple(node for node in question.nodes if node not in probers.gone)
@@ -88,7 +82,6 @@ def search(
             step = isolate.next_step(question, history)
         stage.done = len({n for _, results in history for r in results for n in r.nodes if _is_told(r)})
     record.suspects = step.suspects
-    searched.sentence = step.sentence
     for node in step.cleared:
         record[node].tried(Trial(COLLECTIVE, (node,), Ending.DONE), NAME)
     for node in step.undecided:
@@ -96,19 +89,15 @@ def search(
     return searched
 
 
-def together(
-    asked: Asked, record: Record, probers: Probers, yardsticks: Yardsticks, budget: Budget,
-    nodes: Sequence[str], searched: Searched,
-) -> list[Case]:  # fmt: skip
+def together(session: Session, nodes: Sequence[str], searched: Searched) -> list[Case]:
     """The collectives over exactly the nodes that the job would run on: what no smaller group has shown.
 
     Ends with the first that fails, or when the time is over; the first is always tried.
     """
-    place = meeting_place({n: probers.hello[n] for n in nodes}, asked.interface)
-    runner = _Runner(asked, probers, record, budget, place, yardsticks)
+    runner = _Runner(session, meeting_place(session.hello(nodes), session.asked.interface))
     cases: list[Case] = []
     for collective in COLLECTIVES:
-        if cases and (cases[-1].grade is not Grade.GOOD or budget.left < LEAST_SECONDS):
+        if cases and (cases[-1].grade is not Grade.GOOD or session.budget.left < LEAST_SECONDS):
             break
         group = isolate.Round((tuple(nodes),), collective, f"{collective} over all nodes of the launch")
         began = time.monotonic()
@@ -130,15 +119,13 @@ def _is_told(result: isolate.GroupResult) -> bool:
 class _Runner:
     """Runs the groups of a round, and grades each by what the others of its kind reach."""
 
-    def __init__(
-        self, asked: Asked, probers: Probers, record: Record, budget: Budget, place: MeetingPlace,
-        yardsticks: Yardsticks,
-    ) -> None:  # fmt: skip
-        self.asked, self.probers, self.record = asked, probers, record
-        self.budget, self.place, self.yardsticks = budget, place, yardsticks
+    def __init__(self, session: Session, place: MeetingPlace) -> None:
+        self.session, self.place = session, place
+        probers, asked = session.probers, session.asked
         self.seen: dict[tuple[object, ...], list[float]] = {}
         self.is_gpu = all(probers.hello[n].devices for n in probers.present)
         self.sizes = asked.sizes_bytes or (GPU_SIZES if self.is_gpu else CPU_SIZES)
+        self.longest_seconds = GPU_ROUND_SECONDS if self.is_gpu else CPU_ROUND_SECONDS
         self.ports = ports(asked.seed)
 
     def tell(
@@ -157,17 +144,21 @@ class _Runner:
         """One round: what every group showed. `judged` gets the figures of all of them."""
         parameters: dict[str, object] = {} if probe == RDMA else {
             "collective": step.traffic, "sizes_bytes": list(self.sizes), "warmup": WARMUP,
-            "iterations": ITERATIONS, "environment": dict(self.asked.environment),
+            "iterations": ITERATIONS, "environment": dict(self.session.asked.environment),
         }  # fmt: skip
         order = group_order(probe, step.groups, self.place, self.ports, **parameters)
         members = list(itertools.chain.from_iterable(step.groups))
-        seconds = min(GPU_ROUND_SECONDS if self.is_gpu else CPU_ROUND_SECONDS, self.budget.left)
-        answers = self.probers.ask(order, members, timeout_seconds=max(1.0, seconds))
+        seconds = max(1.0, min(self.longest_seconds, self.session.budget.left))
+        answers = self.session.probers.ask(order, members, timeout_seconds=seconds)
         trials = [as_group(probe, group, answers) for group in step.groups]
-        self._note_the_lost(members)
+        note_the_gone(self.session.record, self.session.probers)
         graded = self._graded([f for trial in trials for f in trial.figures if f.metric in METRICS])
         judged += graded
-        return [self._result(trial, graded) for trial in trials]
+        by_nodes: dict[frozenset[str], list[Judged]] = {}
+        of_node = {node: group for group in step.groups for node in group}
+        for one in graded:
+            by_nodes.setdefault(frozenset(of_node[one.figure.nodes[0]]), []).append(one)
+        return [self._result(trial, by_nodes.get(frozenset(trial.nodes), [])) for trial in trials]
 
     def _graded(self, figures: Sequence[Figure]) -> list[Judged]:
         """Each figure against all of its kind in this search; where it is the only one, as others judge it.
@@ -178,7 +169,7 @@ class _Runner:
         for figure in figures:
             self.seen.setdefault(figure.comparable, []).append(figure.value)
         graded = []
-        for one in self.yardsticks.assess(figures).judged:
+        for one in self.session.yardsticks.assess(figures).judged:
             seen = self.seen[one.figure.comparable]
             if len(seen) < ENOUGH_TO_COMPARE or one.grade is Grade.COULD_NOT_RUN:
                 graded.append(one)
@@ -190,21 +181,15 @@ class _Runner:
             graded.append(Judged(one.figure, grade, "peers", ratio, against))
         return graded
 
-    def _note_the_lost(self, members: Iterable[str]) -> None:
-        for node in members:
-            if (answer := self.probers.gone.get(node)) and self.record[node].fate == Fate.COMPLETED.value:
-                self.record[node].away(answer)
-
-    def _result(self, trial: Trial, graded: Sequence[Judged]) -> isolate.GroupResult:
+    def _result(self, trial: Trial, own: Sequence[Judged]) -> isolate.GroupResult:
         """A group whose member went away tells nothing of the others; of that one its record tells."""
-        if any(node in self.probers.gone for node in trial.nodes):
+        if any(node in self.session.probers.gone for node in trial.nodes):
             return isolate.GroupResult(trial.nodes, Grade.COULD_NOT_RUN, detail="a member went away")
         if trial.ending is not Ending.DONE:
             grade = {
                 Ending.WRONG_DATA: Grade.WRONG_DATA, Ending.COULD_NOT_RUN: Grade.COULD_NOT_RUN,
             }.get(trial.ending, Grade.BAD_HARDWARE)  # fmt: skip
             return isolate.GroupResult(trial.nodes, grade, blamed=trial.blamed, detail=trial.detail)
-        own = [j for j in graded if set(j.figure.nodes) <= set(trial.nodes)]
         largest = max((j.figure.size_bytes for j in own), default=0)
         own = [j for j in own if j.figure.size_bytes == largest]
         if any(j.grade is Grade.COULD_NOT_RUN for j in own):

@@ -12,10 +12,10 @@ from clustertools.budget import Plan, ProbeKind, answer_known, plan
 from clustertools.fleet.probing import Hello, Probers
 from clustertools.measurement import Ending, Figure, Grade
 from clustertools.model import Status
-from clustertools.preflight.asked import Asked, Budget, Tell
+from clustertools.preflight.asked import Asked
 from clustertools.preflight.meeting import group_order, ports
 from clustertools.preflight.record import Record
-from clustertools.preflight.yardsticks import Yardsticks
+from clustertools.preflight.session import Session
 from clustertools.preflight_report import BAD, Remark, Stage, Untested
 from clustertools.probes.clock import Exchange, offset
 
@@ -80,19 +80,19 @@ LOADS = (
 FABRIC = ProbeKind("fabric", 45.0, ("link", "nic", "wrong-data", "configuration"))
 
 
-def load(
-    asked: Asked, record: Record, probers: Probers, yardsticks: Yardsticks, budget: Budget, tell: Tell
-) -> None:
+def load(session: Session) -> None:
     """Run the probes that fit into the budget on every node that is left, and grade what they measure."""
-    nodes = record.fit(probers.present)
+    asked, record, probers = session.asked, session.record, session.probers
+    nodes = session.fit()
     with record.stage(NAME, len(nodes)) as stage:
         figures = _clocks(nodes, probers)
-        planned = planned_loads(asked, [probers.hello[n] for n in nodes], yardsticks, budget.left)
+        planned = planned_loads(session, nodes)
         chosen = [by_name for step in planned.chosen for by_name in LOADS if by_name.probe == step.name]
-        for name, why in planned.left_out:
-            record.untested.append(Untested(name if name == FABRIC.name else f"probe {name}", why))
+        # whether the fabric stage has time left, it sees itself
+        skipped = [(name, why) for name, why in planned.left_out if name != FABRIC.name]
+        record.untested += [Untested(f"probe {name}", why) for name, why in skipped]
         for place, each in enumerate(chosen):
-            tell(Stage(NAME, len(chosen), place, stage.elapsed_seconds, each.probe))
+            session.tell(Stage(NAME, len(chosen), place, stage.elapsed_seconds, each.probe))
             left = record.fit(nodes)
             fitting = [node for node in left if each.fits(asked, probers.hello[node])]
             if stop := _known(asked, record, len(chosen) - place):
@@ -101,23 +101,25 @@ def load(
                 stage.note = stop
                 break
             if fitting:
-                figures += _run(each, asked, fitting, record, probers, yardsticks, budget)
-        _grade(figures, record, yardsticks)
+                figures += _run(each, session, fitting)
+        _grade(figures, session)
         stage.done = len(record.fit(nodes))
 
 
-def planned_loads(asked: Asked, hellos: Sequence[Hello], yardsticks: Yardsticks, seconds: float) -> Plan:
-    """What of LOADS, and whether the fabric stage, fits into `seconds`, the most promising first."""
+def planned_loads(session: Session, nodes: Sequence[str]) -> Plan:
+    """What of LOADS, beside the fabric stage, fits into the time that is left, the most promising first."""
+    asked, stored = session.asked, session.yardsticks.stored
+    hellos = list(session.hello(nodes).values())
     kinds = [
         ProbeKind(
-            each.probe, yardsticks.stored.cost_seconds(each.probe) or each.cost_seconds, each.covers,
+            each.probe, stored.cost_seconds(each.probe) or each.cost_seconds, each.covers,
             unavailable=_why_not(each, asked, hellos),
         )
         for each in LOADS
     ]  # fmt: skip
     if FABRIC.name in asked.stages and len(hellos) > 1:
         kinds.append(FABRIC)
-    return plan(seconds, kinds, yardsticks.stored.history)
+    return plan(session.budget.left, kinds, stored.history)
 
 
 def _why_not(each: Load, asked: Asked, hellos: Sequence[Hello]) -> str:
@@ -137,27 +139,24 @@ def _known(asked: Asked, record: Record, pending: int) -> str:
     return answer_known(candidates=len(results), bad=bad, pending=pending, at_least=at_least)
 
 
-def _run(
-    each: Load, asked: Asked, nodes: Iterable[str], record: Record, probers: Probers, yardsticks: Yardsticks,
-    budget: Budget,
-) -> list[Figure]:  # fmt: skip
+def _run(each: Load, session: Session, nodes: Iterable[str]) -> list[Figure]:
     """One probe on all these nodes at once, and a second time where it is in doubt."""
-    figures: list[Figure] = []
+    budget, probers, figures = session.budget, session.probers, list[Figure]()
     again, began, bad = list(nodes), time.monotonic(), False
     for _ in range(REPEATS):
         seconds = max(1.0, min(each.timeout_seconds, budget.left))
-        trials = probers.ask(_order(each, asked, again), again, timeout_seconds=seconds)
+        trials = probers.ask(_order(each, session.asked, again), again, timeout_seconds=seconds)
         for node, trial in trials.items():
-            record[node].tried(trial, NAME)
+            session.record[node].tried(trial, NAME)
         figures += [figure for trial in trials.values() for figure in trial.figures]
-        assessed = yardsticks.assess(figures)
+        assessed = session.yardsticks.assess(figures)
         wrong = {n for n, trial in trials.items() if trial.ending in (Ending.CRASH, Ending.HANG)}
         doubtful = wrong | {node for figure in assessed.marginal for node in figure.nodes}
         bad = bool(wrong) or any(judged.grade is Grade.SLOW for judged in assessed.judged)
         again = [node for node in again if node in doubtful and node not in probers.gone]
         if not again or each.cost_seconds > budget.left:
             break
-    yardsticks.ran(each.probe, time.monotonic() - began, bad)
+    session.yardsticks.ran(each.probe, time.monotonic() - began, bad)
     return figures
 
 
@@ -189,12 +188,12 @@ def _clocks(nodes: Sequence[str], probers: Probers) -> list[Figure]:
     return figures
 
 
-def _grade(figures: Iterable[Figure], record: Record, yardsticks: Yardsticks) -> None:
+def _grade(figures: Iterable[Figure], session: Session) -> None:
     """What all figures of the stage come to, at the nodes and for the cluster."""
-    told = yardsticks.assess(figures)
+    record, told = session.record, session.yardsticks.assess(figures)
     for one in told.judged:
         record[one.figure.nodes[0]].judged.append(one)
-    yardsticks.accept(told.accepted)
+    session.yardsticks.accept(told.accepted)
     for remark in told.remarks:
         nodes = remark.sets[0] if len(remark.sets) == 1 else ()
         record.remarks.append(Remark(f"{remark.code}: {remark.sentence}", Status.WARNING, nodes))
