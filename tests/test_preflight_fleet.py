@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from clustertools.errors import ConfigError
 from clustertools.fleet import Fate
 from clustertools.fleet.looking import Request
 from clustertools.measurement import Grade
@@ -132,3 +133,51 @@ def test_a_later_run_knows_what_was_usual(tmp_path):
 def test_the_report_survives_its_own_form():
     report = preflight(VirtualFleet(names(8), slow={"gpu002": 0.5}))
     assert Report.from_data(report.to_data()).verdict == report.verdict
+
+
+def test_rdma_between_neighbours_comes_first_where_the_tool_is_there():
+    fleet = VirtualFleet(names(9), slow={"gpu004": 0.5}, tools=("ib_write_bw",))
+    report = preflight(fleet)
+    assert report.rounds[0].why == "RDMA writes between neighbours"
+    assert [set(g.nodes) for g in report.rounds[0].groups] == [
+        {f"gpu{i:03}", f"gpu{i + 1:03}"} for i in (1, 3, 5, 7)
+    ]
+    assert grades(report) == {"gpu004": Grade.SLOW}
+    assert "ib_write_bw" not in {o["probe"] for o in preflight_orders(VirtualFleet(names(4)))}
+
+
+def preflight_orders(fleet: VirtualFleet) -> list[dict]:
+    preflight(fleet)
+    return fleet.orders
+
+
+def test_no_more_is_tested_once_too_few_can_be_good():
+    fleet = VirtualFleet(names(8), critical=dict.fromkeys(names(8)[:5], "GpuMissing"))
+    report = preflight(fleet, terms=Terms(need=4))
+    assert report.verdict.decision is Decision.NO_GO
+    assert not [o for o in fleet.orders if o["probe"] == "gemm"]
+    (probes,) = (u for u in report.untested if u.what.startswith("probes "))
+    assert "5 of 8 nodes are bad" in probes.why
+
+
+def test_the_report_says_what_it_ran_with_and_how_to_look_again():
+    report = preflight(VirtualFleet(names(8), slow={"gpu003": 0.5}))
+    assert report.versions["torch"] == "2.9.0"
+    (again,) = report.repeats
+    assert again.argv[:3] == ("clustertools", "preflight", "-w")
+    assert "gpu[001-003]" in again.argv[3]
+
+
+def test_all_four_collectives_run_over_exactly_the_launch_set():
+    fleet = VirtualFleet(names(8), cut={"gpu006"})
+    report = preflight(fleet, terms=Terms(at_least=7))
+    last = [o for o in fleet.orders if o["probe"] == "collective"][-4:]
+    assert [o["collective"] for o in last] == ["all_reduce", "all_gather", "reduce_scatter", "all_to_all"]
+    assert all(o["groups"][0]["nodes"] == list(report.verdict.launch_nodes) for o in last)
+
+
+def test_no_address_that_leads_anywhere_is_told():
+    fleet = VirtualFleet(names(4))
+    with pytest.raises(ConfigError, match="no node has an address on eth7; there are: ib0"):
+        preflight(fleet, interface="eth7")
+    assert fleet.orders == [], "before any load"

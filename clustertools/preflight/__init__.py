@@ -24,6 +24,7 @@ from clustertools.measurement import Grade
 from clustertools.model import Status
 from clustertools.preflight import fabric, node, passive
 from clustertools.preflight.asked import STAGES, Asked, Budget, Tell
+from clustertools.preflight.meeting import meeting_place
 from clustertools.preflight.record import NodeRecord, Record
 from clustertools.preflight.session import Session, note_the_gone
 from clustertools.preflight.yardsticks import Yardsticks
@@ -60,6 +61,8 @@ def examine(
         try:
             _greet(probers, record, budget, tell)
             expects = {name: request.expect for name, request in requests.items()}
+            if asked.interface:
+                meeting_place(probers.hello, asked.interface)  # a wrong name costs no minutes of loads first
             yardsticks = Yardsticks(probers.hello, expects, baselines)
             searched = _probe(Session(asked, record, probers, yardsticks, budget, tell))
         finally:

@@ -24,7 +24,10 @@ class Yardsticks:
         self, hellos: Mapping[str, Hello], expects: Mapping[str, Mapping[str, Any]], path: Path | None
     ) -> None:
         facts = {
-            node: facts_from(expects.get(node, {}), hello.devices[0].name if hello.devices else "")
+            node: facts_from(
+                {"gpu_count": len(hello.devices), **expects.get(node, {})},
+                hello.devices[0].name if hello.devices else "",
+            )
             for node, hello in hellos.items()
         }
         self.path = path

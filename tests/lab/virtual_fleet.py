@@ -47,6 +47,7 @@ class VirtualFleet:
     seed: int = 1
     sigma: float = 0.01
     together_fails: bool = False
+    tools: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         self.name = "virtual"
@@ -123,6 +124,7 @@ class VirtualConversation:
             "cuda": True,
             "devices": devices,
             "addresses": address,
+            "tools": list(self.fleet.tools),
         }
 
     def _say(self, node: str, data: Mapping[str, Any]) -> None:
@@ -165,6 +167,12 @@ class VirtualConversation:
             self._answer(order, node, "done", list(self._figures(order, nodes)) if node == nodes[0] else [])
 
     def _figures(self, order: Mapping[str, Any], nodes: Sequence[str]) -> Iterator[dict[str, Any]]:
+        if order["probe"] == "ib_write_bw":
+            left = self._between(*nodes)
+            yield self._figure("collective", left, size=8 << 20, kind="one way", nodes=list(nodes)) | {
+                "metric": "rdma_write_bytes_per_second"
+            }
+            return
         for size in order.get("sizes_bytes", [1 << 30]):
             if order["collective"] == "pairs":
                 for a, b in itertools.combinations(nodes, 2):
