@@ -276,8 +276,6 @@ class NetLab:
         )  # fmt: skip
         assert done.returncode == 0, f"{place}: {program[0]} {orders}: {done.stderr}"
 
-    # -- programs -----------------------------------------------------------------------------------------
-
     def popen(self, place: str, *argv: str, **options: Any) -> subprocess.Popen[str]:
         """A process on `head` or on a node; it ends with this process and with its node."""
         environment = {
@@ -480,8 +478,6 @@ class NetLab:
             assert done.returncode == 0, f"{node}: {text}: {done.stderr}"
 
         return _applied(lambda: on_node(order), lambda: on_node(undo))
-
-    # -- looking ------------------------------------------------------------------------------------------
 
     def _listener(self, node: str) -> int:
         """sshd's own process: the child of the node's first one."""
