@@ -69,6 +69,16 @@ def test_a_slow_path_between_good_nodes_is_named_as_a_path():
     assert allowed.verdict.decision is not Decision.NO_GO
 
 
+@pytest.mark.parametrize("count", [4, 8, 16, 64])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_dead_path_between_good_nodes_is_named_and_nothing_starts(count, seed):
+    pair = tuple(random.Random(f"{count} {seed}").sample(names(count), 2))
+    report = preflight(VirtualFleet(names(count), cut_paths=[pair]), seed=seed)
+    assert grades(report) == {}
+    assert [(s.kind, set(s.names)) for s in report.suspects] == [("path", set(pair))]
+    assert report.verdict.decision is Decision.NO_GO
+
+
 def test_weak_gpus_are_found_before_any_collective():
     fleet = VirtualFleet(names(8), weak={"gpu004": 0.8})
     report = preflight(fleet)
@@ -106,7 +116,9 @@ def test_a_spare_is_tested_and_takes_the_place():
 def test_what_fails_only_all_together_is_not_launched():
     report = preflight(VirtualFleet(names(40), together_fails=True))
     assert report.verdict.decision is Decision.NO_GO
-    assert "together" in report.verdict.sentence
+    assert grades(report) == {}
+    (told,) = (u for u in report.untested if u.required)
+    assert "when all work together" in told.why
 
 
 def test_all_slow_alike_is_the_cluster_and_nobody():

@@ -119,6 +119,8 @@ def _confirm(session: Session, searched: fabric.Searched) -> None:
     if rest := ", ".join(name for name in fabric.COLLECTIVES if name not in tried):
         why = "the time was over" if last.grade is Grade.GOOD else f"no more was tried after {last.name}"
         record.untested.append(Untested(f"{rest} over all nodes of the launch", why))
+    if last.grade in (Grade.BAD_HARDWARE, Grade.WRONG_DATA):
+        fabric.search_on(session, searched, nodes)
     if last.grade not in (Grade.GOOD, Grade.SLOW):
         why = f"{last.name}: {last.grade.value} when all work together, although no smaller group was so"
         record.untested.append(Untested(what, f"{why}: {last.detail}", nodes, required=True))

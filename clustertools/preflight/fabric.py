@@ -16,6 +16,7 @@ from clustertools import isolate, performance
 from clustertools.fleet.probing import as_group
 from clustertools.measurement import Ending, Figure, Grade, Judged, Trial
 from clustertools.preflight.meeting import MeetingPlace, group_order, meeting_place, ports
+from clustertools.preflight.record import StageCount
 from clustertools.preflight.session import Session, note_the_gone
 from clustertools.preflight_report import Case, GroupResult, Round, Stage, Untested
 
@@ -34,6 +35,8 @@ CPU_SIZES = (64 << 10, 4 * MIB)
 WARMUP, ITERATIONS = 2, 5
 #: A group that is not done by then hangs: setting up NCCL over a thousand ranks takes tens of seconds.
 GPU_ROUND_SECONDS, CPU_ROUND_SECONDS = 60.0, 20.0
+#: Or when it takes so many times longer than the slowest good group of that size.
+PATIENCE = 10.0
 #: Fewer figures of a kind than this say nothing of what is usual.
 ENOUGH_TO_COMPARE = 3
 #: No round is begun with less time than this.
@@ -42,15 +45,16 @@ LEAST_SECONDS = 5.0
 
 @dataclass
 class Searched:
-    """What the search found, and every round of it."""
+    """Every round of the search, what was measured in it, and what of it counts as evidence."""
 
     rounds: list[Round] = field(default_factory=list)
     judged: list[Judged] = field(default_factory=list)
+    history: list[tuple[isolate.Round, Sequence[isolate.GroupResult]]] = field(default_factory=list)
 
 
 def search(session: Session) -> Searched:
     """Find who is guilty of what the nodes cannot do together, and write it down at each node."""
-    asked, record, probers, searched = session.asked, session.record, session.probers, Searched()
+    asked, record, searched = session.asked, session.record, Searched()
     place = meeting_place(session.hello(session.fit()), asked.interface)
     for node in session.fit():
         if node not in place:
@@ -62,37 +66,61 @@ def search(session: Session) -> Searched:
         record.untested.append(Untested("the nodes together", few, required=len(asked.nodes) > 1))
         return searched
     runner = _Runner(session, place)
-    question = isolate.Question(nodes, asked.topology, seed=asked.seed)
-    history: list[tuple[isolate.Round, Sequence[isolate.GroupResult]]] = []
     with record.stage(NAME, len(nodes)) as stage:
-        if all(RDMA in probers.hello[node].tools for node in nodes):
-            history.append(runner.tell(_neighbours(nodes), searched, RDMA))
-        step = isolate.next_step(question, history)
-        while isinstance(step, isolate.Round):
-            if session.budget.left < LEAST_SECONDS:
-                stage.note = f"the time was over after {len(history)} rounds"
-                step = isolate.so_far(question, history)
-                break
-            told = f"round {len(history) + 1}: {step.why}"
-            session.tell(Stage(NAME, question.budget_rounds, len(history), stage.elapsed_seconds, told))
-            history.append(runner.tell(step, searched))
-            # who went away takes part no more: a partner that waits for it could not be cleared
-            there = tuple(node for node in question.nodes if node not in probers.gone)
-            question = replace(question, nodes=there)
-            step = isolate.next_step(question, history)
-        stage.done = len({n for _, results in history for r in results for n in r.nodes if _is_told(r)})
-    record.suspects = step.suspects
-    for node in step.cleared:
+        if all(RDMA in session.probers.hello[node].tools for node in nodes):
+            searched.history.append(runner.tell(_neighbours(nodes), searched, RDMA))
+        found = _rounds(session, nodes, runner, searched, stage)
+        told = (r for _, results in searched.history for r in results if r.grade is not Grade.COULD_NOT_RUN)
+        stage.done = len({node for result in told for node in result.nodes})
+    record.suspects = found.suspects
+    for node in found.cleared:
         record[node].tried(Trial(COLLECTIVE, (node,), Ending.DONE), NAME)
-    for node in step.undecided:
-        record[node].doubts.append(f"the fabric test did not clear it: {step.sentence}")
+    for node in found.undecided:
+        record[node].doubts.append(f"the fabric test did not clear it: {found.sentence}")
     return searched
+
+
+def search_on(session: Session, searched: Searched, nodes: Sequence[str]) -> None:
+    """Go on from a large group of cleared nodes that failed, the last of the history: which of them do not
+    get on with each other? What is found is added to the suspects; the nodes stay cleared."""
+    runner = _Runner(session, meeting_place(session.hello(nodes), session.asked.interface))
+    with session.record.stage("fabric again", len(nodes)) as stage:
+        found = _rounds(session, nodes, runner, searched, stage)
+        stage.done = len(nodes)
+    known = {(suspect.kind, suspect.names) for suspect in session.record.suspects}
+    new = [suspect for suspect in found.suspects if (suspect.kind, suspect.names) not in known]
+    session.record.suspects = (*session.record.suspects, *new)
+
+
+def _rounds(
+    session: Session, nodes: Sequence[str], runner: _Runner, searched: Searched, stage: StageCount
+) -> isolate.Conclusion:
+    """Run what `isolate` asks for until it is sure, or the rounds or the time are used up."""
+    history, asked = searched.history, session.asked
+    question = isolate.Question(tuple(nodes), asked.topology, seed=asked.seed)
+    # halving a large group takes up to four rounds a level, with what is repeated to be sure
+    rounds = max(question.budget_rounds, 4 * len(nodes).bit_length())
+    question = replace(question, budget_rounds=len(history) + rounds)
+    step = isolate.next_step(question, history)
+    while isinstance(step, isolate.Round):
+        if session.budget.left < LEAST_SECONDS:
+            stage.note = f"the time was over after {len(history)} rounds"
+            return isolate.so_far(question, history)
+        told = f"round {len(history) + 1}: {step.why}"
+        session.tell(Stage(NAME, question.budget_rounds, len(history), stage.elapsed_seconds, told))
+        history.append(runner.tell(step, searched))
+        # who went away takes part no more: a partner that waits for it could not be cleared
+        there = tuple(node for node in question.nodes if node not in session.probers.gone)
+        question = replace(question, nodes=there)
+        step = isolate.next_step(question, history)
+    return step
 
 
 def together(session: Session, nodes: Sequence[str], searched: Searched) -> list[Case]:
     """The collectives over exactly the nodes that the job would run on: what no smaller group has shown.
 
-    Ends with the first that fails, or when the time is over; the first is always tried.
+    Ends with the first that fails, or when the time is over; the first is always tried. One that fails is
+    evidence for `search_on`.
     """
     runner = _Runner(session, meeting_place(session.hello(nodes), session.asked.interface))
     cases: list[Case] = []
@@ -101,8 +129,13 @@ def together(session: Session, nodes: Sequence[str], searched: Searched) -> list
             break
         group = isolate.Round((tuple(nodes),), collective, f"{collective} over all nodes of the launch")
         began = time.monotonic()
-        (result,) = runner.run(group, searched.judged)
-        cases.append(Case("launch", collective, result.grade, result.detail, time.monotonic() - began))
+        results = runner.run(group, searched.judged)
+        cases.append(
+            Case("launch", collective, results[0].grade, results[0].detail, time.monotonic() - began)
+        )
+        if results[0].grade in (Grade.BAD_HARDWARE, Grade.WRONG_DATA):
+            # every two of them may use a path here, as they do in pairs traffic
+            searched.history.append((replace(group, traffic=isolate.PAIRS), results))
     return cases
 
 
@@ -110,10 +143,6 @@ def _neighbours(nodes: Sequence[str]) -> isolate.Round:
     """Every node with the next one; of an odd number the last is left for the rounds that follow."""
     pairs = tuple(zip(nodes[::2], nodes[1::2], strict=False))
     return isolate.Round(pairs, isolate.ALL_REDUCE, "RDMA writes between neighbours")
-
-
-def _is_told(result: isolate.GroupResult) -> bool:
-    return result.grade is not Grade.COULD_NOT_RUN
 
 
 class _Runner:
@@ -127,6 +156,7 @@ class _Runner:
         self.sizes = asked.sizes_bytes or (GPU_SIZES if self.is_gpu else CPU_SIZES)
         self.longest_seconds = GPU_ROUND_SECONDS if self.is_gpu else CPU_ROUND_SECONDS
         self.ports = ports(asked.seed)
+        self.took: list[tuple[int, float]] = []
 
     def tell(
         self, step: isolate.Round, searched: Searched, probe: str = COLLECTIVE
@@ -148,10 +178,11 @@ class _Runner:
         }  # fmt: skip
         order = group_order(probe, step.groups, self.place, self.ports, **parameters)
         members = list(itertools.chain.from_iterable(step.groups))
-        seconds = max(1.0, min(self.longest_seconds, self.session.budget.left))
+        seconds = max(1.0, min(self._patience(step), self.session.budget.left))
         answers = self.session.probers.ask(order, members, timeout_seconds=seconds)
         trials = [as_group(probe, group, answers) for group in step.groups]
         note_the_gone(self.session.record, self.session.probers)
+        self.took += [(len(t.nodes), t.elapsed_seconds) for t in trials if t.ending is Ending.DONE]
         graded = self._graded([f for trial in trials for f in trial.figures if f.metric in METRICS])
         judged += graded
         by_nodes: dict[frozenset[str], list[Judged]] = {}
@@ -159,6 +190,16 @@ class _Runner:
         for one in graded:
             by_nodes.setdefault(frozenset(of_node[one.figure.nodes[0]]), []).append(one)
         return [self._result(trial, by_nodes.get(frozenset(trial.nodes), [])) for trial in trials]
+
+    def _patience(self, step: isolate.Round) -> float:
+        """How long before a group hangs: learned from what groups of that size took, where any was good."""
+        size = max(len(group) for group in step.groups)
+        took = [seconds for nodes, seconds in self.took if nodes >= size]
+        return (
+            min(self.longest_seconds, max(LEAST_SECONDS, PATIENCE * max(took)))
+            if took
+            else self.longest_seconds
+        )
 
     def _graded(self, figures: Sequence[Figure]) -> list[Judged]:
         """Each figure against all of its kind in this search; where it is the only one, as others judge it.

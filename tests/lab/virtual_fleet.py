@@ -29,15 +29,17 @@ BASE = {"gemm": 700e12, "memory": 2.9e12, "host_device": 52e9, "peer": 370e9, "c
 @dataclass
 class VirtualFleet:
     """`slow`: node -> what is left of its network; `weak`: node -> what is left of its GPUs; `paths`: pair ->
-    what is left between the two; `cut`: collectives with it hang; `wrong`: its data is wrong; `critical`: its
-    passive checks find this code; `blind`: they cannot look; `away`: node -> how it cannot be reached;
-    `dies`: its connection breaks at the first collective; `torchless`: its Python has no torch."""
+    what is left between the two; `cut`: collectives with it hang; `cut_paths`: those with both hang; `wrong`:
+    its data is wrong; `critical`: its passive checks find this code; `blind`: they cannot look; `away`: node
+    -> how it cannot be reached; `dies`: its connection breaks at the first collective; `torchless`: its
+    Python has no torch."""
 
     names: Sequence[str]
     slow: Mapping[str, float] = field(default_factory=dict)
     weak: Mapping[str, float] = field(default_factory=dict)
     paths: Mapping[tuple[str, str], float] = field(default_factory=dict)
     cut: Collection[str] = ()
+    cut_paths: Collection[tuple[str, str]] = ()
     wrong: Collection[str] = ()
     critical: Mapping[str, str] = field(default_factory=dict)
     blind: Collection[str] = ()
@@ -147,10 +149,11 @@ class VirtualConversation:
 
     def _collective(self, order: Mapping[str, Any], nodes: Sequence[str]) -> None:
         fleet = self.fleet
+        apart = any(a in nodes and b in nodes for a, b in fleet.cut_paths)
         dying = [n for n in nodes if n in fleet.dies] if len(nodes) > 1 else []
         for node in dying:
             self.waiting.append(Answer(node, Fate.LOST, reason="the connection broke"))
-        if len(nodes) > 1 and (dying or any(n in fleet.cut for n in nodes)):
+        if len(nodes) > 1 and (dying or apart or any(n in fleet.cut for n in nodes)):
             for node in set(nodes) - set(dying):
                 self._answer(order, node, "hang", detail="in the collective for 20 s")
             return
