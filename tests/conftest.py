@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import gc
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         asks_nvml = "nvml_library" in getattr(item, "fixturenames", ())
         if asks_nvml or getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _closed_at_the_end_of_a_file() -> Iterator[None]:
+    """A command that runs in the tests' own process leaves its stores to the garbage collector."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture

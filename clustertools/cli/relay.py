@@ -81,7 +81,9 @@ class Relay:
                 left = left[os.write(self._target, left) :]
             except BlockingIOError:
                 # somebody made the terminal non-blocking
-                select.select([], [self._target], [], 1.0)
+                ready = select.poll()
+                ready.register(self._target, select.POLLOUT)
+                ready.poll(1000)
 
 
 def _line_near_end(file: int) -> int:

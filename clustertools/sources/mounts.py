@@ -209,12 +209,14 @@ def main(arguments: list[str]) -> int:
         print("usage: --deadline SECONDS PATH...", file=sys.stderr)
         return 3
     end = time.monotonic() + float(arguments[1])
-    waiting = {}
+    waiting, ready = {}, select.poll()
     for path in arguments[2:]:
         pid, reader = _start(path)
         waiting[reader] = (pid, path)
+        ready.register(reader, select.POLLIN)
     while waiting and (left := end - time.monotonic()) > 0:
-        for reader in select.select(list(waiting), [], [], left)[0]:
+        for reader, _ in ready.poll(left * 1000):
+            ready.unregister(reader)
             pid, path = waiting.pop(reader)
             text = os.read(reader, 65536).decode()
             os.waitpid(pid, 0)

@@ -69,6 +69,8 @@ class Prober:
                 **(environment or {}),
             },
         )
+        self.poll = select.poll()
+        self.poll.register(self.process.stdout, select.POLLIN)  # type: ignore[arg-type]
         self.buffer = b""
 
     def say(self, order: Mapping[str, Any] | str) -> None:
@@ -84,7 +86,7 @@ class Prober:
         while b"\n" not in self.buffer:
             left = until - time.monotonic()
             assert left > 0, f"{self.node} said nothing within {seconds} s"
-            if select.select([self.process.stdout], [], [], left)[0]:
+            if self.poll.poll(left * 1000):
                 data = os.read(self.process.stdout.fileno(), 1 << 16)
                 if not data:
                     return {}
