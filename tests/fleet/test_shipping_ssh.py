@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -20,18 +19,15 @@ pytestmark = [needs_sshd, pytest.mark.slow, pytest.mark.root]
 
 
 @pytest.fixture(scope="module")
-def lab() -> Iterator[Sshds]:
-    """Three nodes whose user has one home of her own.
-
-    Not below pytest's folder: every other run of pytest takes away the way to it from all but its owner.
-    """
-    with tempfile.TemporaryDirectory(prefix="sshd-") as folder, Sshds(Path(folder), 3) as sshds:
-        os.chown(sshds.folder / "home", USER_ID, USER_ID)
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshds]:
+    """Three nodes whose user has one home, which she may write to."""
+    with Sshds(tmp_path_factory.mktemp("sshd"), 3) as sshds:
+        os.chown(sshds.folder, USER_ID, USER_ID)  # her home on all nodes
         yield sshds
 
 
 def cached(lab) -> list[Path]:
-    return sorted((lab.folder / "home/.cache/clustertools").glob("*"))
+    return sorted((lab.folder / ".cache/clustertools").glob("*"))
 
 
 def hanging(lab) -> Request:
@@ -96,9 +92,9 @@ def test_what_a_node_said_before_it_died_or_was_too_late_is_kept(lab, ssh):
 
 
 def test_a_forced_command_can_look_and_nothing_else(lab, ssh, tmp_path):
-    pyz, marker = lab.folder / "clustertools.pyz", lab.folder / "home/marker"
+    pyz, marker = lab.folder / "clustertools.pyz", lab.folder / "marker"
     build_archive(pyz)
-    lab.configure("lab3", extra=f"ForceCommand /usr/bin/env python3 -I {pyz} check --request -")
+    lab.configure("lab3", extra=f"ForceCommand /usr/bin/env python3 -I {lab.home}/{pyz.name} check --request -")
     lab.start("lab3")
     lab.wait_for("lab3")
     (look,) = look_all(
@@ -106,7 +102,7 @@ def test_a_forced_command_can_look_and_nothing_else(lab, ssh, tmp_path):
     )
     assert look.why_not == ""
     assert look.verdicts[0].check == "cpu_count"
-    (answer,) = ssh.run(["lab3"], ("touch", str(marker)), stdin=b'{"v": 1, "command": ["touch"]}')
+    (answer,) = ssh.run(["lab3"], ("touch", f"{lab.home}/{marker.name}"), stdin=b'{"v": 1, "command": ["touch"]}')
     assert answer.completed.returncode == 3
     assert "unknown key 'command'" in answer.completed.stderr
     assert not marker.exists()
