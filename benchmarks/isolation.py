@@ -26,6 +26,8 @@ from clustertools.measurement import Grade
 
 PAGE = Path(__file__).parents[1] / "docs" / "isolation.md"
 NAMED, BLAMED = 0.99, 0.001
+#: The settings of ours were chosen on clusters of lower seeds: those of the tables were never seen before.
+FIRST_SEED = 100_000
 #: Workers of their own; the machine is often shared.
 WORKERS = int(os.environ.get("WORKERS", "2"))
 
@@ -203,7 +205,7 @@ def shuffles(lab: Lab, seed: int, turns: int = 200, size: int = 8) -> set[int]:
 
 
 def ours(
-    lab: Lab, seed: int, confidence: float = 0.9, missed_share: float = 0.015, stop_after: int = 0
+    lab: Lab, seed: int, confidence: float = 0.8, missed_share: float = 0.0125, stop_after: int = 0
 ) -> set[int]:
     """clustertools.isolate, told the noise, not the number of faults. `stop_after`: its answer so far."""
     nodes = tuple(f"n{i}" for i in range(lab.count))
@@ -277,7 +279,9 @@ def score(
     pool: ProcessPoolExecutor, method: Method, count: int, faults: int, noise: Unrest, trials: int
 ) -> Score:
     one = partial(_trial, method, count, faults, noise)
-    done = list(pool.map(one, range(trials), chunksize=max(1, trials // (4 * WORKERS))))
+    done = list(
+        pool.map(one, range(FIRST_SEED, FIRST_SEED + trials), chunksize=max(1, trials // (4 * WORKERS)))
+    )
     rounds, tests, node_tests, named, blamed = (list(column) for column in zip(*done, strict=True))
     return Score(
         sum(rounds) / trials,
@@ -293,10 +297,10 @@ def score(
 # -- the tables ------------------------------------------------------------------------------------------
 
 #: The loosest of our settings that meets the target in the long run, as the others are shown at theirs.
-LOOSE = {"confidence": 0.4, "missed_share": 0.016}
+LOOSE = {"confidence": 0.5, "missed_share": 0.0125}
 #: Named as: what it is, as published or the setting; in groups, the cheapest first.
 OURS: list[tuple[str, Method]] = [
-    ("ours, as it is (each named with 90 %)", ours),
+    ("ours, as it is (each named with 80 %)", ours),
     ("ours, as loose as the target allows", partial(ours, **LOOSE)),
     ("ours, its answer after 4 rounds", partial(ours, **LOOSE, stop_after=4)),
     ("ours, its answer after 2 rounds", partial(ours, **LOOSE, stop_after=2)),

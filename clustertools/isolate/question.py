@@ -65,8 +65,8 @@ class Question:
     noise: Noise = Noise()
     seed: int = 0
     budget_rounds: int = 16
-    confidence: float = 0.9
-    missed_share: float = 0.015
+    confidence: float = 0.8
+    missed_share: float = 0.0125
     smallest_group: int = 2
     usual_share: float = 0.01
     pairs_measured: bool = True

@@ -94,7 +94,9 @@ def test_what_a_node_said_before_it_died_or_was_too_late_is_kept(lab, ssh):
 def test_a_forced_command_can_look_and_nothing_else(lab, ssh, tmp_path):
     pyz, marker = lab.folder / "clustertools.pyz", lab.folder / "marker"
     build_archive(pyz)
-    lab.configure("lab3", extra=f"ForceCommand /usr/bin/env python3 -I {lab.home}/{pyz.name} check --request -")
+    lab.configure(
+        "lab3", extra=f"ForceCommand /usr/bin/env python3 -I {lab.home}/{pyz.name} check --request -"
+    )
     lab.start("lab3")
     lab.wait_for("lab3")
     (look,) = look_all(
@@ -102,7 +104,9 @@ def test_a_forced_command_can_look_and_nothing_else(lab, ssh, tmp_path):
     )
     assert look.why_not == ""
     assert look.verdicts[0].check == "cpu_count"
-    (answer,) = ssh.run(["lab3"], ("touch", f"{lab.home}/{marker.name}"), stdin=b'{"v": 1, "command": ["touch"]}')
+    (answer,) = ssh.run(
+        ["lab3"], ("touch", f"{lab.home}/{marker.name}"), stdin=b'{"v": 1, "command": ["touch"]}'
+    )
     assert answer.completed.returncode == 3
     assert "unknown key 'command'" in answer.completed.stderr
     assert not marker.exists()
