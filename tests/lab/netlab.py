@@ -280,6 +280,7 @@ class NetLab:
         """A process on `head` or on a node; it ends with this process and with its node."""
         environment = {
             "PATH": f"{Path(sys.executable).parent}:{_PATH}", "HOME": f"{self.folder}/{place}/home",
+            "CLUSTERTOOLS_STATE": f"{self.folder}/{place}/state",
             "LANG": "C.UTF-8", **options.pop("env", {}),
         }  # fmt: skip
         return subprocess.Popen(

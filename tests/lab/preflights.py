@@ -91,6 +91,7 @@ def under_slurm(started: Path, *words: str) -> tuple[str, ...]:
     """The command line with an srun as its launch, for the head or for a job script."""
     started.mkdir()
     return (
+        "env", f"CLUSTERTOOLS_STATE={started.parent}/state",
         str(Path(sys.executable).parent / "clustertools"), "preflight", *OPTIONS, *words,
         "--stages", "fabric",
         "--", "srun", "sh", "-c", BY_SRUN, "launch", str(started),
