@@ -102,6 +102,9 @@ def preflight(out: Output, launch: tuple[str, ...], **options: Any) -> int | Non
         report = examine(
             asked, transport, requests, _teller(out, asked), default_state_dir() / "preflight.json"
         )
+    if _shows_progress(out):
+        sys.stderr.write(_CLEAR)
+        sys.stderr.flush()
     report = replace(report, untested=(*report.untested, *_left_out(without, left_out, asked)))
     _write(report, options)
     if out.json:
@@ -228,15 +231,23 @@ def _environment(words: Sequence[str]) -> dict[str, str]:
     return {**inherited, **dict(word.split("=", 1) for word in words)}
 
 
+#: Back to the beginning of the line, and wipe it.
+_CLEAR = "\r\x1b[K"
+
+
+def _shows_progress(out: Output) -> bool:
+    return sys.stderr.isatty() and not (out.quiet or out.json)
+
+
 def _teller(out: Output, asked: Asked) -> Callable[[Stage], None]:
     """Progress on a terminal's standard error, one line that is written over."""
     names = ("reach", *(["passive"] if "passive" in asked.stages else []), "probers", *asked.stages[-2:])
-    if out.quiet or out.json or not sys.stderr.isatty():
+    if not _shows_progress(out):
         return lambda stage: None
 
     def tell(stage: Stage) -> None:
         place = names.index(stage.name) + 1 if stage.name in names else len(names)
-        sys.stderr.write(f"\r\x1b[K{progress(stage, place, len(names))}")
+        sys.stderr.write(f"{_CLEAR}{progress(stage, place, len(names))}")
         sys.stderr.flush()
 
     return tell
