@@ -16,8 +16,21 @@ from clustertools.host import OUTPUT_CAP_BYTES
 
 
 def running(*words: str) -> bool:
+    """Whether such a process is still there a moment later: to die of a signal takes its time."""
     wanted = "\0".join(words).encode() + b"\0"
-    return any(wanted in p.read_bytes() for p in Path("/proc").glob("[0-9]*/cmdline") if p.exists())
+    until = time.monotonic() + 5
+    while found := any(wanted in _command_line(path) for path in Path("/proc").glob("[0-9]*/cmdline")):
+        if time.monotonic() > until:
+            break
+        time.sleep(0.02)
+    return found
+
+
+def _command_line(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""  # it ended meanwhile
 
 
 def test_one_machine_under_several_names():

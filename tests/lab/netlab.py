@@ -438,16 +438,20 @@ class NetLab:
 
     def change_host_key(self, node: str) -> ExitStack:
         """As after a new installation: the node's host key is not the one that the head knows."""
-        key = self.folder / node / "host_key"
-        old = key.read_bytes()
+        key, other = self.folder / node / "host_key", self.folder / node / "other_key"
+        old, old_public = key.read_bytes(), key.with_suffix(".pub").read_text()
 
-        def put(content: bytes) -> None:
+        def put(content: bytes, public: str) -> None:
             key.write_bytes(content)
             os.kill(self._listener(node), signal.SIGHUP)
-            self.wait(lambda: self._listens(node), f"sshd of {node} with another key")
+            # it listens before it begins anew, for a moment, and not at all while it does
+            scan = ("ssh-keyscan", "-T", "1", "-t", "ed25519", node)
+            shown = public.split()[1]
+            self.wait(lambda: shown in self.head(*scan).stdout, f"sshd of {node} with another key")
 
-        _key(self.folder / node / "other_key")
-        return _applied(lambda: put((self.folder / node / "other_key").read_bytes()), lambda: put(old))
+        _key(other)
+        new, new_public = other.read_bytes(), other.with_suffix(".pub").read_text()
+        return _applied(lambda: put(new, new_public), lambda: put(old, old_public))
 
     def without_torch(self, node: str) -> ExitStack:
         """The node's Python has no torch: a whiteout lies over its package."""
