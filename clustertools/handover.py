@@ -235,7 +235,7 @@ def write_whole(path: Path, text: str) -> None:
                 out.flush()
                 os.fsync(out.fileno())
             os.replace(new, path)  # a link that came to be there meanwhile is replaced, not followed
-        except BaseException:
+        except BaseException:  # whatever it was, it is raised again
             with contextlib.suppress(FileNotFoundError):
                 new.unlink()
             raise

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from clustertools import handover
@@ -330,6 +330,7 @@ def test_a_launcher_that_is_not_there_is_said():
 _NODE = st.sampled_from([f"n{k}" for k in range(9)])
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(_NODE, max_size=9),
     st.lists(

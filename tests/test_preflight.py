@@ -7,7 +7,7 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from clustertools.cli import cli
+from clustertools.cli import cli, main
 
 pytestmark = pytest.mark.slow
 
@@ -43,3 +43,12 @@ def test_a_node_that_cannot_be_reached_stands_beside_the_others():
     assert code == 3
     assert report["verdict"]["decision"] == "no-go"
     assert fates["no-such-host.invalid"] == "unreachable"
+
+
+def test_a_page_that_cannot_be_written_loses_no_answer(tmp_path, capsys):
+    words = ["preflight", *QUIET, "-w", "a1", "--transport", "local", "--stages", "passive", "--json"]
+    code = main([*words, "--html", str(tmp_path / "no" / "such" / "page.html")])
+    told = capsys.readouterr()
+    assert code == 3
+    assert json.loads(told.out)["verdict"]["good_nodes"] == ["a1"]
+    assert "cannot write" in told.err

@@ -106,12 +106,12 @@ def preflight(out: Output, launch: tuple[str, ...], **options: Any) -> int | Non
         sys.stderr.write(_CLEAR)
         sys.stderr.flush()
     report = replace(report, untested=(*report.untested, *_left_out(without, left_out, asked)))
-    _write(report, options)
     if out.json:
         out.record("preflight", report.to_data(), flush=True)
     else:
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 100
         out.line(text(report, color=out.color, width=width, verbose=out.verbose), flush=True)
+    _write(report, options)  # after the answer: a full disk must not lose what took minutes to learn
     if not launch:
         return report.verdict.exit_code
     plan = handover.launch(report, launch, environ=os.environ, hostfile=str(options["hostfile"] or ""))

@@ -116,7 +116,7 @@ def write(folder, name, data):
             out.flush()
             os.fsync(out.fileno())
         os.rename(half, name, src_dir_fd=folder, dst_dir_fd=folder)
-    except BaseException:
+    except BaseException:  # whatever it was, it is raised again
         os.unlink(half, dir_fd=folder)
         raise
 
