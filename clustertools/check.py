@@ -21,9 +21,9 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from clustertools.errors import ConfigError, NotApplicable, Unobservable
+from clustertools.errors import ConfigError, LookNeeded, NotApplicable, Unobservable
 from clustertools.host import DEFAULT_TIMEOUT_SECONDS, Completed, FileStat, Host, PassingHost
 from clustertools.model import (
     Clears,
@@ -37,6 +37,9 @@ from clustertools.model import (
     worst,
 )
 from clustertools.stats import Rate, counter_rate
+
+if TYPE_CHECKING:
+    from clustertools.sources.job_look import JobLook
 
 #: Where a check may be used. `job` checks look at one run, the others at one node. In `prolog` and `epilog`
 #: the node, or the job's share of it, is idle. `daily` is for what takes seconds and changes slowly: the BMC.
@@ -183,6 +186,7 @@ class Context:
     job: Job | None = None
     blind: list[str] = field(default_factory=list)
     detail: list[str] = field(default_factory=list)
+    looked: JobLook | None = None
 
     def _about(self, part: str | Subject) -> Subject:
         return part if isinstance(part, Subject) else dataclasses.replace(self.subject, part=part)
@@ -240,6 +244,15 @@ class Context:
         }
         return {key: rate for key, rate in grown.items() if rate is not None}
 
+    def look(self) -> JobLook:
+        """What the nodes of the job show now: stacks, GPUs, ports. For a job in doubt only; it is dear.
+
+        The check is broken off here and run again once its nodes were looked at.
+        """
+        if self.looked is None:
+            raise LookNeeded
+        return self.looked
+
     def unseen(self, reason: str) -> None:
         """Note that a part could not be looked at: the rest counts, but nothing resolves on this pass."""
         self.blind.append(reason)
@@ -262,13 +275,18 @@ def run(
     past: Mapping[str, Any] | None = None,
     job: Job | None = None,
     cluster: str = "",
+    looked: JobLook | None = None,
 ) -> Verdict:
-    """Run one check and give its verdict. Never raises, whatever the check or the machine does."""
+    """Run one check and give its verdict. Never raises, whatever the check or the machine does.
+
+    A check of a job that has to see the job's nodes gives a verdict with `wants_look`, as if it had not run;
+    run it again with what was `looked` at.
+    """
     began = time.monotonic()
     subject = Subject(cluster=cluster, run=job.run) if job else Subject(cluster=cluster, node=host.name)
     ctx = Context(
         Deadlined(host, check.timeout_seconds), check, limits if limits is not None else check.limits(),
-        subject, expect or {}, past or {}, job=job,
+        subject, expect or {}, past or {}, job=job, looked=looked,
     )  # fmt: skip
     findings: list[Finding] = []
     readings: list[Reading] = []
@@ -278,6 +296,12 @@ def run(
         for item in check.look(ctx) or ():
             (readings if isinstance(item, Reading) else findings).append(item)  # type: ignore[arg-type]
         whole = True
+    except LookNeeded:
+        return Verdict(
+            check.name, subject, Status.SKIPPED, detail="waits for a look at the job's nodes",
+            elapsed_seconds=time.monotonic() - began, boot_id=_boot_id(host), time=host.now(),
+            memory=dict(ctx.past), wants_look=True,
+        )  # fmt: skip
     except NotApplicable as exc:
         status = Status.SKIPPED
         ctx.detail.append(str(exc))

@@ -99,12 +99,14 @@ class PluginConfig:
 class ResumeConfig:
     """How a restarted run is told which checkpoint to begin from."""
 
-    kind: Literal["env", "placeholder", "tracker", "none"] = option(
+    kind: Literal["env", "placeholder", "tracker", "file", "newest", "none"] = option(
         "none",
         "env: in the environment variable `name`; placeholder: put in place of `name` in the command; "
-        "tracker: the framework finds it through its own file; none: it is not told",
+        "tracker: the framework finds it through its own file; file: written into the file `name`, which the "
+        "job script reads; newest: the framework takes the newest, so refused ones are renamed; none: it is "
+        "not told. A job that Slurm requeues keeps its environment and command: tracker, file or newest",
     )
-    name: str = option("", "the variable, the placeholder, or the tracker file")
+    name: str = option("", "the variable, the placeholder, the tracker file, or the file that is written")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,11 +127,35 @@ class JobConfig:
     name: str = option("", "the scheduler's job name, as a pattern; default: the key of this entry")
     user: str = option("", "only jobs of this user")
     partition: str = option("", "only jobs in this partition")
-    log: tuple[str, ...] = option((), "log files, as patterns")
+    comment: str = option("", "only jobs with this comment, as a pattern")
+    job: str = option("", "only the job of this number")
+    array: Literal["tasks", "chain"] = option(
+        "tasks",
+        "tasks: each task of an array is a run of its own; chain: they are the starts of one run, one after "
+        "the other (--array=1-10%1)",
+    )
+    log: tuple[str, ...] = option(
+        (), "log files, as patterns; %j, %x, %u, %A, %a as for sbatch; default: the job's own output"
+    )
     metrics: str = option("", "a file of metrics, if the run writes one")
     checkpoints: str = option("", "the directory that checkpoints are written to")
     total_steps: int | None = option(None, "the last step of the run", at_least=1)
-    command: tuple[str, ...] = option((), "what to start, for the local scheduler")
+    command: tuple[str, ...] = option(
+        (), "what starts the run, as a list: with Slurm its sbatch command, for jobs that cannot be requeued"
+    )
+    again: Literal["auto", "requeue", "submit"] = option(
+        "auto", "how Slurm begins it anew: requeue, by `command`, or whichever is possible"
+    )
+    on_time_limit: Literal["leave", "restart"] = option(
+        "leave", "restart: begin it anew when its time limit ended it"
+    )
+    look: Literal["auto", "ssh", "srun", "none"] = option(
+        "auto",
+        "how its nodes are looked at when it is in doubt; auto: srun inside the job where that is allowed",
+    )
+    preflight: bool = option(False, "look at its nodes by the passive checks before it is started anew")
+    kill_switch: str = option("", "while this file exists the run is never started anew")
+    deep_verify: bool = option(True, "read every byte of a checkpoint before resuming from it")
     resume: ResumeConfig = option(ResumeConfig)
     hang: HangConfig = option(HangConfig)
     # 3 cycles without progress: NVIDIA/nvidia-resiliency-ext, fault_tolerance/progress_tracker.py
@@ -248,6 +274,9 @@ class Config:
     policy: PolicyConfig = option(PolicyConfig)
     node_health: NodeHealthConfig = option(NodeHealthConfig)
     preflight: PreflightConfig = option(PreflightConfig)
+    scheduler: Literal["auto", "slurm", "none"] = option(
+        "auto", "where the jobs of `jobs` run; auto: Slurm, where its commands are"
+    )
     state_dir: str = option("", "where the state is kept, on a local disk")
     site_checks: tuple[str, ...] = option(("/etc/clustertools/checks.d",), "folders of the site's own checks")
 

@@ -10,6 +10,7 @@ SAMPLE = """\
 cluster: alps                       # in every message
 state_dir: /var/lib/clustertools    # on a local disk, never on NFS, Lustre or GPFS
 site_checks: [/etc/clustertools/checks.d]
+scheduler: auto                     # where the jobs run: auto (Slurm, where its commands are), slurm or none
 
 # What to expect of the nodes, beside what the hardware catalogue knows (`clustertools config expectations`).
 node_classes:
@@ -55,18 +56,27 @@ jobs:
     name: pretrain-*                # the scheduler's job name; default: the key
     user: alice
     partition: large
+    comment: ""                     # only jobs with this --comment, as a pattern
+    job: ""                         # only the job of this number
+    array: tasks                    # or chain: the tasks are the starts of one run, one after the other
     log: [/shared/runs/pretrain/logs/*.log]
     metrics: /shared/runs/pretrain/metrics.jsonl
     checkpoints: /shared/runs/pretrain/checkpoints
     total_steps: 500000
     command: [python, train.py, --resume, "{checkpoint}"]    # for one machine without a scheduler
     resume:                         # how a restarted run learns where to begin
-      kind: placeholder             # env, placeholder, tracker (the framework's own file) or none
+      kind: placeholder             # env, placeholder, tracker (the framework's own file), file, newest, none
       name: "{checkpoint}"
     hang:                           # silence longer than both of the first two is a hang
       minimum: 5m
       factor: 5                     # times the run's own median step
       startup: 30m                  # before the first step
+    again: auto                     # how Slurm begins it anew: requeue, submit (by `command`), or auto
+    on_time_limit: leave            # or restart
+    look: auto                      # the way to its nodes when it is in doubt: ssh, srun or none
+    preflight: false                # look at its nodes by the passive checks before it is started anew
+    kill_switch: /shared/runs/pretrain/STOP    # while it exists the run is never started anew
+    deep_verify: true               # read every byte of a checkpoint before resuming from it
     max_restarts_without_progress: 3
     grace: 30s                      # between SIGTERM and SIGKILL
 

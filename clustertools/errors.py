@@ -48,6 +48,10 @@ class Unparsable(Unobservable):
         self.sample = sample
 
 
+class LookNeeded(ClustertoolsError):
+    """A check has to see the nodes of its job before it can say anything."""
+
+
 class NotApplicable(ClustertoolsError):
     """The check does not apply to this machine; the text says why."""
 

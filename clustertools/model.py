@@ -92,7 +92,9 @@ class Finding:
     """One thing wrong. `code` is stable for ever; `nodes` are those that a job's finding concerns.
 
     `time` is when it was seen or, for an event, when it happened; `since` is when the attempt of a run began
-    that the finding is about: what happened before cannot explain it.
+    that the finding is about: what happened before cannot explain it. `cause` and `blamed` are what a
+    diagnosis made of it: the name of a failure signature, and the nodes that are guilty ("" and none: nobody
+    knows).
     """
 
     check: str
@@ -106,6 +108,8 @@ class Finding:
     time: float = 0.0
     nodes: tuple[str, ...] = ()
     since: float = 0.0
+    cause: str = ""
+    blamed: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
@@ -118,7 +122,7 @@ class Verdict:
     """One check's answer about one node or run.
 
     `blind` says what could not be seen (empty: everything was); while it is set nothing resolves.
-    `memory` is handed back to the check the next time.
+    `memory` is handed back to the check the next time. `wants_look`: it has to see the job's nodes first.
     """
 
     check: str
@@ -132,6 +136,7 @@ class Verdict:
     boot_id: str = ""
     time: float = 0.0
     memory: Mapping[str, Any] = field(default_factory=dict)
+    wants_look: bool = False
 
     @property
     def codes(self) -> frozenset[str]:
@@ -234,9 +239,30 @@ class Outcome:
     time: float = 0.0
 
 
+#: Who or what ended a job. "": nobody knows. `person`: somebody cancelled it, so it is never started again.
+#: `us`: we stopped it. `requeued`: the scheduler begins it anew by itself. `lost`: its scheduler forgot it.
+EndedBy = Literal[
+    "",
+    "itself",
+    "person",
+    "us",
+    "time-limit",
+    "preempted",
+    "node-failed",
+    "out-of-memory",
+    "requeued",
+    "lost",
+]
+
+
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One start of a run. `first_step` to `last_step` is what it trained; None is "not known"."""
+    """One start of a run. `first_step` to `last_step` is what it trained; None is "not known".
+
+    `requeues` counts how often the scheduler had begun this very job before (Slurm's Restarts): with `job_id`
+    it names one incarnation. `ended_by`, `cause` and `blamed` say how it ended, for the decision on the next.
+    `excluded` are nodes that it was started without.
+    """
 
     run: str
     number: int
@@ -249,6 +275,12 @@ class Attempt:
     first_step: int | None = None
     last_step: int | None = None
     end: str = ""
+    requeues: int = 0
+    nodes: tuple[str, ...] = ()
+    excluded: tuple[str, ...] = ()
+    ended_by: EndedBy = ""
+    cause: str = ""
+    blamed: tuple[str, ...] = ()
 
     @property
     def new_steps(self) -> int | None:
@@ -274,6 +306,16 @@ def starts_without_progress(attempts: Sequence[Attempt]) -> int:
     return lost
 
 
+@dataclass(frozen=True, slots=True)
+class RankState:
+    """What a flight recorder's dump says of one rank in one process group; -1: none yet."""
+
+    rank: int
+    group: str
+    last_enqueued: int
+    last_completed: int
+
+
 JobState = Literal["pending", "running", "completing", "ended", "unknown"]
 
 
@@ -282,7 +324,10 @@ class Job:
     """One incarnation of a run, as its scheduler tells it.
 
     `exit_code` is None while it runs or when nobody knows; a negative one is the signal's number.
-    `run` stays the same over restarts and requeues, `id` need not.
+    `run` stays the same over restarts and requeues, `id` need not. `reason` is the scheduler's own word for
+    why it waits or ended (`Priority`, `JobHeldAdmin`, `NodeFail`); `held` says that only a person lets it
+    begin. `failed_nodes` are those that the scheduler itself names. `ends_at` is when its time limit ends it;
+    0.0: none is known.
     """
 
     id: str
@@ -300,6 +345,12 @@ class Job:
     checkpoint_dir: str = ""
     total_steps: int = 0
     attempts: tuple[Attempt, ...] = ()
+    user: str = ""
+    reason: str = ""
+    ended_by: EndedBy = ""
+    failed_nodes: tuple[str, ...] = ()
+    ends_at: float = 0.0
+    held: bool = False
 
 
 def to_data(value: Any) -> Any:

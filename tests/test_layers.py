@@ -13,7 +13,7 @@ import pytest
 REPOSITORY = Path(__file__).parent.parent
 
 _NODE = {"model", "stats", "host", "shared_host", "sources", "catalog", "check"}
-_PURE = {"incidents", "policy", "notices", "precision"}
+_PURE = {"incidents", "policy", "notices", "precision", "diagnose", "restarts", "goodput"}
 _HEAD = {
     "store",
     "config",
@@ -55,7 +55,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checks": {"model", "stats", "host", "sources", "catalog", "check"},
     "plugins": {"model", "host", "sources", "check", "config"},
     "playbooks": set(),
-    **{room: {"model", "stats", "catalog"} for room in _PURE},
+    **{
+        room: {"model", "stats", "catalog"}
+        | ({"diagnose", "restarts"} if room in ("restarts", "policy") else set())
+        for room in _PURE
+    },
     **{room: {"model", "stats", "catalog", "measurement"} for room in ("isolate", "performance")},
     "budget": set(),
     "baselines": {"stats", "measurement", "performance", "budget"},

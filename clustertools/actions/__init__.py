@@ -15,11 +15,15 @@ from typing import Any
 from clustertools.host import Host
 from clustertools.model import Action, Attempt, Job
 from clustertools.schedulers import RunSpec, Scheduler
+from clustertools.sources.job_look import Looker
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What a step has to work with. `attempts` and `job` are those of the action's run, if it has one."""
+    """What a step has to work with. `attempts` and `job` are those of the action's run, if it has one.
+
+    `looker` is the way to the job's nodes; None: everything is on this machine.
+    """
 
     host: Host
     scheduler: Scheduler
@@ -28,6 +32,7 @@ class Scene:
     spec: RunSpec | None = None
     job: Job | None = None
     attempts: tuple[Attempt, ...] = ()
+    looker: Looker | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -246,7 +246,8 @@ class _Reading:
             run, number, f"recorded{number}", f"{run}#{number}",
             started_at=self.start + self.seconds(told.get("started"), where),
             ended_at=self.start + self.seconds(told.get("ended"), where) if end else 0.0,
-            resume_path=str(told.get("resume_path", "")), end=end, **steps,
+            resume_step=steps["resume_step"], resume_path=str(told.get("resume_path", "")),
+            first_step=steps["first_step"], last_step=steps["last_step"], end=end,
         )  # fmt: skip
 
     # settings
