@@ -352,7 +352,7 @@ def test_only_what_was_saved_before_the_first_nan(stage: Stage) -> None:
     assert stage.attempts[-1].resume_step == 20
     assert progress.detail["lost"] == 25
     stage.action = dataclasses.replace(PLANNED, options={"before_step": 20})
-    with pytest.raises(ActionFailed, match="none of the 3 checkpoints .* can be resumed from"):
+    with pytest.raises(ActionFailed, match=r"none of the 3 checkpoints .* can be resumed from"):
         stage.step("choose", {})
 
 
