@@ -10,6 +10,7 @@ interpreter, on PATH, or beside the Python of the process. The JSON is that of `
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -251,6 +252,36 @@ def fold(stacks: Iterable[Stack]) -> list[Group]:
         for (frames, state, wchan), ranks in together.items()
     ]
     return sorted(groups, key=lambda g: (not g.state, g.count, g.ranks))
+
+
+#: Where a rank is that waits for the others: torch.distributed's calls, and the backward pass, in which DDP
+#: and FSDP wait for theirs.
+_WAITING = frozenset(
+    "all_reduce all_gather all_gather_into_tensor reduce_scatter reduce_scatter_tensor broadcast reduce "
+    "all_to_all all_to_all_single barrier monitored_barrier send recv isend irecv wait synchronize "
+    "_engine_run_backward backward broadcast_object_list all_gather_object _sync_buffers "
+    "_sync_module_states _verify_param_shape_across_processes".split()
+)
+
+
+def odd_ranks(stacks: Iterable[Stack]) -> dict[int, str]:
+    """The ranks that others seem to wait for, with what they do; none when nobody stands out.
+
+    Those stopped or waiting in the kernel; else those that are in no collective while others are; else those
+    whose stack fewer share than that of the most.
+    """
+    groups = fold(stacks)
+    odd = [group for group in groups if group.state]
+    if not odd:
+        waits = [g for g in groups if any(f.function in _WAITING for f in g.frames)]
+        odd = [g for g in groups if g not in waits] if waits else []
+    if not odd:
+        most = max((group.count for group in groups), default=0)
+        odd = [group for group in groups if group.count < most]
+    if sum(g.count for g in odd) * 2 > sum(g.count for g in groups):
+        return {}  # most of them: that tells nothing of anyone
+    told = {g.ranks: render([dataclasses.replace(g, ranks=())], depth=2).partition(" ")[2] for g in odd}
+    return {rank: text for ranks, text in told.items() for rank in ranks}
 
 
 def same(before: Iterable[Stack], after: Iterable[Stack]) -> bool:
