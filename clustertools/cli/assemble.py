@@ -145,11 +145,20 @@ def _with_limit(playbooks: Sequence[Playbook], restarts: int) -> list[Playbook]:
 
 
 def node_watchdog(
-    loaded: Loaded, state: Path | None, *, act: bool, once: bool, interval: float | None, terminal: bool
+    loaded: Loaded,
+    state: Path | None,
+    *,
+    act: bool,
+    once: bool,
+    interval: float | None,
+    terminal: bool,
+    job_checks: bool = False,
 ) -> Watchdog:
     """The watchdog of this machine's own health, as the config says. Raises ConfigError and StoreError."""
     folder = state_folder(state, loaded.config)
-    now, post, checks = site(loaded, act=act, once=once, interval=interval, terminal=terminal)
+    now, post, checks = site(
+        loaded, act=act, once=once, interval=interval, terminal=terminal, job_checks=job_checks
+    )
     lock(folder, "this machine")
     host = LocalHost()
     return Watchdog(
@@ -165,7 +174,13 @@ def node_watchdog(
 
 
 def site(
-    loaded: Loaded, *, act: bool, once: bool, interval: float | None, terminal: bool
+    loaded: Loaded,
+    *,
+    act: bool,
+    once: bool,
+    interval: float | None,
+    terminal: bool,
+    job_checks: bool = False,
 ) -> tuple[Settings, Mail, list[Check]]:
     """Settings, sinks and checks of a node's watchdog as the config says. Raises ConfigError."""
     config = loaded.config
@@ -180,7 +195,8 @@ def site(
         # one pass by hand or by cron looks at everything; cron is what spaces it
         intervals=dict.fromkeys(checks, 0.0) if once else base.intervals,
     )
-    return base, mail(loaded, terminal=terminal), _chosen(checks, {"watch"}, config)
+    stages = {"watch", "job"} if job_checks else {"watch"}
+    return base, mail(loaded, terminal=terminal), _chosen(checks, stages, config)
 
 
 def _chosen(checks: Mapping[str, Check], stages: set[str], config: Config | None) -> list[Check]:
