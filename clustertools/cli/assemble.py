@@ -17,6 +17,7 @@ from clustertools.check import Check, discover
 from clustertools.cli.site import adjusted, is_configured
 from clustertools.delivery import Mail
 from clustertools.errors import ConfigError, StoreError
+from clustertools.fleet.nodesets import expand
 from clustertools.host import Host, LocalHost, mount_of
 from clustertools.model import Playbook
 from clustertools.plugins import all_checks
@@ -25,6 +26,7 @@ from clustertools.schedulers.local import LocalScheduler
 from clustertools.sinks import Sink, SinkRule
 from clustertools.sinks.message import KINDS
 from clustertools.sources import hardware
+from clustertools.sources.job_look import JobLook, Looker, LookOrder
 from clustertools.store import Store, default_state_dir
 from clustertools.watchdog import Settings, Watchdog
 
@@ -130,7 +132,35 @@ def local_watchdog(
             budgets=dataclasses.replace(base.budgets, without_progress=options["restarts"]),
         ),
         evidence_folder=folder / "evidence",
+        looker=_looker_of_a_command(host),
     )
+
+
+def _looker_of_a_command(host: Host, environ: Mapping[str, str] = os.environ) -> Looker:
+    """The way to the ranks of a command of ours: they are here, or on all nodes of the job that we are in."""
+    from clustertools.fleet.job_looks import FleetLooker, LocalLooker
+
+    job_id, nodes = environ.get("SLURM_JOB_ID", ""), environ.get("SLURM_JOB_NODELIST", "")
+    if not job_id or environ.get("SLURM_JOB_NUM_NODES", "1") == "1":
+        return LocalLooker(host)
+    return _InsideJob(FleetLooker(host=host), job_id, expand(nodes))
+
+
+@dataclasses.dataclass(frozen=True)
+class _InsideJob:
+    """Looks at all nodes of one Slurm job, whatever processes this machine has of it."""
+
+    looker: Looker
+    job_id: str
+    nodes: tuple[str, ...]
+
+    def look(self, orders: Sequence[LookOrder]) -> Mapping[str, JobLook]:
+        return self.looker.look(
+            [
+                LookOrder(dataclasses.replace(o.request, job_id=self.job_id, roots=()), self.nodes, "srun")
+                for o in orders
+            ]
+        )
 
 
 def _with_limit(playbooks: Sequence[Playbook], restarts: int) -> list[Playbook]:

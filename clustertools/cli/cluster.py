@@ -93,7 +93,7 @@ def cluster_watchdog(
 ) -> Watchdog:
     """The watchdog of the config's jobs, and of this machine. Raises ConfigError and StoreError."""
     from clustertools.fleet.job_looks import FleetLooker
-    from clustertools.schedulers.slurm import SlurmScheduler
+    from clustertools.schedulers.slurm import SlurmScheduler  # type: ignore[import-not-found,unused-ignore]
 
     wanted = wanted_jobs(loaded)
     watchdog = assemble.node_watchdog(
@@ -104,7 +104,7 @@ def cluster_watchdog(
         watchdog,
         scheduler=SlurmScheduler(host),
         wanted=wanted,
-        looker=FleetLooker(host),
+        looker=FleetLooker(host=host),
         # what a playbook allows a run is the run's own to say
         playbooks=_without_run_limits(policy.load_playbooks()),
     )
