@@ -14,9 +14,13 @@ from typing import Any
 
 from clustertools.check import Context, check
 from clustertools.model import Attempt, Finding, Job, Reading
-from clustertools.sources.training_history import History, Usual
+from clustertools.sources.training_history import History
 from clustertools.sources.training_run import RunNews, read_run
 from clustertools.sources.training_values import Event, Point
+from clustertools.stats import median_and_spread
+
+#: So many lines around a step say what loss is usual there.
+_LOSSES_AT_LEAST = 6
 
 
 @dataclass(frozen=True)
@@ -199,39 +203,35 @@ def _wrong_step(first: int, start: Start, memory: _Memory) -> list[str]:
 
 
 def _wrong_rate(point: Point, history: History, limits: Limits) -> list[str]:
-    usual = history.expected("learning_rate", point.step or 0)
-    if usual is None:
-        return []
+    usual = history.between("learning_rate", point.step or 0)
     now = point.values["learning_rate"]
-    if _within(now, usual, limits.rate_share * max(abs(usual.low), abs(usual.high))):
+    if usual is None or _within(now, usual, limits.rate_share * max(map(abs, usual))):
         return []
-    return [f"the learning rate is {now:g} at step {point.step}, it was {usual.high:g} there before"]
+    return [f"the learning rate is {now:g} at step {point.step}, it was {usual[1]:g} there before"]
 
 
 def _wrong_samples(point: Point, history: History, limits: Limits) -> list[str]:
-    usual = history.expected("samples", point.step or 0)
-    if usual is None:
-        return []
+    usual = history.between("samples", point.step or 0)
     now = point.values["samples"]
-    if _within(now, usual, limits.samples_share * usual.high):
+    if usual is None or _within(now, usual, limits.samples_share * usual[1]):
         return []
-    return [f"{now:.0f} samples were consumed at step {point.step}, it was {usual.high:.0f} there before"]
+    return [f"{now:.0f} samples were consumed at step {point.step}, it was {usual[1]:.0f} there before"]
 
 
-def _within(value: float, usual: Usual, slack: float) -> bool:
-    return usual.low - slack <= value <= usual.high + slack
+def _within(value: float, usual: tuple[float, float], slack: float) -> bool:
+    return usual[0] - slack <= value <= usual[1] + slack
 
 
 def _wrong_loss(losses: list[list[float]], history: History, limits: Limits) -> list[str]:
     first = int(losses[0][0])
-    usual = history.expected("loss", first)
-    if usual is None or usual.count < 6:
+    before = history.around("loss", first)
+    if len(before) < _LOSSES_AT_LEAST:
         return []
+    usual, spread = median_and_spread(before)
     now = statistics.median(loss for _, loss in losses)
-    jump = max(limits.loss_spreads * usual.spread, limits.loss_share * abs(usual.high))
-    if not now > usual.high + jump:  # nan is another check's
-        return []
+    if not now > usual + max(limits.loss_spreads * spread, limits.loss_share * abs(usual)):
+        return []  # nor when it is nan, which is another check's
     return [
         f"the loss is {now:.4g} in the {len(losses)} lines from step {first} on, "
-        f"it was {usual.high:.4g} there before (scatter {usual.spread:.2g})"
+        f"it was {usual:.4g} there before (scatter {spread:.2g})"
     ]

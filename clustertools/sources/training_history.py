@@ -1,7 +1,7 @@
 """What a run's log said around each step, kept small, to compare with after a restart. Pure.
 
 history.add(point)            while it trains
-history.expected("learning_rate", 1510)     the values of that step as they were before, or None
+history.between("learning_rate", 1510)     what it was at that step before, or None
 """
 
 from __future__ import annotations
@@ -10,12 +10,10 @@ import bisect
 import math
 import statistics
 from collections.abc import Iterable
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 from clustertools.sources.training_values import Point
-from clustertools.stats import median_and_spread
 
 #: Steps that are remembered. When they are too many, every second one of the older half goes.
 STEPS_AT_MOST = 128
@@ -23,16 +21,6 @@ STEPS_AT_MOST = 128
 KEPT = ("loss", "learning_rate", "samples")
 #: Losses on either side of a step that say what is usual there.
 _AROUND = 10
-
-
-@dataclass(frozen=True, slots=True)
-class Usual:
-    """What a value was at a step: `low` to `high` between its neighbours, and how much it scatters."""
-
-    low: float
-    high: float
-    spread: float = 0.0
-    count: int = 0
 
 
 class History:
@@ -77,30 +65,34 @@ class History:
         """Forget what was after `step`: the run went back there."""
         self._rows = [row for row in self._rows if row[0] <= step]
 
-    def expected(self, name: str, step: int) -> Usual | None:
-        """What `name` was at `step`; None where the log had not come so far, or too few lines tell.
+    def between(self, name: str, step: int) -> tuple[float, float] | None:
+        """The lowest and highest of what `name` was in the lines beside `step`; None where none came so far.
 
-        The loss is what is usual around the step, the others lie between those of the lines beside it.
+        A little beyond the last line: of what it would have become there.
         """
-        column = 1 + KEPT.index(name)
-        known = [(row[0], row[column]) for row in self._rows if row[column] is not None]
-        if len(known) < 3:
+        known = self._known(name, step)
+        if not known:
             return None
         place = bisect.bisect_left(known, (step, -math.inf))
-        beyond = step - known[-1][0]
-        if step < known[0][0] or beyond > 5 * (self.stride or 1):
-            return None
-        if name == "loss":
-            near = [value for _, value in known[max(0, place - _AROUND) : place + _AROUND]]
-            middle, spread = median_and_spread(near)
-            return Usual(middle, middle, spread, len(near))
-        before, after = known[max(0, place - 1)], known[min(place, len(known) - 1)]
-        if beyond > 0:
-            # it goes on as it went between the last two lines
-            (s0, v0), (s1, v1) = known[-2:]
-            ahead = v1 + (v1 - v0) * (step - s1) / (s1 - s0)
-            return Usual(min(v1, ahead), max(v1, ahead), 0.0, 2)
-        return Usual(min(before[1], after[1]), max(before[1], after[1]), 0.0, 2)
+        (s0, v0), (s1, v1) = known[-2:]
+        if step > s1:
+            beside = v1, v1 + (v1 - v0) * (step - s1) / (s1 - s0)
+        else:
+            beside = known[max(0, place - 1)][1], known[place][1]
+        return min(beside), max(beside)
+
+    def around(self, name: str, step: int) -> list[float]:
+        """What `name` was in the lines around `step`; none where the log had not come so far."""
+        known = self._known(name, step)
+        place = bisect.bisect_left(known, (step, -math.inf))
+        return [value for _, value in known[max(0, place - _AROUND) : place + _AROUND]]
+
+    def _known(self, name: str, step: int) -> list[tuple[int, float]]:
+        column = 1 + KEPT.index(name)
+        known = [(row[0], row[column]) for row in self._rows if row[column] is not None]
+        reach = 5 * (self.stride or 1)
+        within = len(known) >= 3 and known[0][0] <= step <= known[-1][0] + reach
+        return known if within else []
 
     def state(self) -> list[list[Any]]:
         """JSON-ready; `History(state)` goes on from it."""
