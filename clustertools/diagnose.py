@@ -58,3 +58,8 @@ class Diagnosis:
     @property
     def blamed(self) -> tuple[str, ...]:
         return tuple(s.node for s in self.suspects if s.node and s.confidence >= CERTAIN)
+
+
+def diagnose(evidence: Evidence) -> Diagnosis:
+    """What it was, as far as the evidence goes."""
+    return Diagnosis()

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from clustertools.diagnose import Diagnosis
+from clustertools.model import Attempt, Job
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,3 +25,18 @@ class Decision:
     exclude: tuple[str, ...] = ()
     before_step: int | None = None
     counts: bool = True
+
+
+def decide(
+    attempts: Sequence[Attempt],
+    job: Job,
+    diagnosis: Diagnosis,
+    *,
+    codes: frozenset[str],
+    now: float,
+    without_progress: int = 3,
+    on_time_limit: Literal["leave", "restart"] = "leave",
+    first_bad_step: int | None = None,
+) -> Decision:
+    """Whether to start the run again."""
+    return Decision("restart", "it is in trouble", diagnosis.blamed, first_bad_step)
