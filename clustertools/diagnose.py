@@ -89,7 +89,8 @@ _LINE_NAMES = 0.9
 _HARDWARE_CODES = (
     "Xid", "Sxid", "Gpu", "Ecc", "Remap", "MemoryUnrepairable", "Nvlink", "Fabric", "Imex", "Ib", "Net",
     "Nic", "Roce", "Efa", "Pcie", "Bmc", "Xgmi", "Dcgm", "HostMachineCheck", "HostMemoryUncorrected",
-    "HostLockup", "HostKernelOops", "HostPanicked", "HostOomKill", "HostHungTask", "HostUnreachable", "HostMount",
+    "HostLockup", "HostKernelOops", "HostPanicked", "HostOomKill", "HostHungTask", "HostUnreachable",
+    "HostMount",
     "HostFilesystem", "HostIoError", "DriverTaskStuck", "TaskStuck", "RebootLoop", "Disk", "Nvme", "Raid",
     "Nfs", "Lustre", "SlurmNode",
 )  # fmt: skip

@@ -1,7 +1,7 @@
 """Whether a run is started again, where, and from when: by published evidence. Pure.
 
-    decide(attempts, job, diagnosis, Circumstances(now=now, codes=frozenset({"JobHung"}), spares=4))
-        Decision("restart", "first failure that nothing explains: again on the same nodes at once")
+    decide(attempts, job, diagnosis, codes=frozenset({"JobCrashed"}), now=now)
+        Decision("restart", "nothing explains it: started again on the same nodes at once")
 
 The rules are those of the watchdog reference, section 6.1; each names its evidence where it is.
 """
@@ -40,8 +40,7 @@ class Decision:
 class Limits:
     """How far restarts go.
 
-    `without_progress` starts in a row that made no step end it (NVRx: 3 cycles; a crash loop of 35 requeues
-    cost Meta's RSC 548 preemptions). `launch_retries`: how often a run that never made a step is tried again
+    `launch_retries`: how often a run that never made a step is tried again
     (Aegis: 73 % of failures come within 10 min of the launch). `early_seconds` and `early_steps` are what
     counts as early. What happened longer ago than `window_seconds` is forgotten: blame and exclusions.
     At most `exclude_share` of the job's nodes are left out, one at least, and never more than there are
@@ -49,7 +48,6 @@ class Limits:
     of a service or storage in a row, up to `backoff_at_most_seconds`.
     """
 
-    without_progress: int = 3
     launch_retries: int = 1
     early_seconds: float = 600.0
     early_steps: int = 100
@@ -61,27 +59,20 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Circumstances:
-    """What is true now beside the run itself.
-
-    `codes` are the run's open findings (`JobHung`, `LossNotFinite`...). `kill_switch`: its kill-switch file
-    is there. `on_time_limit` is the run's own setting. `storage_works`: what a probe of the checkpoint
-    storage says (None: nobody asked). `spares`: good nodes that the run does not hold (None: not known).
-    `first_bad_step`: the first step whose loss was no number. `newest_checkpoint`: its step.
-    """
+class _Around:
+    """What is true now beside the run itself: the keywords of `decide`."""
 
     now: float
-    codes: frozenset[str] = frozenset()
-    kill_switch: bool = False
-    on_time_limit: Literal["leave", "restart"] = "leave"
-    storage_works: bool | None = None
-    spares: int | None = None
-    first_bad_step: int | None = None
-    newest_checkpoint: int | None = None
+    codes: frozenset[str]
+    without_progress: int
+    on_time_limit: Literal["leave", "restart"]
+    first_bad_step: int | None
+    kill_switch: bool
+    storage_works: bool | None
+    spares: int | None
+    newest_checkpoint: int | None
 
 
-#: Ends that the scheduler or a person brought about, and ends of which nobody knows.
-_HANGS = frozenset({"JobHung", "JobIdle", "JobSlow"})
 _NOT_FINITE = "LossNotFinite"
 #: Causes that are no fault of what the run does: they neither spend its budget nor make it suspect.
 _FREE = frozenset({"time-limit", "preempted", "requeued", "person"})
@@ -91,14 +82,32 @@ def decide(
     attempts: Sequence[Attempt],
     job: Job,
     diagnosis: Diagnosis,
-    around: Circumstances,
+    *,
+    codes: frozenset[str],
+    now: float,
+    without_progress: int = 3,
+    on_time_limit: Literal["leave", "restart"] = "leave",
+    first_bad_step: int | None = None,
+    kill_switch: bool = False,
+    storage_works: bool | None = None,
+    spares: int | None = None,
+    newest_checkpoint: int | None = None,
     limits: Limits | None = None,
 ) -> Decision:
-    """What to do about `job`, the newest of `attempts` (oldest first), which ended or has `around.codes`.
+    """What to do about `job`, the newest of `attempts` (oldest first), which ended or has findings `codes`.
 
     Its attempt need not have an end yet; how it ended is taken from `job` and `diagnosis`.
+    `without_progress` starts in a row that are known to have made no step end it (NVRx: 3 cycles; a crash
+    loop of 35 requeues cost Meta's RSC 548 preemptions). `first_bad_step`: the first whose loss was no number.
+    `kill_switch`: its kill-switch file is there. `storage_works`: what a probe of the checkpoint storage says
+    (None: nobody asked). `spares`: good nodes that the run does not hold (None: not known).
+    `newest_checkpoint`: its step.
     """
     limits = limits or Limits()
+    around = _Around(
+        now, codes, without_progress, on_time_limit, first_bad_step, kill_switch, storage_works, spares,
+        newest_checkpoint,
+    )  # fmt: skip
     case = _Case.of(attempts, job, diagnosis, around, limits)
     told = _by_the_end(job, diagnosis, around)
     for rule in (_numeric, _user, _resource, _same_step, _hardware, _launch, _again):
@@ -107,7 +116,7 @@ def decide(
     return (_budget(case) or told) if told.kind == "restart" else told
 
 
-def _by_the_end(job: Job, diagnosis: Diagnosis, around: Circumstances) -> Decision | None:
+def _by_the_end(job: Job, diagnosis: Diagnosis, around: _Around) -> Decision | None:
     """What follows from how the job ended, whatever the logs say."""
 
     def leave(why: str) -> Decision:
@@ -136,7 +145,7 @@ def _by_the_end(job: Job, diagnosis: Diagnosis, around: Circumstances) -> Decisi
     ended_unseen = job.state == "ended" and job.exit_code is None and not job.exit_reason
     if (job.ended_by == "lost" or (ended_unseen and job.ended_by == "")) and not diagnosis.cause:
         return leave("nobody knows how it ended: it may have ended well, so it is not started again")
-    if job.state in ("running", "completing") and not around.codes & (_HANGS | {_NOT_FINITE, "JobCrashed"}):
+    if job.state in ("running", "completing") and not around.codes:
         return leave("it runs")
     return None
 
@@ -149,7 +158,7 @@ class _Case:
     before: tuple[Attempt, ...]
     job: Job
     diagnosis: Diagnosis
-    around: Circumstances
+    around: _Around
     limits: Limits
     row: Signature | None
 
@@ -159,7 +168,7 @@ class _Case:
         attempts: Sequence[Attempt],
         job: Job,
         diagnosis: Diagnosis,
-        around: Circumstances,
+        around: _Around,
         limits: Limits,
     ) -> _Case:
         last = attempts[-1] if attempts else Attempt(job.run, job.attempt or 1, "", job.id)
@@ -412,7 +421,7 @@ def _budget(case: _Case) -> Decision | None:
     limited = case.job.ended_by == "time-limit"
     mine = [a for a in (*case.before, case.last) if limited or a.ended_by not in _FREE]
     lost = starts_without_progress(mine)
-    if lost < case.limits.without_progress:
+    if lost < case.around.without_progress:
         return None
     causes = {a.cause for a in mine[-lost:] if a.cause}
     same = f", each by {case.row.meaning}" if case.row and causes == {case.row.name} else ""

@@ -7,7 +7,7 @@ import pytest
 from clustertools.catalog.failures import signature
 from clustertools.diagnose import Diagnosis, Suspect
 from clustertools.model import Attempt, Job
-from clustertools.restarts import Circumstances, decide
+from clustertools.restarts import decide
 
 NODES = ("n1", "n2", "n3", "n4")
 
@@ -36,8 +36,8 @@ def found(cause="", *blamed, advice=None, named=()):
 
 def ask(*attempts, diagnosis=None, **more):
     job_fields = {k: more.pop(k) for k in list(more) if k in Job.__slots__}
-    around = Circumstances(now=more.pop("now", 1000.0 * len(attempts) + 950), **more)
-    return decide(attempts, job(**job_fields), diagnosis or found(), around)
+    more = {"now": 1000.0 * len(attempts) + 950, "codes": frozenset({"JobCrashed"}), **more}
+    return decide(attempts, job(**job_fields), diagnosis or found(), **more)
 
 
 def test_a_first_unexplained_crash_is_started_again_at_once_on_the_same_nodes():
@@ -59,7 +59,7 @@ def test_a_first_unexplained_crash_is_started_again_at_once_on_the_same_nodes():
         ({"ended_by": "time-limit", "exit_code": None}, "time limit"),
         ({"ended_by": "lost", "exit_code": None}, "nobody knows how it ended"),
         ({"ended_by": "", "exit_code": None}, "nobody knows how it ended"),
-        ({"state": "running", "ended_by": "", "exit_code": None}, "it runs"),
+        ({"state": "running", "ended_by": "", "exit_code": None, "codes": frozenset()}, "it runs"),
     ],
 )
 def test_what_is_left_alone(fields, why):

@@ -78,7 +78,7 @@ def test_a_site_adds_a_row_before_ours_and_overrides_fields(tmp_path):
     (tmp_path / "ours.yaml").write_text(
         "failures:\n"
         "- {name: SiteFault, pattern: 'E42: .* broken', anchors: ['E42'], role: root, advice: exclude,\n"
-        "   kind: hardware, blames: 0.8, meaning: our own fault, source: site, examples: ['E42: is broken']}\n"
+        "   kind: hardware, blames: 0.8, meaning: our fault, source: site, examples: ['E42: is broken']}\n"
         "- {name: StorageFault, advice: same}\n"
     )
     rows = failures.load(str(tmp_path))
