@@ -98,7 +98,7 @@ def decide(
 
     Its attempt need not have an end yet; how it ended is taken from `job` and `diagnosis`.
     `without_progress` starts in a row that are known to have made no step end it (NVRx: 3 cycles; a crash
-    loop of 35 requeues cost Meta's RSC 548 preemptions). `first_bad_step`: the first whose loss was no number.
+    loop of 35 requeues cost Meta's RSC 548 preemptions). `first_bad_step`: whose loss was no number.
     `kill_switch`: its kill-switch file is there. `storage_works`: what a probe of the checkpoint storage says
     (None: nobody asked). `spares`: good nodes that the run does not hold (None: not known).
     `newest_checkpoint`: its step.
