@@ -4,7 +4,8 @@
     print(render(fold(report.stacks)))
 
 py-spy is run by a child of ours (`python -m clustertools.sources.stacks`), which finds it beside this
-interpreter or on PATH. The JSON is that of `py-spy dump --json` 0.4 (benfred/py-spy, src/dump.rs).
+interpreter, on PATH, or beside the Python of the process. The JSON is that of `py-spy dump --json` 0.4
+(benfred/py-spy, src/dump.rs).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from clustertools.errors import Absent, Unobservable, Unparsable
-from clustertools.host import PYTHON, Completed, Host
+from clustertools.host import DEFAULT_PATH, PYTHON, Completed, Host
 from clustertools.sources.processes import Process, processes
 
 #: So many at once: a node has 8 ranks, and one that hangs must not hold up the others.
@@ -318,14 +319,72 @@ def _title(ranks: Iterable[int]) -> str:
     return f"rank {numbers}" if numbers.isdigit() else f"ranks {numbers}"
 
 
+def _beside_its_python(pid: int) -> str:
+    """The py-spy in the folder of the process's own Python; we become its user before it is run.
+
+    Whoever owns the process may have put it there, so root runs it as that user; as root only where nobody
+    else can change it: a container may have given a stranger's process the number 0. Raises Absent.
+    """
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
+        first = os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0])
+        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError as exc:
+        raise Absent("py-spy is not installed") from exc
+    # Uid:	1000	1000	1000	1000        real, effective, saved, of the file system
+    users, groups = (
+        {int(n) for n in re.findall(r"\d+", m[1])}
+        for name in ("Uid", "Gid")
+        for m in [re.search(rf"^{name}:([\t\d]+)$", status, re.MULTILINE)]
+        if m
+    )
+    folders = [os.path.dirname(first)] + [
+        os.path.join(os.fsdecode(one.partition(b"=")[2]), "bin")
+        for one in environment
+        if one.startswith((b"VIRTUAL_ENV=", b"CONDA_PREFIX="))
+    ]
+    found = next((p for f in folders if os.path.isabs(f) and os.access(p := f"{f}/py-spy", os.X_OK)), "")
+    mine = os.geteuid()
+    if not found or len(users) != 1 or len(groups) != 1 or (mine and users != {mine}):
+        raise Absent("py-spy is not installed")
+    if users == {0}:
+        found = os.path.realpath(found)
+        if not _is_roots_alone(found):
+            raise Absent(f"py-spy is not installed; {found} could be changed by others than root")
+    elif mine == 0:
+        os.setgroups([])
+        os.setresgid(*groups, *groups, *groups)
+        os.setresuid(*users, *users, *users)
+    return found
+
+
+def _is_roots_alone(path: str) -> bool:
+    """Whether only root can change what is there, or what it is below."""
+    while True:
+        told = os.stat(path)
+        # in a folder like /tmp (sticky) others cannot put theirs in the place of ours
+        if told.st_uid != 0 or (told.st_mode & 0o022 and not told.st_mode & 0o1000):
+            return False
+        if path == "/":
+            return True
+        path = os.path.dirname(path)
+
+
 def main(arguments: list[str]) -> NoReturn:
     """Become `py-spy dump ARGUMENTS`. Exit code 127 when there is no py-spy."""
+    environment = dict(os.environ)
     try:
-        path = py_spy_path()
+        try:
+            path = py_spy_path()
+        except Absent:
+            if "--pid" not in arguments:
+                raise
+            path = _beside_its_python(int(arguments[arguments.index("--pid") + 1]))
+            environment = {"PATH": DEFAULT_PATH, "LC_ALL": "C"}  # it may be a stranger's, and ours has tokens
     except Absent as exc:
         print(exc, file=sys.stderr)
         sys.exit(127)
-    os.execv(path, [path, "dump", *arguments])  # noqa: S606 - no shell is wanted
+    os.execve(path, [path, "dump", *arguments], environment)  # noqa: S606 - no shell is wanted
 
 
 if __name__ == "__main__":
