@@ -355,7 +355,7 @@ class Job:
 
 def to_data(value: Any) -> Any:
     """Any value of this module as plain dicts, lists, strings and numbers (JSON-ready)."""
-    kind = type(value)
+    kind: Any = type(value)
     if kind in _PLAIN:
         return value
     names = _field_names(kind)
