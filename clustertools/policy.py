@@ -26,6 +26,7 @@ from clustertools.model import (
     Subject,
     starts_without_progress,
 )
+from clustertools.restarts import Decision
 
 #: Everything a playbook may ask for. `run` is only for commands named in config.
 STEPS = frozenset(
@@ -34,6 +35,7 @@ STEPS = frozenset(
 #: Steps that only look or tell need no permission.
 HARMLESS = frozenset({"capture", "notify"})
 ON_RUNS = frozenset({"restart", "requeue", "cancel"})
+STARTS = frozenset({"restart", "requeue"})
 MODES = ("observe", "ask", "act")
 #: What a playbook may limit by itself.
 LIMITS = frozenset({"per_node_per_day", "without_progress"})
@@ -76,7 +78,8 @@ class World:
     `drained` maps a drained node to its reason. `owned_runs` are the runs that config or the command line
     names. `fresh` holds the keys that this very pass reported. `supported` are the steps that the scheduler
     can carry out here. `judged` maps a code to how many of its firings people judged, and the share of true
-    ones. `class_size` is the number of nodes that the circuit breaker's share is taken of.
+    ones. `decisions` says of each run in trouble whether it is to be started again, and
+    where. `class_size` is the number of nodes that the circuit breaker's share is taken of.
     """
 
     mode: str = "observe"
@@ -90,6 +93,7 @@ class World:
     class_size: int = 1
     approved: frozenset[str] = frozenset()
     judged: Mapping[str, tuple[int, float]] = field(default_factory=dict)
+    decisions: Mapping[str, Decision] = field(default_factory=dict)
     preview: Callable[[str, Subject, Mapping[str, Any]], str] = lambda kind, target, options: (
         f"{kind} {target}"
     )
@@ -156,16 +160,38 @@ def _actions(incident: Incident, book: Playbook, world: World, now: float) -> It
         if step.kind in ("notify", "silence"):
             continue  # told through the sinks
         options = _filled({**_DEFAULTS.get(step.kind, {}), **step.options}, incident)
-        if step.kind not in HARMLESS and incident.finding.status is not Status.CRITICAL:
+        bad_enough = Status.WARNING if options.pop("on", "") == "warning" else Status.CRITICAL
+        if step.kind not in HARMLESS and (
+            incident.finding.status is Status.UNKNOWN or incident.finding.status < bad_enough
+        ):
             continue  # a warning, and what could not be seen, are told and looked at; nobody is hurt for them
         for target in _targets(step, incident, world):
             # an incident may span several attempts of its run: each may be restarted once
             attempt = next((f"#{j.attempt}" for j in world.jobs if target.run and j.run == target.run), "")
+            if step.kind in STARTS:
+                options = _decided(options, incident, target.run, world)
             yield Action(
                 id=f"{incident.key}@{incident.opened_at:.3f}/{number}:{step.kind}:{target}{attempt}",
                 kind=step.kind, target=target, because=incident.key, playbook=book.name,
                 preview=world.preview(step.kind, target, options), options=options, planned_at=now,
             )  # fmt: skip
+
+
+def _decided(options: Mapping[str, Any], incident: Incident, run: str, world: World) -> dict[str, Any]:
+    """The options of a start, with the nodes that it leaves out and the step that it begins before.
+
+    A playbook's `exclude: [node]` is the node that its incident is about. Where there are no other nodes the
+    decision's are not left out: a suspect that works is better than none.
+    """
+    decided, decision = dict(options), world.decisions.get(run)
+    out = {incident.finding.subject.node for word in options.get("exclude", ()) if word == "node"}
+    if decision is not None:
+        out |= set(decision.exclude) if "exclude" in world.supported else set()
+        if decision.before_step is not None:
+            decided["before_step"] = decision.before_step
+    if "exclude" in decided or out:
+        decided["exclude"] = sorted(filter(None, out))
+    return decided
 
 
 def _filled(options: Mapping[str, Any], incident: Incident) -> dict[str, Any]:
@@ -184,6 +210,10 @@ def _filled(options: Mapping[str, Any], incident: Incident) -> dict[str, Any]:
 def _targets(step: Step, incident: Incident, world: World) -> list[Subject]:
     subject = incident.finding.subject
     nodes = [subject.node] if subject.node else list(incident.finding.nodes)
+    if step.kind not in ON_RUNS | HARMLESS and subject.run:
+        # the nodes of a run are no suspects: only who was found guilty, and is left out for it
+        decision = world.decisions.get(subject.run)
+        nodes = [n for n in incident.finding.blamed if decision is not None and n in decision.exclude]
     if step.kind in ON_RUNS or (step.kind == "capture" and subject.run):
         if subject.run:
             return [Subject(run=subject.run)]
@@ -213,6 +243,7 @@ def _guards(
     return (
         _mode(action, book, world)
         or _ownership(action, world)
+        or _decision(action, world)
         or _not_earned(action, incident, world, budgets)
         or _budget(action, book, ledger, planned, now, budgets)
         or _circuit_breaker(action, ledger, planned, world, now, budgets)
@@ -245,6 +276,11 @@ def _ownership(action: Action, world: World) -> str:
     return ""
 
 
+def _decision(action: Action, world: World) -> str:
+    decision = world.decisions.get(action.target.run) if action.kind in STARTS else None
+    return "" if decision is None or decision.kind == "restart" else decision.why
+
+
 def _not_earned(action: Action, incident: Incident, world: World, budgets: Budgets) -> str:
     if not (budgets.earn_cases and action.target.node) or action.id in world.approved:
         return ""
@@ -275,7 +311,7 @@ def _budget(
         )
         if spent >= limit:
             return f"budget: {action.kind} of {action.target.node} {spent} times in 24 h (limit {limit})"
-    if action.kind in ("restart", "requeue"):
+    if action.kind in STARTS:
         recent = [p for p in done if p.kind == action.kind and now - p.time < 3600]
         if len(recent) >= budgets.restarts_per_hour:
             return f"budget: {len(recent)} restarts in the last hour (limit {budgets.restarts_per_hour})"

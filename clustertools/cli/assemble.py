@@ -17,6 +17,7 @@ from clustertools.check import Check, discover
 from clustertools.cli.site import adjusted, is_configured
 from clustertools.delivery import Mail
 from clustertools.errors import ConfigError, StoreError
+from clustertools.fleet.nodesets import expand
 from clustertools.host import Host, LocalHost, mount_of
 from clustertools.model import Playbook
 from clustertools.plugins import all_checks
@@ -25,6 +26,7 @@ from clustertools.schedulers.local import LocalScheduler
 from clustertools.sinks import Sink, SinkRule
 from clustertools.sinks.message import KINDS
 from clustertools.sources import hardware
+from clustertools.sources.job_look import JobLook, Looker, LookOrder
 from clustertools.store import Store, default_state_dir
 from clustertools.watchdog import Settings, Watchdog
 
@@ -130,7 +132,35 @@ def local_watchdog(
             budgets=dataclasses.replace(base.budgets, without_progress=options["restarts"]),
         ),
         evidence_folder=folder / "evidence",
+        looker=_looker_of_a_command(host),
     )
+
+
+def _looker_of_a_command(host: Host, environ: Mapping[str, str] = os.environ) -> Looker:
+    """The way to the ranks of a command of ours: they are here, or on all nodes of the job that we are in."""
+    from clustertools.fleet.job_looks import FleetLooker, LocalLooker
+
+    job_id, nodes = environ.get("SLURM_JOB_ID", ""), environ.get("SLURM_JOB_NODELIST", "")
+    if not job_id or environ.get("SLURM_JOB_NUM_NODES", "1") == "1":
+        return LocalLooker(host)
+    return _InsideJob(FleetLooker(host=host), job_id, expand(nodes))
+
+
+@dataclasses.dataclass(frozen=True)
+class _InsideJob:
+    """Looks at all nodes of one Slurm job, whatever processes this machine has of it."""
+
+    looker: Looker
+    job_id: str
+    nodes: tuple[str, ...]
+
+    def look(self, orders: Sequence[LookOrder]) -> Mapping[str, JobLook]:
+        return self.looker.look(
+            [
+                LookOrder(dataclasses.replace(o.request, job_id=self.job_id, roots=()), self.nodes, "srun")
+                for o in orders
+            ]
+        )
 
 
 def _with_limit(playbooks: Sequence[Playbook], restarts: int) -> list[Playbook]:
@@ -145,11 +175,20 @@ def _with_limit(playbooks: Sequence[Playbook], restarts: int) -> list[Playbook]:
 
 
 def node_watchdog(
-    loaded: Loaded, state: Path | None, *, act: bool, once: bool, interval: float | None, terminal: bool
+    loaded: Loaded,
+    state: Path | None,
+    *,
+    act: bool,
+    once: bool,
+    interval: float | None,
+    terminal: bool,
+    job_checks: bool = False,
 ) -> Watchdog:
     """The watchdog of this machine's own health, as the config says. Raises ConfigError and StoreError."""
     folder = state_folder(state, loaded.config)
-    now, post, checks = site(loaded, act=act, once=once, interval=interval, terminal=terminal)
+    now, post, checks = site(
+        loaded, act=act, once=once, interval=interval, terminal=terminal, job_checks=job_checks
+    )
     lock(folder, "this machine")
     host = LocalHost()
     return Watchdog(
@@ -165,7 +204,13 @@ def node_watchdog(
 
 
 def site(
-    loaded: Loaded, *, act: bool, once: bool, interval: float | None, terminal: bool
+    loaded: Loaded,
+    *,
+    act: bool,
+    once: bool,
+    interval: float | None,
+    terminal: bool,
+    job_checks: bool = False,
 ) -> tuple[Settings, Mail, list[Check]]:
     """Settings, sinks and checks of a node's watchdog as the config says. Raises ConfigError."""
     config = loaded.config
@@ -180,7 +225,8 @@ def site(
         # one pass by hand or by cron looks at everything; cron is what spaces it
         intervals=dict.fromkeys(checks, 0.0) if once else base.intervals,
     )
-    return base, mail(loaded, terminal=terminal), _chosen(checks, {"watch"}, config)
+    stages = {"watch", "job"} if job_checks else {"watch"}
+    return base, mail(loaded, terminal=terminal), _chosen(checks, stages, config)
 
 
 def _chosen(checks: Mapping[str, Check], stages: set[str], config: Config | None) -> list[Check]:

@@ -4,11 +4,13 @@
     print(render(fold(report.stacks)))
 
 py-spy is run by a child of ours (`python -m clustertools.sources.stacks`), which finds it beside this
-interpreter or on PATH. The JSON is that of `py-spy dump --json` 0.4 (benfred/py-spy, src/dump.rs).
+interpreter, on PATH, or beside the Python of the process. The JSON is that of `py-spy dump --json` 0.4
+(benfred/py-spy, src/dump.rs).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -21,7 +23,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from clustertools.errors import Absent, Unobservable, Unparsable
-from clustertools.host import PYTHON, Completed, Host
+from clustertools.host import DEFAULT_PATH, PYTHON, Completed, Host
 from clustertools.sources.processes import Process, processes
 
 #: So many at once: a node has 8 ranks, and one that hangs must not hold up the others.
@@ -252,6 +254,36 @@ def fold(stacks: Iterable[Stack]) -> list[Group]:
     return sorted(groups, key=lambda g: (not g.state, g.count, g.ranks))
 
 
+#: Where a rank is that waits for the others: torch.distributed's calls, and the backward pass, in which DDP
+#: and FSDP wait for theirs.
+_WAITING = frozenset(
+    "all_reduce all_gather all_gather_into_tensor reduce_scatter reduce_scatter_tensor broadcast reduce "
+    "all_to_all all_to_all_single barrier monitored_barrier send recv isend irecv wait synchronize "
+    "_engine_run_backward backward broadcast_object_list all_gather_object _sync_buffers "
+    "_sync_module_states _verify_param_shape_across_processes".split()
+)
+
+
+def odd_ranks(stacks: Iterable[Stack]) -> dict[int, str]:
+    """The ranks that others seem to wait for, with what they do; none when nobody stands out.
+
+    Those stopped or waiting in the kernel; else those that are in no collective while others are; else those
+    whose stack fewer share than that of the most.
+    """
+    groups = fold(stacks)
+    odd = [group for group in groups if group.state]
+    if not odd:
+        waits = [g for g in groups if any(f.function in _WAITING for f in g.frames)]
+        odd = [g for g in groups if g not in waits] if waits else []
+    if not odd:
+        most = max((group.count for group in groups), default=0)
+        odd = [group for group in groups if group.count < most]
+    if sum(g.count for g in odd) * 2 > sum(g.count for g in groups):
+        return {}  # most of them: that tells nothing of anyone
+    told = {g.ranks: render([dataclasses.replace(g, ranks=())], depth=2).partition(" ")[2] for g in odd}
+    return {rank: text for ranks, text in told.items() for rank in ranks}
+
+
 def same(before: Iterable[Stack], after: Iterable[Stack]) -> bool:
     """Whether every rank stands at the same function, file and line in both samples.
 
@@ -287,14 +319,72 @@ def _title(ranks: Iterable[int]) -> str:
     return f"rank {numbers}" if numbers.isdigit() else f"ranks {numbers}"
 
 
+def _beside_its_python(pid: int) -> str:
+    """The py-spy in the folder of the process's own Python; we become its user before it is run.
+
+    Whoever owns the process may have put it there, so root runs it as that user; as root only where nobody
+    else can change it: a container may have given a stranger's process the number 0. Raises Absent.
+    """
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
+        first = os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0])
+        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError as exc:
+        raise Absent("py-spy is not installed") from exc
+    # Uid:	1000	1000	1000	1000        real, effective, saved, of the file system
+    users, groups = (
+        {int(n) for n in re.findall(r"\d+", m[1])}
+        for name in ("Uid", "Gid")
+        for m in [re.search(rf"^{name}:([\t\d]+)$", status, re.MULTILINE)]
+        if m
+    )
+    folders = [os.path.dirname(first)] + [
+        os.path.join(os.fsdecode(one.partition(b"=")[2]), "bin")
+        for one in environment
+        if one.startswith((b"VIRTUAL_ENV=", b"CONDA_PREFIX="))
+    ]
+    found = next((p for f in folders if os.path.isabs(f) and os.access(p := f"{f}/py-spy", os.X_OK)), "")
+    mine = os.geteuid()
+    if not found or len(users) != 1 or len(groups) != 1 or (mine and users != {mine}):
+        raise Absent("py-spy is not installed")
+    if users == {0}:
+        found = os.path.realpath(found)
+        if not _is_roots_alone(found):
+            raise Absent(f"py-spy is not installed; {found} could be changed by others than root")
+    elif mine == 0:
+        os.setgroups([])
+        os.setresgid(*groups, *groups, *groups)
+        os.setresuid(*users, *users, *users)
+    return found
+
+
+def _is_roots_alone(path: str) -> bool:
+    """Whether only root can change what is there, or what it is below."""
+    while True:
+        told = os.stat(path)
+        # in a folder like /tmp (sticky) others cannot put theirs in the place of ours
+        if told.st_uid != 0 or (told.st_mode & 0o022 and not told.st_mode & 0o1000):
+            return False
+        if path == "/":
+            return True
+        path = os.path.dirname(path)
+
+
 def main(arguments: list[str]) -> NoReturn:
     """Become `py-spy dump ARGUMENTS`. Exit code 127 when there is no py-spy."""
+    environment = dict(os.environ)
     try:
-        path = py_spy_path()
+        try:
+            path = py_spy_path()
+        except Absent:
+            if "--pid" not in arguments:
+                raise
+            path = _beside_its_python(int(arguments[arguments.index("--pid") + 1]))
+            environment = {"PATH": DEFAULT_PATH, "LC_ALL": "C"}  # it may be a stranger's, and ours has tokens
     except Absent as exc:
         print(exc, file=sys.stderr)
         sys.exit(127)
-    os.execv(path, [path, "dump", *arguments])  # noqa: S606 - no shell is wanted
+    os.execve(path, [path, "dump", *arguments], environment)  # noqa: S606 - no shell is wanted
 
 
 if __name__ == "__main__":

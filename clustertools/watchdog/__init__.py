@@ -11,88 +11,43 @@ from __future__ import annotations
 import dataclasses
 import os
 import shlex
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from clustertools import actions, incidents, notices, policy, precision, systemd
-from clustertools import check as checking
-from clustertools.actions.restart import attempt_token, how_it_ended
+from clustertools.actions.restart import attempt_token
 from clustertools.check import Check
 from clustertools.delivery import Mail
+from clustertools.diagnose import Diagnosis
 from clustertools.errors import Absent, ActionFailed, StoreError, Unobservable
 from clustertools.host import Host
 from clustertools.model import (
     Action,
     Attempt,
     Incident,
-    Job,
     Outcome,
     Playbook,
     Status,
-    Subject,
     Transition,
     Verdict,
-    worst,
 )
-from clustertools.policy import Budgets, Ledger, Past, World
-from clustertools.schedulers import RunSpec, Scheduler
-from clustertools.shared_host import SharedHost
+from clustertools.policy import Ledger, Past, World
+from clustertools.restarts import Decision, decide
+from clustertools.schedulers import KnowsNodes, NodeState, RunSpec, Scheduler, Wanted
 from clustertools.sinks.message import Message, fold_messages, from_outcome, from_transition, note
+from clustertools.sources.job_look import Looker
 from clustertools.store import ActionRow, Store
 from clustertools.text import plain
+from clustertools.watchdog.loop import Clock, SystemClock, loop
+from clustertools.watchdog.observing import Observer, Seen, attempts_seen
+from clustertools.watchdog.settings import Pass, Settings
+
+__all__ = ["Clock", "Pass", "Settings", "SystemClock", "Watchdog", "loop"]
 
 #: How long an action of the past matters to the guards.
 LEDGER_SECONDS = 7 * 86400.0
-#: Between two passes the loop wakes up this often to see whether it was asked to stop or to reload.
-SLICE_SECONDS = 0.5
-
-
-class Clock(Protocol):
-    """Time as the loop feels it; everything else is handed `now`."""
-
-    def monotonic(self) -> float: ...
-    def sleep(self, seconds: float) -> None: ...
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a site decided. The defaults only look."""
-
-    cluster: str = ""
-    mode: str = "observe"
-    playbook_modes: Mapping[str, str] = field(default_factory=dict)
-    budgets: Budgets = field(default_factory=Budgets)
-    interval_seconds: float = 30.0
-    blind_confirm: int = 3
-    flap_window_seconds: float = 1800.0
-    limits: Mapping[str, Any] = field(default_factory=dict)
-    intervals: Mapping[str, float] = field(default_factory=dict)
-    confirm: Mapping[str, int] = field(default_factory=dict)
-    expect: Mapping[str, Any] = field(default_factory=dict)
-    observe_only: frozenset[str] = frozenset()
-    class_size: int = 1
-    pause_file: str = ""
-
-
-@dataclass(frozen=True)
-class Pass:
-    """What one pass saw and did. `sentence` is its log line."""
-
-    verdicts: tuple[Verdict, ...]
-    transitions: tuple[Transition, ...]
-    planned: tuple[Action, ...]
-    steps: tuple[str, ...]
-    outcomes: tuple[Outcome, ...]
-    jobs: tuple[Job, ...]
-    blind: tuple[str, ...]
-    sentence: str
-
-    @property
-    def status(self) -> Status:
-        return worst(v.status for v in self.verdicts)
 
 
 @dataclass
@@ -108,12 +63,16 @@ class Watchdog:
     mail: Mail = field(default_factory=Mail)
     settings: Settings = field(default_factory=Settings)
     evidence_folder: Path = Path("/var/lib/clustertools/evidence")
+    wanted: Sequence[Wanted] = ()
+    looker: Looker | None = None
+    _seen: Seen = field(default_factory=Seen, repr=False)
 
     def once(self) -> Pass:
         """One pass. Raises StoreError when nothing could be written down; nothing was done then."""
         now = self.host.now()
         paused = self._pause_file()
-        jobs, verdicts = self._observe(now)
+        seen = self._observer().look(now)
+        verdicts, self._seen = seen.verdicts, seen
         with self.store.transaction():
             # read inside: what a person marks at this moment is neither missed nor written over
             paused = paused or self._paused(now)
@@ -121,8 +80,8 @@ class Watchdog:
             after, transitions = incidents.fold(before, verdicts, now, self._rules())
             after, transitions = self._ended_by_people(after, transitions, verdicts, now)
             after, lapsed = notices.lapsed(after, now)
-            planned = self._plan(after, verdicts, jobs, paused, now)
-            self._write(before, after, verdicts, transitions, planned, jobs, now)
+            planned = self._plan(after, seen, paused, now)
+            self._write(before, after, seen, transitions, planned, now)
             self._enqueue(self._messages(transitions, planned, after, lapsed, now), now)
         sentences = list(self._deliver(now))
         steps, outcomes = self._perform(paused, now)
@@ -132,7 +91,7 @@ class Watchdog:
         sentence = _sentence(verdicts, transitions, planned, steps, sentences)
         return Pass(
             tuple(verdicts), tuple(transitions), tuple(planned), tuple(steps), tuple(outcomes),
-            tuple(jobs.values()), blind, sentence,
+            tuple(seen.jobs.values()), blind, sentence,
         )  # fmt: skip
 
     def _rules(self) -> incidents.Rules:
@@ -150,43 +109,11 @@ class Watchdog:
 
     # observe
 
-    def _observe(self, now: float) -> tuple[dict[str, Job], list[Verdict]]:
-        host = SharedHost(self.host)
-        verdicts = []
-        for check in self.checks:
-            subject = Subject(cluster=self.settings.cluster, node=host.name)
-            if "job" not in check.stages and self._is_due(check, subject, now):
-                verdicts.append(self._run(check, host, subject, None))
-        jobs: dict[str, Job] = {}
-        for spec in self.specs:
-            subject = Subject(cluster=self.settings.cluster, run=spec.name)
-            try:
-                job = self.scheduler.job(spec, tuple(self.store.attempts(spec.name)))
-            except Unobservable as exc:
-                verdicts.append(
-                    Verdict("job_state", subject, Status.UNKNOWN, blind=str(exc), time=now)
-                )  # fmt: skip
-                continue
-            jobs[spec.name] = job
-            verdicts.append(Verdict("job_state", subject, Status.OK, detail=job.state, time=now))
-            for check in self.checks:
-                if "job" in check.stages and self._is_due(check, subject, now):
-                    verdicts.append(self._run(check, host, subject, job))
-        return jobs, verdicts
-
-    def _is_due(self, check: Check, subject: Subject, now: float) -> bool:
-        last = self.store.cursor("ran:" + check.name, str(subject)).get("at", 0.0)
-        interval = self.settings.intervals.get(check.name, check.interval_seconds)
-        # a clock that was set back must not silence a check
-        return not 0 <= now - last < interval - 0.5 * self.settings.interval_seconds
-
-    def _run(self, check: Check, host: Host, subject: Subject, job: Job | None) -> Verdict:
-        verdict = checking.run(
-            check, host, limits=self.settings.limits.get(check.name), expect=self.settings.expect,
-            past=self.store.memory(check.name, subject), job=job, cluster=self.settings.cluster,
+    def _observer(self) -> Observer:
+        return Observer(
+            self.store, self.host, self.scheduler, self.checks, self.specs, self.wanted, self.looker,
+            self.settings,
         )  # fmt: skip
-        systemd.alive()  # each check has its own deadline: a pass may be long without being stuck
-        return verdict
 
     def _ended_by_people(
         self,
@@ -214,39 +141,90 @@ class Watchdog:
 
     # plan
 
-    def _plan(
-        self,
-        after: Mapping[str, Incident],
-        verdicts: Sequence[Verdict],
-        jobs: Mapping[str, Job],
-        paused: str,
-        now: float,
-    ) -> list[Action]:
+    def _plan(self, after: Mapping[str, Incident], seen: Seen, paused: str, now: float) -> list[Action]:
         rows = self.store.actions(since=now - LEDGER_SECONDS)
         attempts = {run: self.store.attempts(run) for run in self.store.runs()}
-        for seen in (_progress(job, verdicts, now) for job in jobs.values()):
-            if seen is not None:  # an end that this pass saw counts in its plan, not in that of the next
-                attempts[seen.run] = [seen if a.number == seen.number else a for a in attempts[seen.run]]
+        for new in (a for job in seen.jobs.values() for a in attempts_seen(job, seen, now)):
+            # an end that this pass saw counts in its plan, not in that of the next
+            others = [a for a in attempts.get(new.run, []) if a.number != new.number]
+            attempts[new.run] = sorted([*others, new], key=lambda a: a.number)
         past = tuple(
             Past(a.id, a.kind, a.target, a.playbook, row.state, a.blocked, row.time, row.step)
             for row in rows
             for a in (row.action,)
         )
+        shown = {k: i for k, i in after.items() if not i.observed}
+        nodes = self._nodes(shown)
         world = World(
             mode=self.settings.mode,
             playbook_modes=self.settings.playbook_modes,
             paused=paused,
-            fresh=frozenset(f.key for v in verdicts for f in v.findings),
-            owned_runs=frozenset(spec.name for spec in self.specs),
-            jobs=tuple(jobs.values()),
+            fresh=frozenset(f.key for v in seen.verdicts for f in v.findings),
+            owned_runs=frozenset(seen.specs),
+            jobs=tuple(seen.jobs.values()),
+            drained={n.name: n.reason or "no reason given" for n in nodes.values() if n.is_drained},
             supported=self.scheduler.supported,
-            class_size=self.settings.class_size,
+            class_size=max(self.settings.class_size, len(nodes)),
             approved=frozenset(r.action.id for r in rows if r.approved_by),
             preview=self.scheduler.preview,
             judged=self._judged(after),
+            decisions=self._decisions(shown, seen, attempts, now),
         )
-        shown = {k: i for k, i in after.items() if not i.observed}
         return policy.plan(shown, self.playbooks, Ledger(past, attempts), world, now, self.settings.budgets)
+
+    def _nodes(self, incidents: Mapping[str, Incident]) -> Mapping[str, NodeState]:
+        """The scheduler's nodes, where it has any and something may be about to be done to one."""
+        if not isinstance(self.scheduler, KnowsNodes) or not any(
+            i.state == "open" and (i.finding.subject.node or i.finding.blamed) for i in incidents.values()
+        ):
+            return {}
+        try:
+            return self.scheduler.nodes()
+        except Unobservable:
+            return {}  # a drain that is not known to be another's fails at the scheduler, which looks again
+
+    def _decisions(
+        self,
+        incidents: Mapping[str, Incident],
+        seen: Seen,
+        attempts: Mapping[str, Sequence[Attempt]],
+        now: float,
+    ) -> dict[str, Decision]:
+        """Whether each run in trouble is to be started again, and where."""
+        troubled: dict[str, list[Incident]] = {}
+        for incident in incidents.values():
+            run = incident.finding.subject.run
+            if incident.state == "open" and run in seen.jobs:
+                troubled.setdefault(run, []).append(incident)
+        found = {}
+        for run, mine in troubled.items():
+            spec, job = seen.specs[run], seen.jobs[run]
+            killed = self._kill_switch(spec)
+            found[run] = (
+                Decision("leave", killed, counts=False)
+                if killed
+                else decide(
+                    attempts.get(run, ()), job, seen.diagnoses.get(run, Diagnosis()),
+                    codes=frozenset(i.finding.code for i in mine),
+                    now=now,
+                    without_progress=spec.without_progress,
+                    on_time_limit=spec.on_time_limit,
+                    first_bad_step=seen.first_bad_steps.get(run),
+                )
+            )  # fmt: skip
+        return found
+
+    def _kill_switch(self, spec: RunSpec) -> str:
+        """Why the owner of a run wants it left alone. A file that cannot be looked at may well be there."""
+        if not spec.kill_switch:
+            return ""
+        try:
+            self.host.stat(spec.kill_switch)
+        except Absent:
+            return ""
+        except Unobservable as exc:
+            return f"nobody can see whether the kill switch {spec.kill_switch} is there: {exc}"
+        return f"the kill switch {spec.kill_switch} exists"
 
     def _judged(self, after: Mapping[str, Incident]) -> dict[str, tuple[int, float]]:
         """Code -> (firings that people judged, share of true ones): what it has earned.
@@ -285,21 +263,19 @@ class Watchdog:
         self,
         before: Mapping[str, Incident],
         after: Mapping[str, Incident],
-        verdicts: Sequence[Verdict],
+        seen: Seen,
         transitions: Sequence[Transition],
         planned: Sequence[Action],
-        jobs: Mapping[str, Job],
         now: float,
     ) -> None:
         self.store.save_incidents(before, after)
-        for verdict in verdicts:
+        for verdict in seen.verdicts:
             self.store.save_verdict(verdict)
             self.store.put_cursor("ran:" + verdict.check, str(verdict.subject), {"at": now})
         for action in planned:
             self.store.put_action(action, "blocked" if action.blocked else "planned", now)
-        for job in jobs.values():
-            attempt = _progress(job, verdicts, now)
-            if attempt is not None:
+        for job in seen.jobs.values():
+            for attempt in attempts_seen(job, seen, now):
                 self.store.put_attempt(attempt)
         for transition in transitions:
             self.store.add_transition(transition)
@@ -441,11 +417,35 @@ class Watchdog:
         return [from_outcome(action, outcome, incident=incident)]
 
     def _scene(self, action: Action, now: float) -> actions.Scene:
-        spec = next((s for s in self.specs if s.name == action.target.run), None)
+        run = action.target.run
+        if run and self._seen.away:
+            raise Unobservable(self._seen.away)
+        spec = self._seen.specs.get(run) or next((s for s in self.specs if s.name == run), None)
         attempts = tuple(self.store.attempts(spec.name)) if spec else ()
-        job = self.scheduler.job(spec, attempts) if spec and attempts else None
+        job = self.scheduler.job(spec, attempts) if spec and (attempts or run in self._seen.jobs) else None
         name = f"{int(action.planned_at)}-{_safe(action.because)}"
-        return actions.Scene(self.host, self.scheduler, self.evidence_folder / name, now, spec, job, attempts)
+        return actions.Scene(
+            self.host, self.scheduler, self.evidence_folder / name, now, spec, job, attempts, self.looker
+        )
+
+    def busy(self) -> bool:
+        """Whether an action is under way that need not wait for the next pass to go on."""
+        return any(
+            row.state in ("planned", "running") and row.step != "wait_step"
+            for row in self.store.actions(since=self.host.now())
+        )
+
+    def carry_on(self) -> tuple[str, ...]:
+        """Take what is under way one step further between two passes, without looking at anything else.
+
+        Raises StoreError.
+        """
+        now = self.host.now()
+        seen = Seen()
+        self._observer().find_runs(seen, now)
+        self._seen = seen
+        steps, _ = self._perform(self.paused(now), now)
+        return (*steps, *self._deliver(now))
 
     # heartbeat
 
@@ -493,28 +493,6 @@ def _with_history(progress: actions.Progress, now: float) -> dict[str, Any]:
     return detail
 
 
-def _progress(job: Job, verdicts: Sequence[Verdict], now: float) -> Attempt | None:
-    """The job's newest attempt as this pass saw it; None when nothing new was seen."""
-    if not job.attempts:
-        return None
-    attempt = job.attempts[-1]
-    seen = {
-        r.name: int(r.value)
-        for v in verdicts
-        if v.subject.run == job.run and v.check == "job_progress"
-        for r in v.readings
-    }
-    new = dataclasses.replace(
-        attempt,
-        job_id=job.id,
-        first_step=seen.get("job_first_step", attempt.first_step),
-        last_step=seen.get("job_last_step", attempt.last_step),
-    )
-    if job.state == "ended" and not new.end:
-        new = dataclasses.replace(new, ended_at=job.ended_at or now, end=job.exit_reason or how_it_ended(job))
-    return new if new != attempt else None
-
-
 def _safe(text: str) -> str:
     return "".join(c if c.isalnum() or c in "-._" else "-" for c in text)[:80]
 
@@ -551,48 +529,3 @@ def _reminder(incident: Incident, who: str, now: float) -> Message:
     text = f"{finding.status.name} {_short(incident)} · still open, and {plain(who, 100)} no longer has it"
     look = f"look: clustertools show {shlex.quote(plain(incident.key))}"
     return note(incident.key, finding.status, text, now, lines=(finding.summary, look))
-
-
-def loop(
-    watchdog: Watchdog,
-    clock: Clock,
-    stop: Callable[[], bool],
-    report: Callable[[Pass | StoreError], None],
-) -> None:
-    """Passes every `interval_seconds` until `stop()` is true; `report` gets each one.
-
-    A pass that could not write its state is reported and tried again: nothing was done in it. `stop` is asked
-    between passes and every SLICE_SECONDS of the time between them. systemd hears that we are alive whatever
-    a pass could see: to be started anew would not make the machine any easier to look at.
-    """
-    systemd.notify("READY=1")
-    while not stop():
-        began = clock.monotonic()
-        try:
-            result: Pass | StoreError = watchdog.once()
-        except StoreError as exc:
-            result = exc
-        report(result)
-        sentence = result.sentence if isinstance(result, Pass) else str(result)
-        systemd.notify(f"STATUS={plain(sentence)}")
-        _rest(clock, began + watchdog.settings.interval_seconds, stop)
-    systemd.notify("STOPPING=1")
-
-
-def _rest(clock: Clock, until: float, stop: Callable[[], bool]) -> None:
-    systemd.alive()
-    # a moment at least: passes that take longer than their interval must leave room for others
-    until = max(until, clock.monotonic() + 0.05)
-    while (left := until - clock.monotonic()) > 0 and not stop():
-        clock.sleep(min(left, SLICE_SECONDS))
-        systemd.alive()
-
-
-class SystemClock:
-    """The machine's own."""
-
-    def monotonic(self) -> float:
-        return time.monotonic()
-
-    def sleep(self, seconds: float) -> None:
-        time.sleep(seconds)
