@@ -26,8 +26,8 @@ RUNNING = (
     "n[1-2]|plain|hello|(null)|/work|/work/slurm-1.out|/work/slurm-1.out"
 )
 HELD = (
-    "14|14|N/A|N/A|N/A|PENDING|job requeued in held state|768|1|1|1|0|1000|al|main,big|2-4|N/A|NONE|N/A|1795289200|"
-    "(null)|again|(null)|[clustertools stop 0]|/work|/work/%x-%j.out|/work/%x-%j.out"
+    "14|14|N/A|N/A|N/A|PENDING|job requeued in held state|768|1|1|1|0|1000|al|main,big|2-4|N/A|NONE|N/A|"
+    "1795289200|(null)|again|(null)|[clustertools stop 0]|/work|/work/%x-%j.out|/work/%x-%j.out"
 )
 TASK = (
     "6|3|1|N/A|N/A|COMPLETING|None|0|0|1|1|4294901757|0|root|main|1|1795289127|1826825127|1795289127|1795289126|n1|"
