@@ -291,6 +291,21 @@ def verify_in_background(
     host.run(PYTHON, "-m", "clustertools.sources.checkpoints", *words, timeout_seconds=10.0).check()
 
 
+def is_being_verified(folder: str, cache: str) -> bool:
+    """Whether a process that `verify_in_background` started still reads. Looks at the lock beside the cache."""
+    try:
+        lock = os.open(f"{cache_file(cache, folder)}.lock", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(lock)
+    return False
+
+
 def decode(text: str) -> CheckpointListing:
     """A listing from what the child prints. Raises Absent, Unobservable or Unparsable."""
     try:
