@@ -8,7 +8,7 @@ from clustertools.diagnose import Diagnosis
 from clustertools.errors import Absent, Unobservable
 from clustertools.host import Host
 from clustertools.model import Attempt, Incident
-from clustertools.restarts import Circumstances, Decision, Limits, decide
+from clustertools.restarts import Decision, decide
 from clustertools.schedulers import NodeState, RunSpec
 from clustertools.sources import mounts
 from clustertools.watchdog.observing import Seen
@@ -51,12 +51,11 @@ def _decision(
     if killed:
         return Decision("leave", killed, counts=False)
     spares = sum(n.is_good and n.state.lower().startswith("idle") for n in nodes.values()) if nodes else None
-    around = Circumstances(
-        now, codes, on_time_limit=spec.on_time_limit,
-        storage_works=_storage_works(spec, host) if diagnosis.advice == "wait" else None,
-        spares=spares, first_bad_step=seen.first_bad_steps.get(run),
+    return decide(
+        attempts, job, diagnosis, codes=codes, now=now, without_progress=spec.without_progress,
+        on_time_limit=spec.on_time_limit, first_bad_step=seen.first_bad_steps.get(run),
+        storage_works=_storage_works(spec, host) if diagnosis.advice == "wait" else None, spares=spares,
     )  # fmt: skip
-    return decide(attempts, job, diagnosis, around, Limits(without_progress=spec.without_progress))
 
 
 def kill_switch(spec: RunSpec, host: Host) -> str:
