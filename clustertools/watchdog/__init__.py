@@ -87,6 +87,7 @@ class Watchdog:
         sentences += self._deliver(now)
         blind = tuple(f"{v.check} on {v.subject}: {v.blind}" for v in verdicts if v.blind)
         self._heartbeat(now, blind, paused)
+        sentences += self.mail.after_pass(self.store, now, complete=not blind)
         sentence = _sentence(verdicts, transitions, planned, steps, sentences)
         return Pass(
             tuple(verdicts), tuple(transitions), tuple(planned), tuple(steps), tuple(outcomes),
