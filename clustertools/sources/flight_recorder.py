@@ -167,12 +167,6 @@ def _number(value: Any) -> int:
     return value
 
 
-def rank_in_name(path: str, prefix: str) -> int:
-    """The rank whose dump `path` is, by the prefix that PyTorch was given; -1 when it is none."""
-    digits = path.removeprefix(prefix)
-    return int(digits) if path.startswith(prefix) and re.fullmatch(r"[0-9]{1,7}", digits) else -1
-
-
 # what all of them say together
 
 
