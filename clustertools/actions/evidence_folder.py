@@ -111,7 +111,7 @@ class EvidenceFolder:
         """It could not be seen; what an earlier look saw of it stays."""
         self.told.setdefault(name, f"not seen: {why}")
         if name not in self.files:
-            self.missing[name] = why
+            self.missing[name] = f"not seen: {why}"
 
     def _place(self, name: str, data: bytes, digest: str, is_log: bool) -> str:
         """Under which name it is to lie; "" when it is not to be kept."""
@@ -126,7 +126,7 @@ class EvidenceFolder:
                 return each if self._has_room(name, len(data)) else ""
             if old.sha256 == digest or (is_log and self._goes_on(each, data)):
                 return each if self._has_room(name, max(0, len(data) - old.bytes), new=False) else ""
-        self.missing[f"{name} at {self.now:.0f}"] = f"{MOST_VERSIONS} of them are kept"
+        self.missing[f"{name} at {self.now:.0f}"] = f"not kept: there are {MOST_VERSIONS} of them"
         return ""
 
     def _has_room(self, name: str, more: int, *, new: bool = True) -> bool:
