@@ -12,7 +12,7 @@ import pytest
 
 REPOSITORY = Path(__file__).parent.parent
 
-_NODE = {"model", "stats", "host", "shared_host", "sources", "catalog", "check"}
+_NODE = {"model", "stats", "hanging_files", "host", "shared_host", "sources", "catalog", "check"}
 _PURE = {"incidents", "policy", "notices", "precision", "diagnose", "restarts", "goodput"}
 _HEAD = {
     "store",
@@ -44,7 +44,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "measurement": {"model"},
     "preflight_report": {"model", "measurement"},
     "stats": set(),
-    "host": {"model"},
+    "hanging_files": set(),
+    "host": {"model", "hanging_files"},
     "shared_host": {"model", "host"},
     "bounded": {"model", "host", "shared_host", "check"},
     "recorder": {"model", "host"},
@@ -66,7 +67,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "grading": {"model", "measurement", "performance", "preflight_report"},
     **{room: {"model"} for room in ("store", "config", "sinks")},
     **{room: {"model", "measurement", "preflight_report"} for room in ("render", "handover")},
-    "delivery": {"model", "sinks", "store"},
+    "delivery": {"model", "notices", "sinks", "store"},
     "redact": {"host"},
     "schedulers": {"model", "host", "sources"},
     "fleet": {"model", "host", "sources", "measurement"},
