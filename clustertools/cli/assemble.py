@@ -24,7 +24,10 @@ from clustertools.plugins import all_checks
 from clustertools.schedulers import RunSpec
 from clustertools.schedulers.local import LocalScheduler
 from clustertools.sinks import Sink, SinkRule
+from clustertools.sinks.http import Service
 from clustertools.sinks.message import KINDS
+from clustertools.sinks.secret import Secret
+from clustertools.sinks.standing import StandingSink
 from clustertools.sources import hardware
 from clustertools.sources.job_look import JobLook, Looker, LookOrder
 from clustertools.store import Store, default_state_dir
@@ -299,24 +302,29 @@ def mail(loaded: Loaded | None, *, terminal: bool) -> Mail:
     """
     sinks: dict[str, Sink] = {}
     rules: dict[str, SinkRule] = {}
+    standing: dict[str, StandingSink] = {}
     problems: list[str] = []
     for name, said in (loaded.config.sinks if loaded else {}).items():
+        rule = SinkRule(said.min_status, frozenset(said.kinds) | _ALWAYS, said.only, said.remind_seconds)
         try:
-            sinks[name] = _sink(name, said)
+            if said.kind in ("alertmanager", "deadman", "metrics"):
+                standing[name] = _standing_sink(name, said, rule)
+            else:
+                sinks[name], rules[name] = _sink(name, said, loaded.config.cluster if loaded else ""), rule
         except ConfigError as exc:
             origin = loaded.origins.get(f"sinks.{name}.kind", "") if loaded else ""
             problems += [f"{origin}: {problem}".removeprefix(": ") for problem in exc.problems]
-        rules[name] = SinkRule(said.min_status, frozenset(said.kinds) | _ALWAYS)
     if problems:
         raise ConfigError(*problems)
     if terminal:
         from clustertools.sinks.terminal import TerminalSink
 
         sinks.setdefault("terminal", TerminalSink())
-    return Mail(sinks, rules)
+    return Mail(sinks, rules, standing)
 
 
-def _sink(name: str, said: SinkConfig) -> Sink:
+def _sink(name: str, said: SinkConfig, cluster: str) -> Sink:
+    """A sink that hears of changes. Raises ConfigError."""
     if said.kind == "terminal":
         from clustertools.sinks.terminal import TerminalSink
 
@@ -329,7 +337,57 @@ def _sink(name: str, said: SinkConfig) -> Sink:
             webhook_file=said.webhook_file, webhook_env=said.webhook_env, name=name,
             base_url=f"{said.url.rstrip('/')}/" if said.url else API,
         )  # fmt: skip
+    if said.kind == "webhook":
+        from clustertools.sinks.webhook import WebhookSink
+
+        return WebhookSink(
+            name=name, url=said.url, address=_address(said, f"address of {name}"),
+            token=_token(said, f"token of {name}"), body=said.body,
+            service=Service(f"the webhook {name}", ca_file=said.ca_file),
+        )  # fmt: skip
+    if said.kind == "pagerduty":
+        from clustertools.sinks.pagerduty import PagerDutySink
+
+        key = Secret("routing key of PagerDuty", said.token_file, said.token_env)
+        return PagerDutySink(key, name=name, url=said.url, service=Service("PagerDuty", ca_file=said.ca_file))
+    if said.kind == "mail":
+        from clustertools.sinks.mail import MailSink
+
+        return MailSink(
+            said.server, sender=said.sender, to=said.to, name=name, tls=said.tls, user=said.user,
+            password=_token(said, f"mail password of {name}"), cluster=cluster, ca_file=said.ca_file,
+        )  # fmt: skip
     raise ConfigError(f"sinks.{name}: the kind {said.kind} is not available in this version")
+
+
+def _standing_sink(name: str, said: SinkConfig, rule: SinkRule) -> StandingSink:
+    """A sink that is told after each pass how things stand. Raises ConfigError."""
+    if said.kind == "alertmanager":
+        from clustertools.sinks.alertmanager import AlertmanagerSink
+
+        return AlertmanagerSink(
+            said.url, name=name, rule=rule, token=_token(said, f"token of {name}"),
+            service=Service(f"the Alertmanager {name}", ca_file=said.ca_file),
+        )  # fmt: skip
+    if said.kind == "deadman":
+        from clustertools.sinks.deadman import DeadManSink
+
+        return DeadManSink(
+            name=name, url=said.url, address=_address(said, f"address of {name}"), method=said.method,
+            service=Service(f"the dead man's switch {name}", ca_file=said.ca_file),
+        )  # fmt: skip
+    from clustertools.render.prometheus import write_textfile
+    from clustertools.sinks.metrics import MetricsSink
+
+    return MetricsSink(said.path, write_textfile, name=name)
+
+
+def _address(said: SinkConfig, what: str) -> Secret | None:
+    return Secret(what, said.webhook_file, said.webhook_env) or None
+
+
+def _token(said: SinkConfig, what: str) -> Secret | None:
+    return Secret(what, said.token_file, said.token_env) or None
 
 
 def store_folders(state: Path) -> Iterator[tuple[str, Path]]:
