@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +22,10 @@ PartitionName=high Nodes=n[1-4] PriorityTier=10 State=UP
 
 
 @pytest.fixture(scope="session")
-def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
-    with cluster(tmp_path_factory.mktemp("slurm"), nodes=4, extra=EXTRA) as made:
+def slurm() -> Iterator[Slurm]:
+    # not below pytest's own folder: another pytest closes that to other users
+    with (
+        tempfile.TemporaryDirectory(prefix="ct-slurm-", ignore_cleanup_errors=True) as folder,
+        cluster(Path(folder), nodes=4, extra=EXTRA) as made,
+    ):
         yield made
