@@ -302,7 +302,7 @@ TOOLS = set(
     "cat chronyc clustertools compute-sanitizer dcgmi df dkms dmesg dmidecode du ethtool free fuser "
     "grep hwclock iblinkinfo ibportstate ibqueryerrors ipmitool journalctl lfs lsmod lsof lspci "
     "mlxlink modprobe mount nvidia-bug-report.sh nvidia-smi perfquery ps quota ras-mc-ctl saquery "
-    "scontrol smartctl sminfo systemctl timedatectl umount".split()
+    "sacct scancel scontrol sinfo smartctl sminfo squeue systemctl timedatectl umount".split()
 )
 
 
