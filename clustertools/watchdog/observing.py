@@ -91,7 +91,7 @@ class Observer:
         return seen
 
     def _keep_open(self, seen: Seen, now: float) -> None:
-        """A run that we are stopping shows no trouble any more, and is not well before it is started again."""
+        """A run that we stop shows no trouble any more, but is not well before it is started again."""
         stopped = {
             row.action.target.run
             for row in self.store.actions(since=now)
