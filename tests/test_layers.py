@@ -12,7 +12,7 @@ import pytest
 
 REPOSITORY = Path(__file__).parent.parent
 
-_NODE = {"model", "stats", "host", "shared_host", "sources", "catalog", "check"}
+_NODE = {"model", "stats", "hanging_files", "host", "shared_host", "sources", "catalog", "check"}
 _PURE = {"incidents", "policy", "notices", "precision", "diagnose", "restarts", "goodput"}
 _HEAD = {
     "store",
@@ -44,7 +44,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "measurement": {"model"},
     "preflight_report": {"model", "measurement"},
     "stats": set(),
-    "host": {"model"},
+    "hanging_files": set(),
+    "host": {"model", "hanging_files"},
     "shared_host": {"model", "host"},
     "bounded": {"model", "host", "shared_host", "check"},
     "recorder": {"model", "host"},
@@ -54,7 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "check": {"model", "stats", "host", "sources", "catalog"},
     "checks": {"model", "stats", "host", "sources", "catalog", "check"},
     "plugins": {"model", "host", "sources", "check", "config"},
-    "playbooks": set(),
+    **{room: set() for room in ("playbooks", "share")},
     **{
         room: {"model", "stats", "catalog"}
         | ({"diagnose", "restarts"} if room in ("restarts", "policy") else set())
@@ -100,7 +101,9 @@ def room(module: str) -> str:
     parts = module.split(".")
     if len(parts) < 2:
         return ""
-    return next((many for many in ("config", "performance") if parts[1].startswith(f"{many}_")), parts[1])
+    return next(
+        (many for many in ("config", "performance", "goodput") if parts[1].startswith(f"{many}_")), parts[1]
+    )
 
 
 def imports(source: str, module: str, names: set[str]) -> Iterator[str]:

@@ -45,6 +45,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "restart": ("clustertools.cli.oncall:restart", "Restart a run from its last good checkpoint."),
     "checkpoints": ("clustertools.cli.oncall:checkpoints", "Which checkpoints are whole."),
     "stacks": ("clustertools.cli.oncall:stacks", "Where the ranks of a job are stuck."),
+    "goodput": ("clustertools.cli.goodput:goodput", "What share of a run's time was training that counts."),
     "plan": ("clustertools.cli.plan:plan", "How often a job should save, and what that gains."),
     "explain": ("clustertools.cli.dev:explain", "What a code or an Xid means and what to do about it."),
     "checks": ("clustertools.cli.dev:checks", "The checks there are."),
@@ -55,6 +56,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "record": ("clustertools.cli.record:record", "Record this machine's answers as a test case."),
     "replay": ("clustertools.cli.replay:replay", "Drive the watchdog through a recorded run."),
     "new-check": ("clustertools.cli.new_check:new_check", "Write the files of a new check."),
+    "setup": ("clustertools.cli.setup:setup", "Print files for systemd, Slurm, cron and sudo."),
     "config": ("clustertools.cli.config:group", "Check, show and describe the configuration."),
 }
 

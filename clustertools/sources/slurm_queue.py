@@ -79,6 +79,11 @@ class Row:
     het_id: str = ""
     het_offset: int | None = None
 
+    @property
+    def target(self) -> str:
+        """What an order to Slurm names: the number of an array's last task would be the whole array."""
+        return self.id if self.task is None else f"{self.array_id}_{self.task}"
+
 
 @dataclass(frozen=True, slots=True)
 class Queue:
@@ -153,7 +158,7 @@ def _row(words: list[str]) -> Row | None:
         said["JobID"], said["State"], _text(said["Reason"]), said["Name"],
         _text(said["Comment"]), _text(said["admin_comment"]), said["UserName"], _number(said["UserID"], -1),
         said["Partition"], wait_status(said["exit_code"]), _number(said["RestartCnt"]),
-        said["Requeue"] == "1", said["BatchFlag"] == "1", _number(said["PriorityLong"], 1),
+        said["Requeue"] == "1", said["BatchFlag"] not in ("0", "N/A"), _number(said["PriorityLong"], 1),
         _number(said["NumNodes"]), _time(said["StartTime"]), _time(said["EndTime"]),
         _time(said["EligibleTime"]), _time(said["SubmitTime"]),
         _text(said["NodeList"]), said["WorkDir"], _text(said["StdOut"]), _text(said["StdErr"]),
