@@ -26,6 +26,7 @@ from clustertools.actions.choose import (
     steps_lost,
 )
 from clustertools.actions.resume_file import write_resume_file
+from clustertools.actions.spare_copy import put_back
 from clustertools.errors import Absent, ActionFailed, Unobservable
 from clustertools.model import Action, Attempt, Job
 from clustertools.schedulers import RunSpec
@@ -59,7 +60,7 @@ def _run(scene: Scene) -> tuple[RunSpec, Job]:
 
 
 def _capture(action: Action, detail: Mapping[str, Any], scene: Scene) -> Progress:
-    _, job = _run(scene)
+    spec, job = _run(scene)
     newest = _newest(scene)
     kept = {
         **detail,
@@ -69,7 +70,10 @@ def _capture(action: Action, detail: Mapping[str, Any], scene: Scene) -> Progres
         "was_ended_by": job.ended_by,
     }
     try:
-        told = evidence(scene.host, job, scene.evidence_folder)
+        told = evidence(
+            scene.host, job, scene.evidence_folder,
+            looker=scene.looker, how=spec.look, because=action.because,
+        )  # fmt: skip
     except ActionFailed as exc:
         # evidence on a full disk must not keep a thousand GPUs waiting
         return Progress("stop", kept, str(exc))
@@ -297,7 +301,8 @@ def _prepare(spec: RunSpec, attempt: Attempt, detail: Mapping[str, Any], scene: 
     if spec.resume == "file":
         return f"{write_resume_file(spec, attempt)}. "
     if spec.resume == "newest":
-        return "".join(f"{tracker.set_aside(path)}. " for path in detail.get("refused", ()))
+        said = "".join(f"{tracker.set_aside(path)}. " for path in detail.get("refused", ()))
+        return said + put_back(attempt.resume_path)
     if spec.resume == "tracker" and attempt.resume_path:
         reports = checkpoints(scene.host, spec.checkpoint_dir).reports
         chosen = next((r for r in reports if r.path == attempt.resume_path), None)
