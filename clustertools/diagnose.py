@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from clustertools.catalog.failures import Advice, FailureLine, Signature, signature
+from clustertools.catalog.failures import KERNEL, Advice, FailureLine, Signature, signature
 from clustertools.model import Incident, Job, RankState, Status
 
 
@@ -118,7 +118,7 @@ def diagnose(evidence: Evidence) -> Diagnosis:
     The root is the earliest root line over all ranks; a cascade names nobody. Errors of the run's own code,
     arguments or environment blame no node, whatever else is seen.
     """
-    lines = in_time(evidence.lines)
+    lines = in_time([line for line in evidence.lines if _is_timely(line, evidence.job)])
     root = _root(lines)
     known = signature(root.signature) if root is not None else None
     cause, advice = _cause(evidence, root, known)
@@ -134,6 +134,13 @@ def diagnose(evidence: Evidence) -> Diagnosis:
     return Diagnosis(
         cause, advice, _sentence(evidence, cause, row, root, lines, suspects), suspects, _proof(root, lines)
     )
+
+
+def _is_timely(line: FailureLine, job: Job) -> bool:
+    """Whether a line of a kernel log is of about when the run failed; those of the run's own logs are."""
+    if not line.path.startswith(KERNEL) or line.time is None or job.state != "ended" or not job.ended_at:
+        return True
+    return job.ended_at - BEFORE_SECONDS <= line.time <= job.ended_at + AFTER_SECONDS
 
 
 def in_time(lines: Sequence[FailureLine]) -> list[FailureLine]:
@@ -193,7 +200,7 @@ def _cause(evidence: Evidence, root: FailureLine | None, known: Signature | None
 def _clues(
     evidence: Evidence, lines: Sequence[FailureLine], root: FailureLine | None, known: Signature | None
 ) -> Iterator[_Clue]:
-    yield from _by_root(evidence, root, known)
+    yield from _by_root(evidence, lines, root, known)
     job = evidence.job
     for node in job.failed_nodes:
         yield _Clue(node, _SLURM_NAMES, "the scheduler says that it failed", "scheduler", hard=True)
@@ -218,12 +225,16 @@ def _node_of(line: FailureLine, evidence: Evidence) -> str:
     return next(iter(nodes)) if len(nodes) == 1 else ""
 
 
-def _by_root(evidence: Evidence, root: FailureLine | None, known: Signature | None) -> Iterator[_Clue]:
+def _by_root(
+    evidence: Evidence, lines: Sequence[FailureLine], root: FailureLine | None, known: Signature | None
+) -> Iterator[_Clue]:
     if root is None or known is None:
         return
     hard = known.advice == "exclude"
-    if root.about:
-        yield _Clue(root.about, _LINE_NAMES, f"named by the line itself ({known.meaning})", "line", hard=hard)
+    named = {line.about for line in lines if line.about and line.signature == root.signature}
+    for node in sorted(named):
+        yield _Clue(node, _LINE_NAMES, f"the log names it: {known.meaning}", "line", hard=hard)
+    if named:
         return
     node = _node_of(root, evidence)
     if not node or not known.blames:

@@ -43,9 +43,9 @@ class Limits:
     `launch_retries`: how often a run that never made a step is tried again
     (Aegis: 73 % of failures come within 10 min of the launch). `early_seconds` and `early_steps` are what
     counts as early. What happened longer ago than `window_seconds` is forgotten: blame and exclusions.
-    At most `exclude_share` of the job's nodes are left out, one at least, and never more than there are
-    spares (5 to 10 % of spare nodes are advised, ml-engineering). `backoff_seconds` doubles with each failure
-    of a service or storage in a row, up to `backoff_at_most_seconds`.
+    At most `exclude_share` of the job's nodes are left out, one at least, two of four or more, and never more
+    than there are spares (5 to 10 % of spare nodes are advised, ml-engineering). `backoff_seconds` doubles
+    with each failure of a service or storage in a row, up to `backoff_at_most_seconds`.
     """
 
     launch_retries: int = 1
@@ -110,7 +110,7 @@ def decide(
     )  # fmt: skip
     case = _Case.of(attempts, job, diagnosis, around, limits)
     told = _by_the_end(job, diagnosis, around)
-    for rule in (_numeric, _user, _resource, _same_step, _hardware, _launch, _again):
+    for rule in (_numeric, _user, _resource, _checkpoint, _same_step, _hardware, _launch, _again):
         told = told or rule(case)
     assert told is not None, "the last rule always answers"
     return (_budget(case) or told) if told.kind == "restart" else told
@@ -285,8 +285,9 @@ class _Case:
     @property
     def most(self) -> int:
         """How many nodes may be left out at all."""
-        share = math.ceil(self.limits.exclude_share * len(self.last.nodes or self.job.nodes))
-        return min(max(1, share), self.limits.exclude_at_most)
+        size = len(self.last.nodes or self.job.nodes)
+        share = math.ceil(self.limits.exclude_share * size)
+        return min(max(1 if size < 4 else 2, share), self.limits.exclude_at_most)
 
     @property
     def room(self) -> int:
@@ -352,6 +353,14 @@ def _resource(case: _Case) -> Decision | None:
     return case.restart(
         f"{case.row.meaning}, and it is time to try again", suspects, before_step=step if full else None,
     )  # fmt: skip
+
+
+def _checkpoint(case: _Case) -> Decision | None:
+    """What it was begun from could not be loaded: the program is a better judge of that than we are."""
+    if case.row is None or case.row.kind != "checkpoint" or case.last.new_steps or not case.last.resume_step:
+        return None
+    step = case.last.resume_step
+    return case.restart(f"the checkpoint of step {step} could not be loaded: an older one", before_step=step)
 
 
 def _same_step(case: _Case) -> Decision | None:
