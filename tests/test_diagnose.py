@@ -104,6 +104,20 @@ def test_stacks_and_recorder_agree_and_contradict():
     assert {s.node for s in differ.suspects} == {"n1", "n4"}
 
 
+def test_who_lags_behind_is_explained_by_broken_hardware_elsewhere():
+    behind = [RankState(r, "0", 8 if r == 6 else 9, 8) for r in range(8)]
+    told = diagnose(evidence(recorded=behind, incidents=[incident("n1")]))
+    assert told.blamed == ("n1",)
+    assert [(s.node, s.confidence) for s in told.suspects][1] == ("n4", 0.35)
+
+
+def test_kernel_lines_count_when_they_are_of_the_time_of_the_failure():
+    gone = "NVRM: Xid (PCI:0000:3b:00): 119, pid=1, Timeout after 6s"
+    told = diagnose(evidence(line(gone, node="n2", path="kernel log of n2", time=4900.0)))
+    assert (told.cause, told.blamed) == ("XidHardware", ("n2",))
+    assert diagnose(evidence(line(gone, node="n2", path="kernel log of n2", time=1000.0))).cause == ""
+
+
 def test_an_incident_of_the_node_in_time_explains_a_crash_without_words():
     told = diagnose(evidence(incidents=[incident("n2")]))
     assert (told.blamed, told.advice) == (("n2",), "exclude")

@@ -174,6 +174,14 @@ def test_three_starts_without_a_step_stop_it_and_progress_refills():
     assert ask(*loop[:2], attempt(3), attempt(4, new=0)).kind == "restart"
 
 
+def test_what_the_scheduler_interrupts_spends_nothing():
+    taken = [attempt(n, new=0, ended_by="preempted") for n in (1, 2, 3)]
+    assert ask(*taken, attempt(4, new=0)).kind == "restart"
+    # a run that only ever reaches its time limit without a step leads nowhere all the same
+    limit = [attempt(n, new=0, ended_by="time-limit") for n in (1, 2, 3)]
+    assert ask(*limit, ended_by="time-limit", on_time_limit="restart").kind == "stop"
+
+
 def test_unknown_progress_counts_nothing():
     assert ask(*(attempt(n, new=None) for n in range(1, 9))).kind == "restart"
 

@@ -148,6 +148,8 @@ def test_the_end_of_the_attempt_before_is_not_taken_for_this_one():
     assert read(OLD, since=since, mixed=True).lines == ()
     mine = read(OLD + "KeyError: 'new'\n", since=since, mixed=True).lines
     assert [line.text for line in mine] == ["KeyError: 'new'"]
+    # a first attempt, in a log that an older run has written to
+    assert [line.text for line in read(OLD + "KeyError: 'new'\n", since=since).lines] == ["KeyError: 'new'"]
     # nothing tells to which attempt it belongs
     assert read("KeyError: 'old or new'\n", since=since, mixed=True).lines == ()
     assert len(read("KeyError: 'x'\n", since=since).lines) == 1
