@@ -127,6 +127,31 @@ def test_an_incident_of_the_node_in_time_explains_a_crash_without_words():
     assert shared.blamed == ()
 
 
+def test_memory_that_ran_out_is_the_cause_and_the_node_may_stay():
+    told = diagnose(
+        evidence(line("  exitcode  : -9 (pid: 4242)", rank=2), incidents=[incident("n2", "HostOomKill")])
+    )
+    assert (told.cause, told.advice, told.blamed) == ("HostOutOfMemory", "same", ())
+    assert told.suspects[0].node == "n2"
+
+
+def test_torchruns_list_tells_where_a_rank_lives():
+    told = diagnose(
+        evidence(
+            line(ECC, rank=5), line("  exitcode  : 1 (pid: 42)", rank=5, node="n4", order=9), rank_nodes={}
+        )
+    )
+    assert told.blamed == ("n4",)
+
+
+def test_storage_that_fails_on_one_node_names_it_and_on_many_none():
+    stale = "OSError: [Errno 116] Stale file handle: '/data/x.bin'"
+    one = diagnose(evidence(line(stale, rank=2)))
+    assert [(s.node, s.confidence) for s in one.suspects] == [("n2", 0.35)]
+    many = diagnose(evidence(*(line(stale, rank=r, order=r) for r in (0, 2, 4, 6))))
+    assert many.suspects[0].confidence < 0.15
+
+
 def test_what_the_scheduler_says_of_a_node():
     told = diagnose(
         evidence(job=Job("1", "big", "ended", nodes=NODES, failed_nodes=("n4",), ended_by="node-failed"))
