@@ -96,6 +96,10 @@ _HARDWARE_CODES = (
 )  # fmt: skip
 #: What a rank says that ends because of another one.
 _LOST_A_PEER = frozenset({"PeerLost", "CollectiveTimeout", "CollectiveTeardown", "CollectiveWatchdogStuck"})
+#: Faults that show as exceptions, which a program may print and handle; then nobody ends by them.
+_EXCEPTIONS = frozenset({"user", "environment", "service"})
+#: Who ends so was not ended by an exception.
+_BY_SIGNAL = frozenset({"ProcessKilled", "SegmentationFault", "BusError"})
 #: Those of a host whose load, or whose servers, may be the reason: no reason to leave it out at once.
 _SOFT_CODES = ("HostOomKill", "HostHungTask", "HostMount", "TaskStuck", "Nfs", "Lustre")
 #: Those that come after another fault and say nothing of its place.
@@ -121,10 +125,10 @@ def diagnose(evidence: Evidence) -> Diagnosis:
     arguments or environment blame no node, whatever else is seen.
     """
     lines = in_time([line for line in evidence.lines if _is_timely(line, evidence.job)])
+    root = _root(lines, evidence)
     # torchrun's list of failures tells where a rank lives
     told = {line.rank: line.node for line in lines if line.rank is not None and line.node}
     evidence = dataclasses.replace(evidence, rank_nodes={**told, **evidence.rank_nodes})
-    root = _root(lines)
     known = signature(root.signature) if root is not None else None
     cause, advice = _cause(evidence, root, known)
     row = signature(cause) if cause else None
@@ -168,16 +172,21 @@ def in_time(lines: Sequence[FailureLine]) -> list[FailureLine]:
     return [item[-1] for item in sorted(keyed, key=lambda k: (k[0], k[2], k[3]))]
 
 
-def _root(lines: Sequence[FailureLine]) -> FailureLine | None:
+def _root(lines: Sequence[FailureLine], evidence: Evidence) -> FailureLine | None:
     """The earliest root; one that is weak only when there is no other. None: nothing but symptoms."""
     weak = None
     lost = {line.rank for line in lines if line.role == "cascade" and line.signature in _LOST_A_PEER}
+    by_signal = any(line.signature in _BY_SIGNAL for line in lines) and not any(
+        line.signature == "ProcessFailed" and line.rank not in lost for line in lines
+    )
     for line in lines:
         if line.role != "root":
             continue
         if line.signature == "ProcessFailed" and (line.rank in lost or (line.rank is None and lost)):
             continue  # it ended since it had lost a peer; torchrun calls it the root cause all the same
         known = signature(line.signature)
+        if known is not None and known.kind in _EXCEPTIONS and (by_signal or _lives_on(line, evidence)):
+            continue
         if known is not None and known.weak:
             weak = weak or line
             continue
@@ -185,6 +194,13 @@ def _root(lines: Sequence[FailureLine]) -> FailureLine | None:
             continue  # how the scheduler ended it is told by the job itself
         return line
     return weak
+
+
+def _lives_on(line: FailureLine, evidence: Evidence) -> bool:
+    """Whether an exception was handled, as far as one can see: whoever printed it still runs."""
+    if evidence.job.state == "ended":
+        return False
+    return line.rank is None or not evidence.rank_nodes or line.rank in evidence.rank_nodes
 
 
 def _cause(evidence: Evidence, root: FailureLine | None, known: Signature | None) -> tuple[str, Advice]:

@@ -315,10 +315,12 @@ def _numeric(case: _Case) -> Decision | None:
     if len(earlier) >= 2:
         return Decision("stop", "the loss became no number for the third time: the data or the code")
     why = "the loss is no number: from a checkpoint before it"
-    if earlier:
-        swap = case.suspected
+    guilty = case.guilty if case.advice == "exclude" else ()
+    if earlier or guilty:
+        swap = guilty or case.suspected
         where = f", without {_listed(swap)}" if swap else "; nobody knows which node to change"
-        return case.restart(f"{why}, for the second time{where}", swap, before_step=before_step)
+        again = ", for the second time" if earlier else ""
+        return case.restart(f"{why}{again}{where}", swap, before_step=before_step)
     return case.restart(why, before_step=before_step)
 
 
@@ -341,7 +343,8 @@ def _resource(case: _Case) -> Decision | None:
     storage = full or case.row.kind == "storage"
     if storage and case.around.storage_works is False:
         return Decision("hold", f"{case.row.meaning}: started again when a probe of it passes", counts=False)
-    if not (storage and case.around.storage_works):
+    # a run that hangs has waited long enough by itself
+    if case.job.state == "ended" and not (storage and case.around.storage_works):
         times = 1 + sum(case.repeats)
         wait = min(case.limits.backoff_seconds * 2 ** (times - 1), case.limits.backoff_at_most_seconds)
         left = case.last.ended_at + wait - case.around.now

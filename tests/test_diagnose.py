@@ -169,6 +169,22 @@ def test_errors_of_the_user_blame_no_node_whatever_else_is_seen():
     assert "no node is to blame" in told.summary
 
 
+def test_an_exception_of_a_rank_that_still_runs_was_handled():
+    hung = Job("1", "big", "running", nodes=NODES)
+    told = diagnose(evidence(line("KeyError: 'x'", rank=2), job=hung, odd_ranks={5: "state T"}))
+    assert (told.cause, [s.node for s in told.suspects]) == ("", ["n3"])
+    gone = {rank: node for rank, node in RANKS.items() if rank != 2}
+    assert diagnose(evidence(line("KeyError: 'x'", rank=2), job=hung, rank_nodes=gone)).cause == "CodeError"
+
+
+def test_who_ends_by_a_signal_did_not_end_by_an_exception():
+    handled = line("requests.exceptions.HTTPError: 503 Server Error: Service Unavailable", rank=0)
+    killed = line("  exitcode  : -9 (pid: 4242)", rank=3, order=9)
+    assert diagnose(evidence(handled, killed)).cause == "ProcessKilled"
+    failed = line("  exitcode  : 1 (pid: 4242)", rank=0, order=8)
+    assert diagnose(evidence(handled, failed, killed)).cause == "ServiceAway"
+
+
 def test_a_node_that_does_not_answer_while_the_others_do():
     job = Job("1", "big", "running", nodes=NODES)
     told = diagnose(evidence(job=job, unseen_nodes={"n3": "no route to host"}))

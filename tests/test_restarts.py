@@ -220,6 +220,21 @@ def test_a_service_that_is_away_is_waited_for_ever_longer():
     assert ask(*twice, diagnosis=away, now=3021.0).kind == "restart"
 
 
+def test_a_hang_is_not_held_for_a_service():
+    hung = {"state": "running", "ended_by": "", "exit_code": None, "codes": frozenset({"JobHung"})}
+    stale = found("StorageFault")
+    assert ask(attempt(1, end=""), diagnosis=stale, **hung).kind == "restart"
+    assert ask(attempt(1, end=""), diagnosis=stale, storage_works=False, **hung).kind == "hold"
+
+
+def test_a_loss_that_is_no_number_on_a_broken_node():
+    told = ask(
+        attempt(1, resume=400, new=120), codes=frozenset({"LossNotFinite"}), first_bad_step=500,
+        diagnosis=found("GpuLost", "n3"),
+    )  # fmt: skip
+    assert (told.exclude, told.before_step) == (("n3",), 500)
+
+
 def test_a_loss_that_is_no_number():
     def nan(*attempts, step=500):
         return ask(
