@@ -42,7 +42,7 @@ ETC = "/etc/clustertools"
 Mode = Literal["observe", "ask", "act"]
 TransitionKind = Literal["opened", "reopened", "worsened", "resolved"]
 PluginStage = Literal["preflight", "watch", "prolog", "epilog", "daily"]
-SinkKind = Literal["terminal", "slack", "webhook", "pagerduty", "alertmanager", "deadman", "metrics"]
+SinkKind = Literal["terminal", "slack", "webhook", "pagerduty", "alertmanager", "mail", "deadman", "metrics"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,15 +170,36 @@ class SinkConfig:
 
     kind: SinkKind = option(doc="what is there")
     channel: str = option("", "the Slack channel, by name or id")
-    url: str = option("", "the address, when it is no secret: Alertmanager's; Slack's API, for GovSlack")
+    url: str = option(
+        "",
+        "the address, when it is no secret: Alertmanager's; Slack's API for GovSlack, PagerDuty's for Europe",
+    )
     path: str = option("", "the file that metrics are written to, ending in .prom")
-    token_file: str = option("", "a file that holds the bot token or routing key")
+    server: str = option("", "the mail server, HOST or HOST:PORT")
+    tls: Literal["starttls", "tls", "none"] = option(
+        "starttls", "how mail is protected on its way; none: for a relay on this machine"
+    )
+    sender: str = option("", "the address that mail comes from")
+    to: tuple[str, ...] = option((), "the addresses that mail goes to")
+    user: str = option("", "whom the mail server knows; the password is in token_file or token_env")
+    body: Literal["event", "text"] = option(
+        "event", "what a webhook gets: the whole message as JSON, or the {text: ...} of chat services"
+    )
+    method: Literal["GET", "POST"] = option("GET", "how a dead man's switch is called")
+    ca_file: str = option("", "the certificate authority to trust, where it is not one of the system's")
+    token_file: str = option("", "a file that holds the bot token, routing key or password")
     token_env: str = option("", "an environment variable that holds it")
     webhook_file: str = option("", "a file that holds the address, when that is the secret")
     webhook_env: str = option("", "an environment variable that holds it")
     min_status: Status = option(Status.WARNING, "nothing below this is sent")
     kinds: tuple[TransitionKind, ...] = option(
         ("opened", "reopened", "worsened", "resolved"), "the changes of an incident that are sent"
+    )
+    only: tuple[str, ...] = option(
+        (), "only incidents whose key one of these patterns matches, as for `clustertools silence`"
+    )
+    remind_seconds: float = option(
+        0.0, "tell again what is CRITICAL, open and in nobody's hands, so often; 0s: never", at_least=0
     )
 
 
@@ -399,6 +420,7 @@ _NEEDS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "pagerduty": (("token_file", "token_env"),),
     "alertmanager": (("url",),),
     "deadman": (("webhook_file", "webhook_env", "url"),),
+    "mail": (("server",), ("sender",), ("to",)),
     "metrics": (("path",),),
 }
 

@@ -89,9 +89,12 @@ sinks:
     token_file: /etc/clustertools/slack-token     # or token_env: SLACK_BOT_TOKEN
     min_status: WARNING
     kinds: [opened, reopened, worsened, resolved]
+    only: []                        # patterns of incident keys, such as ["Job*:run:pretrain-*", "Gpu*"]
+    remind: 4h                      # tell again what is CRITICAL, open and in nobody's hands; 0s: never
   chat:
     kind: webhook
     webhook_file: /etc/clustertools/webhook       # the whole address; or webhook_env: CHAT_WEBHOOK
+    body: text                      # what chat services take; event: the whole message as JSON
   pager:
     kind: pagerduty
     token_env: PAGERDUTY_ROUTING_KEY
@@ -99,9 +102,19 @@ sinks:
   alerts:
     kind: alertmanager
     url: http://alertmanager:9093
+    ca_file: ""                     # a certificate authority of the site's own, for any kind
+  mail:
+    kind: mail
+    server: smtp.example.org        # or HOST:PORT
+    tls: starttls                   # tls: from the start; none: for a relay on this machine
+    sender: clustertools@example.org
+    to: [gpu-oncall@example.org]
+    user: clustertools              # with the password in token_file or token_env
+    token_file: /etc/clustertools/mail-password
   heartbeat:
     kind: deadman                   # called only after a pass that could see everything
     webhook_env: DEADMAN_URL
+    method: GET                     # or POST
   prometheus:
     kind: metrics
     path: /var/lib/node_exporter/clustertools.prom

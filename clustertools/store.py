@@ -297,6 +297,12 @@ class Store:
     def put_cursor(self, name: str, subject: str, data: Mapping[str, Any]) -> None:
         self._put("REPLACE INTO cursor VALUES (?, ?, ?)", name, subject, json.dumps(data))
 
+    def cursors(self, name: str) -> dict[str, dict[str, Any]]:
+        """Every cursor of this name by its subject."""
+        rows = self._all("SELECT subject, data FROM cursor WHERE name = ? ORDER BY subject", name)
+        with self._content():
+            return {subject: dict(json.loads(data)) for subject, data in rows}
+
     def add_readings(self, readings: Iterable[Reading]) -> None:
         for r in readings:
             self._put("REPLACE INTO reading VALUES (?, ?, ?, ?)", str(r.subject), r.name, r.time, r.value)

@@ -250,7 +250,7 @@ def test_wrong_overrides(problems: Any, override: str, said: str) -> None:
          "c.yaml:1: sinks.s.url: must begin with http:// or https://"),
         ("sinks: {s: {kind: metrics}}", "c.yaml:1: sinks.s: a sink of the kind metrics needs path"),
         ("sinks: {s: {kind: slak}}", "c.yaml:1: sinks.s.kind: expected one of terminal, slack, webhook, "
-         "pagerduty, alertmanager, deadman, metrics, not 'slak'; did you mean slack?"),
+         "pagerduty, alertmanager, mail, deadman, metrics, not 'slak'; did you mean slack?"),
     ],
 )  # fmt: skip
 def test_mistakes(problems: Any, text: str, said: str) -> None:

@@ -66,7 +66,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "grading": {"model", "measurement", "performance", "preflight_report"},
     **{room: {"model"} for room in ("store", "config", "sinks")},
     **{room: {"model", "measurement", "preflight_report"} for room in ("render", "handover")},
-    "delivery": {"model", "sinks", "store"},
+    "delivery": {"model", "notices", "sinks", "store"},
     "redact": {"host"},
     "schedulers": {"model", "host", "sources"},
     "fleet": {"model", "host", "sources", "measurement"},

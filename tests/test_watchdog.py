@@ -451,6 +451,9 @@ class Passes:
             raise StoreError("the disk is full")
         return f"pass {len(self.began)}"
 
+    def busy(self):
+        return False
+
 
 def drive(passes, clock, until):
     reported = []
@@ -477,6 +480,22 @@ def test_a_pass_without_a_store_is_told_and_tried_again():
     passes = Passes(clock, fails={2})
     reported = drive(passes, clock, 80.0)
     assert [str(r) for r in reported] == ["pass 1", "the disk is full", "pass 3"]
+
+
+def test_what_is_under_way_goes_on_between_two_passes():
+    clock, said = CountedClock(), []
+    passes = Passes(clock)
+    passes.left = 3
+    passes.busy = lambda: passes.left > 0
+
+    def carry_on():
+        passes.left -= 1
+        return (f"step at {clock.time:.0f}",)
+
+    passes.carry_on = carry_on
+    loop(passes, clock, lambda: clock.time >= 29.0, lambda result: None, said.append)
+    assert len(passes.began) == 1
+    assert said == ["step at 3", "step at 5", "step at 7"]
 
 
 def test_to_stop_needs_no_end_of_the_interval():

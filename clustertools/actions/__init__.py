@@ -7,7 +7,7 @@ written down, then carried out, then its result is written down. A step may ther
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,9 @@ from clustertools.sources.job_look import Looker
 class Scene:
     """What a step has to work with. `attempts` and `job` are those of the action's run, if it has one.
 
-    `looker` is the way to the job's nodes; None: everything is on this machine.
+    `looker` is the way to the job's nodes; None: everything is on this machine. `node_check` looks at nodes
+    by the passive checks: node -> what is wrong there; it raises Unobservable when nobody could look.
+    `checkpoint_cache` is the folder that remembers what was read of checkpoints; "": beside the evidence.
     """
 
     host: Host
@@ -33,6 +35,8 @@ class Scene:
     job: Job | None = None
     attempts: tuple[Attempt, ...] = ()
     looker: Looker | None = None
+    node_check: Callable[[Sequence[str]], Mapping[str, str]] | None = None
+    checkpoint_cache: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +64,10 @@ def sequence(kind: str) -> Mapping[str, StepFunction]:
     return {
         "capture": capture.STEPS,
         "drain": node.STEPS,
+        "resume": node.RESUME_STEPS,
+        "exclude": node.EXCLUDE_STEPS,
         "restart": restart.STEPS,
+        "requeue": restart.STEPS,
         "cancel": restart.CANCEL_STEPS,
     }[kind]
 

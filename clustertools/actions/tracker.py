@@ -6,18 +6,15 @@ crash and then do nothing. They run where the checkpoint folder is mounted.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import os
-import shutil
-import stat
 
+from clustertools.actions.replace import replace_link, replace_text, why_not
 from clustertools.errors import ActionFailed
 from clustertools.sources.checkpoint_layouts import OURS
 from clustertools.sources.checkpoint_tracker import Tracker, read_tracker
 from clustertools.sources.checkpoints import CheckpointReport
 
-_REFUSED, _BEFORE = OURS
+_REFUSED = OURS[0]
 #: What a framework reads when nothing has been saved yet; without it Megatron-LM and DeepSpeed start from the
 #: beginning although checkpoints are there.
 _DEFAULT_TRACKERS = {
@@ -50,7 +47,8 @@ def repair_tracker(folder: str, report: CheckpointReport) -> str:
             return f"{name} already names {report.name}"
         kept = _replace(tracker, report)
     except OSError as exc:
-        raise ActionFailed(f"could not repair the tracker in {folder}: {exc.strerror or exc}") from exc
+        why = why_not(os.path.join(folder, "tracker"), exc)
+        raise ActionFailed(f"could not repair the tracker in {folder}: {why}") from exc
     return f"{name} now names {report.name}" + (f"; the old one is kept as {kept}" if kept else "")
 
 
@@ -69,85 +67,9 @@ def _content(tracker: Tracker, report: CheckpointReport) -> str:
 
 def _replace(tracker: Tracker, report: CheckpointReport) -> str:
     """Write the new tracker over the old one; the name under which the old one is kept."""
-    partial = f"{tracker.path}.clustertools-{os.getpid()}.tmp"
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(partial)
-    try:
-        if tracker.kind == "symlink":
-            os.symlink(report.name, partial)
-        else:
-            _write(partial, _content(tracker, report))
-        kept = ""
-        if os.path.lexists(tracker.path):
-            if tracker.kind != "symlink":
-                _take_over_owner(tracker.path, partial)
-            kept = _keep(tracker.path)
-        os.replace(partial, tracker.path)
-    except BaseException:  # whatever it was, it is raised again
-        with contextlib.suppress(OSError):
-            os.unlink(partial)
-        raise
-    _sync_folder(os.path.dirname(tracker.path))
-    return kept
-
-
-def _write(path: str, text: str) -> None:
-    with open(path, "x", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _take_over_owner(old: str, new: str) -> None:
-    """Owner and mode of the old tracker: the run must be able to write it at its next save."""
-    info = os.stat(old)
-    mine = os.stat(new)
-    if (info.st_uid, info.st_gid) != (mine.st_uid, mine.st_gid):
-        try:
-            os.chown(new, info.st_uid, info.st_gid)
-        except PermissionError as exc:
-            if info.st_uid != mine.st_uid:
-                raise ActionFailed(
-                    f"{old} belongs to user {info.st_uid}, who could not write it after a repair by "
-                    f"user {mine.st_uid}; repair it as that user"
-                ) from exc
-    os.chmod(new, stat.S_IMODE(info.st_mode))
-
-
-def _keep(path: str) -> str:
-    """Keep the old tracker under the first free name; that name."""
-    for number in range(1, 10_000):
-        kept = f"{path}{_BEFORE}{number}"
-        try:
-            if os.path.islink(path):
-                os.symlink(os.readlink(path), kept)
-            else:
-                _link_or_copy(path, kept)
-            return os.path.basename(kept)
-        except FileExistsError:
-            continue
-    raise ActionFailed(f"{path} was repaired 9999 times: look at what breaks it")
-
-
-def _link_or_copy(path: str, kept: str) -> None:
-    try:
-        os.link(path, kept)
-    except OSError as exc:
-        # file systems without hard links; a full disk or a forbidden folder stays an error
-        if exc.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
-            raise
-        with open(kept, "xb") as new, open(path, "rb") as old:
-            shutil.copyfileobj(old, new)
-
-
-def _sync_folder(folder: str) -> None:
-    """Make the rename last through a power failure, where the file system lets folders be synced."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):
-            os.fsync(handle)
-    finally:
-        os.close(handle)
+    if tracker.kind == "symlink":
+        return replace_link(tracker.path, report.name)
+    return replace_text(tracker.path, _content(tracker, report))
 
 
 def set_aside(path: str) -> str:
@@ -171,5 +93,5 @@ def set_aside(path: str) -> str:
     try:
         os.rename(path, target)
     except OSError as exc:
-        raise ActionFailed(f"could not set {path} aside: {exc.strerror or exc}") from exc
+        raise ActionFailed(f"could not set {path} aside: {why_not(path, exc)}") from exc
     return f"{name} set aside as {os.path.basename(target)}"

@@ -17,14 +17,19 @@ from clustertools.check import Check, discover
 from clustertools.cli.site import adjusted, is_configured
 from clustertools.delivery import Mail
 from clustertools.errors import ConfigError, StoreError
+from clustertools.fleet.nodesets import expand
 from clustertools.host import Host, LocalHost, mount_of
 from clustertools.model import Playbook
 from clustertools.plugins import all_checks
 from clustertools.schedulers import RunSpec
 from clustertools.schedulers.local import LocalScheduler
 from clustertools.sinks import Sink, SinkRule
+from clustertools.sinks.http import Service
 from clustertools.sinks.message import KINDS
+from clustertools.sinks.secret import Secret
+from clustertools.sinks.standing import StandingSink
 from clustertools.sources import hardware
+from clustertools.sources.job_look import JobLook, Looker, LookOrder
 from clustertools.store import Store, default_state_dir
 from clustertools.watchdog import Settings, Watchdog
 
@@ -130,7 +135,35 @@ def local_watchdog(
             budgets=dataclasses.replace(base.budgets, without_progress=options["restarts"]),
         ),
         evidence_folder=folder / "evidence",
+        looker=_looker_of_a_command(host),
     )
+
+
+def _looker_of_a_command(host: Host, environ: Mapping[str, str] = os.environ) -> Looker:
+    """The way to the ranks of a command of ours: they are here, or on all nodes of the job that we are in."""
+    from clustertools.fleet.job_looks import FleetLooker, LocalLooker
+
+    job_id, nodes = environ.get("SLURM_JOB_ID", ""), environ.get("SLURM_JOB_NODELIST", "")
+    if not job_id or environ.get("SLURM_JOB_NUM_NODES", "1") == "1":
+        return LocalLooker(host)
+    return _InsideJob(FleetLooker(host=host), job_id, expand(nodes))
+
+
+@dataclasses.dataclass(frozen=True)
+class _InsideJob:
+    """Looks at all nodes of one Slurm job, whatever processes this machine has of it."""
+
+    looker: Looker
+    job_id: str
+    nodes: tuple[str, ...]
+
+    def look(self, orders: Sequence[LookOrder]) -> Mapping[str, JobLook]:
+        return self.looker.look(
+            [
+                LookOrder(dataclasses.replace(o.request, job_id=self.job_id, roots=()), self.nodes, "srun")
+                for o in orders
+            ]
+        )
 
 
 def _with_limit(playbooks: Sequence[Playbook], restarts: int) -> list[Playbook]:
@@ -145,11 +178,20 @@ def _with_limit(playbooks: Sequence[Playbook], restarts: int) -> list[Playbook]:
 
 
 def node_watchdog(
-    loaded: Loaded, state: Path | None, *, act: bool, once: bool, interval: float | None, terminal: bool
+    loaded: Loaded,
+    state: Path | None,
+    *,
+    act: bool,
+    once: bool,
+    interval: float | None,
+    terminal: bool,
+    job_checks: bool = False,
 ) -> Watchdog:
     """The watchdog of this machine's own health, as the config says. Raises ConfigError and StoreError."""
     folder = state_folder(state, loaded.config)
-    now, post, checks = site(loaded, act=act, once=once, interval=interval, terminal=terminal)
+    now, post, checks = site(
+        loaded, act=act, once=once, interval=interval, terminal=terminal, job_checks=job_checks
+    )
     lock(folder, "this machine")
     host = LocalHost()
     return Watchdog(
@@ -165,7 +207,13 @@ def node_watchdog(
 
 
 def site(
-    loaded: Loaded, *, act: bool, once: bool, interval: float | None, terminal: bool
+    loaded: Loaded,
+    *,
+    act: bool,
+    once: bool,
+    interval: float | None,
+    terminal: bool,
+    job_checks: bool = False,
 ) -> tuple[Settings, Mail, list[Check]]:
     """Settings, sinks and checks of a node's watchdog as the config says. Raises ConfigError."""
     config = loaded.config
@@ -180,7 +228,8 @@ def site(
         # one pass by hand or by cron looks at everything; cron is what spaces it
         intervals=dict.fromkeys(checks, 0.0) if once else base.intervals,
     )
-    return base, mail(loaded, terminal=terminal), _chosen(checks, {"watch"}, config)
+    stages = {"watch", "job"} if job_checks else {"watch"}
+    return base, mail(loaded, terminal=terminal), _chosen(checks, stages, config)
 
 
 def _chosen(checks: Mapping[str, Check], stages: set[str], config: Config | None) -> list[Check]:
@@ -253,24 +302,29 @@ def mail(loaded: Loaded | None, *, terminal: bool) -> Mail:
     """
     sinks: dict[str, Sink] = {}
     rules: dict[str, SinkRule] = {}
+    standing: dict[str, StandingSink] = {}
     problems: list[str] = []
     for name, said in (loaded.config.sinks if loaded else {}).items():
+        rule = SinkRule(said.min_status, frozenset(said.kinds) | _ALWAYS, said.only, said.remind_seconds)
         try:
-            sinks[name] = _sink(name, said)
+            if said.kind in ("alertmanager", "deadman", "metrics"):
+                standing[name] = _standing_sink(name, said, rule)
+            else:
+                sinks[name], rules[name] = _sink(name, said, loaded.config.cluster if loaded else ""), rule
         except ConfigError as exc:
             origin = loaded.origins.get(f"sinks.{name}.kind", "") if loaded else ""
             problems += [f"{origin}: {problem}".removeprefix(": ") for problem in exc.problems]
-        rules[name] = SinkRule(said.min_status, frozenset(said.kinds) | _ALWAYS)
     if problems:
         raise ConfigError(*problems)
     if terminal:
         from clustertools.sinks.terminal import TerminalSink
 
         sinks.setdefault("terminal", TerminalSink())
-    return Mail(sinks, rules)
+    return Mail(sinks, rules, standing)
 
 
-def _sink(name: str, said: SinkConfig) -> Sink:
+def _sink(name: str, said: SinkConfig, cluster: str) -> Sink:
+    """A sink that hears of changes. Raises ConfigError."""
     if said.kind == "terminal":
         from clustertools.sinks.terminal import TerminalSink
 
@@ -283,7 +337,57 @@ def _sink(name: str, said: SinkConfig) -> Sink:
             webhook_file=said.webhook_file, webhook_env=said.webhook_env, name=name,
             base_url=f"{said.url.rstrip('/')}/" if said.url else API,
         )  # fmt: skip
+    if said.kind == "webhook":
+        from clustertools.sinks.webhook import WebhookSink
+
+        return WebhookSink(
+            name=name, url=said.url, address=_address(said, f"address of {name}"),
+            token=_token(said, f"token of {name}"), body=said.body,
+            service=Service(f"the webhook {name}", ca_file=said.ca_file),
+        )  # fmt: skip
+    if said.kind == "pagerduty":
+        from clustertools.sinks.pagerduty import PagerDutySink
+
+        key = Secret("routing key of PagerDuty", said.token_file, said.token_env)
+        return PagerDutySink(key, name=name, url=said.url, service=Service("PagerDuty", ca_file=said.ca_file))
+    if said.kind == "mail":
+        from clustertools.sinks.mail import MailSink
+
+        return MailSink(
+            said.server, sender=said.sender, to=said.to, name=name, tls=said.tls, user=said.user,
+            password=_token(said, f"mail password of {name}"), cluster=cluster, ca_file=said.ca_file,
+        )  # fmt: skip
     raise ConfigError(f"sinks.{name}: the kind {said.kind} is not available in this version")
+
+
+def _standing_sink(name: str, said: SinkConfig, rule: SinkRule) -> StandingSink:
+    """A sink that is told after each pass how things stand. Raises ConfigError."""
+    if said.kind == "alertmanager":
+        from clustertools.sinks.alertmanager import AlertmanagerSink
+
+        return AlertmanagerSink(
+            said.url, name=name, rule=rule, token=_token(said, f"token of {name}"),
+            service=Service(f"the Alertmanager {name}", ca_file=said.ca_file),
+        )  # fmt: skip
+    if said.kind == "deadman":
+        from clustertools.sinks.deadman import DeadManSink
+
+        return DeadManSink(
+            name=name, url=said.url, address=_address(said, f"address of {name}"), method=said.method,
+            service=Service(f"the dead man's switch {name}", ca_file=said.ca_file),
+        )  # fmt: skip
+    from clustertools.render.prometheus import write_textfile
+    from clustertools.sinks.metrics import MetricsSink
+
+    return MetricsSink(said.path, write_textfile, name=name)
+
+
+def _address(said: SinkConfig, what: str) -> Secret | None:
+    return Secret(what, said.webhook_file, said.webhook_env) or None
+
+
+def _token(said: SinkConfig, what: str) -> Secret | None:
+    return Secret(what, said.token_file, said.token_env) or None
 
 
 def store_folders(state: Path) -> Iterator[tuple[str, Path]]:

@@ -456,13 +456,19 @@ def _one_action(word: str, rows: Iterable[tuple[Found, ActionRow]]) -> tuple[Fou
     raise ConfigError(f"no action {word!r} waits for approval; there is {names or 'none'}")
 
 
-@click.command(epilog=examples("clustertools restart demo"))
+@click.command(
+    epilog=examples("clustertools restart demo", "clustertools restart pretrain --exclude gpu-[017,031]")
+)
 @click.argument("run_name", metavar="RUN")
+@click.option("--exclude", default="", metavar="NODES", help="Begin it without these nodes (with Slurm).")
 @by_option
 @state_option
 @common
-def restart(out: Output, run_name: str, by: str, state: Path | None) -> None:
+def restart(out: Output, run_name: str, exclude: str, by: str, state: Path | None) -> None:
     """Restart a run from its last verified checkpoint: done on its watchdog's next pass, paused or not."""
+    from clustertools.fleet.nodesets import expand
+
+    without = expand(exclude) if exclude else ()
     now = time.time()
     found = look(state, out)[0]
     here = [x for x in found if run_name == x.name] or [x for x in found if run_name in x.store.runs()]
@@ -472,16 +478,19 @@ def restart(out: Output, run_name: str, by: str, state: Path | None) -> None:
     seen = _watched(here[0], False, now)
     store = here[0].writable()
     with store.transaction():
-        busy = [r for r in store.actions(since=now) if r.action.kind == "restart" and r.state != "blocked"]
+        mine = [r for r in store.actions(since=now) if r.action.target.run == run_name]
+        busy = [r for r in mine if r.action.kind == "restart" and r.state != "blocked"]
         if any(r.state in ("planned", "running") and r.step != "wait_step" for r in busy):
             raise ConfigError(
                 f"a restart of {run_name} is already under way: clustertools timeline {run_name}"
             )
         attempts = store.attempts(run_name)
-        action = manual_restart(run_name, attempts[-1].number if attempts else 0, now)
-        store.put_action(
-            dataclasses.replace(action, because=f"asked by a person ({plain(by, 100)})"), "planned", now
+        action = dataclasses.replace(
+            manual_restart(run_name, attempts[-1].number if attempts else 0, now),
+            because=f"asked by a person ({plain(by, 100)})",
+            options={"exclude": list(without)} if without else {},
         )
+        store.put_action(action, "planned", now)
     if not seen.due or seen.stale(now):
         out.note(f"nobody watches {run_name} now; `clustertools run --name {run_name} -- ...` takes it up")
     say(out, "restart", f"{run_name} will be restarted on its watchdog's next pass", run=run_name, by=by)

@@ -99,6 +99,7 @@ def run(out: Output, command: tuple[str, ...], **options: Any) -> int:
         checkpoint_dir=_absolute((options["checkpoints"],))[0] if options["checkpoints"] else "",
         total_steps=options["steps"], resume=options["resume"], resume_variable=options["resume_variable"],
         deep_verify=not options["shallow"], grace_seconds=options["grace"],
+        without_progress=options["restarts"],
     )  # fmt: skip
     watchdog = local_watchdog(spec, options, color=out.color, json=out.json)
     return Supervision(watchdog, spec, out, options["interval"], options["fresh"]).run()

@@ -1,8 +1,9 @@
-"""`clustertools watch`: passes over this machine, once or for ever."""
+"""`clustertools watch`: passes over the jobs of the config and this machine, once or for ever."""
 
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,14 +12,19 @@ import click
 
 from clustertools import policy, systemd
 from clustertools.cli.assemble import node_watchdog, site
+from clustertools.cli.cluster import cluster_watchdog, wanted_jobs, watches_jobs
 from clustertools.cli.config import config_options
 from clustertools.cli.frame import Duration, Output, common, examples
 from clustertools.errors import ConfigError, StoreError
 from clustertools.model import Status
 from clustertools.watchdog import Pass, SystemClock, Watchdog, loop
+from clustertools.watchdog.loop import BUSY_SECONDS
 
 if TYPE_CHECKING:
     from clustertools.config import Loaded
+
+#: How long `--once` goes on with what is under way, so that the next line of cron finds the lock free.
+ONCE_SECONDS = 40.0
 
 
 @click.command(
@@ -42,42 +48,59 @@ def watch(
     interval: float | None,
     state: Path | None,
 ) -> Status:
-    """Look at this machine, keep its incidents, tell people, and (with --act) follow the playbooks.
+    """Look at the jobs that the config names and at this machine, keep incidents, tell people, and (with
+    --act) follow the playbooks: save evidence, drain, restart from the last good checkpoint.
 
     SIGTERM ends it between two passes. SIGHUP reads config and playbooks again (not the code of checks); a
     wrong config is told and the old one stays in force. One state folder has one watchdog: a second one says
     so and ends with exit code 3.
     """
     loaded = load()
-    watchdog = node_watchdog(
-        loaded, state, act=act, once=once, interval=interval, terminal=not out.json
-    )  # fmt: skip
-    _remark(out, loaded, act)
+    jobs = watches_jobs(loaded)
+    make = cluster_watchdog if jobs else node_watchdog
+    watchdog = make(loaded, state, act=act, once=once, interval=interval, terminal=not out.json)
+    _remark(out, loaded, act, jobs)
     if once:
         result = watchdog.once()
         _report(out, result)
+        _finish(out, watchdog)
         return result.status
 
     def reread() -> None:
         fresh = load()
         policy.load_playbooks.cache_clear()
         books = policy.load_playbooks()
-        now, post, checks = site(fresh, act=act, once=False, interval=interval, terminal=not out.json)
+        if watches_jobs(fresh) != jobs:
+            raise ConfigError("jobs were named, or none are any more: start the watchdog anew for that")
+        now, post, checks = site(
+            fresh, act=act, once=False, interval=interval, terminal=not out.json, job_checks=jobs
+        )
+        wanted = wanted_jobs(fresh) if jobs else []
         watchdog.settings, watchdog.mail, watchdog.checks, watchdog.playbooks = now, post, checks, books
+        watchdog.wanted = wanted
 
     _for_ever(out, watchdog, reread)
     return Status.OK
 
 
-def _remark(out: Output, loaded: Loaded, act: bool) -> None:
+def _finish(out: Output, watchdog: Watchdog) -> None:
+    """Go on with what was begun as long as cron's minute allows: a restart is half a dozen steps."""
+    until = time.monotonic() + ONCE_SECONDS
+    while watchdog.busy() and time.monotonic() < until:
+        time.sleep(BUSY_SECONDS)
+        for said in watchdog.carry_on():
+            out.note(said)
+
+
+def _remark(out: Output, loaded: Loaded, act: bool, jobs: bool) -> None:
     """What a person might expect of their config and will not get."""
     said = loaded.config.policy
     if act and said.mode == "observe" and not set(said.per_playbook.values()) - {"observe"}:
         out.note("--act changes nothing while policy.mode is observe")
-    if loaded.config.jobs:
+    if loaded.config.jobs and not jobs:
         out.note(
-            f"watch looks at the machine, not at the jobs of the config ({', '.join(loaded.config.jobs)}); "
-            "clustertools run watches one"
+            f"no Slurm here: watch looks at the machine, not at the jobs of the config "
+            f"({', '.join(loaded.config.jobs)}); clustertools run watches one"
         )
 
 
@@ -92,7 +115,7 @@ def _for_ever(out: Output, watchdog: Watchdog, reread: Callable[[], None]) -> No
             _reload(out, reread)
         return bool(asked)
 
-    loop(watchdog, SystemClock(), stop, lambda result: _report(out, result))
+    loop(watchdog, SystemClock(), stop, lambda result: _report(out, result), out.note)
 
 
 def _reload(out: Output, reread: Callable[[], None]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fnmatch
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -31,10 +33,23 @@ class Sink(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SinkRule:
-    """What one sink wants to hear."""
+    """What one sink wants to hear: of incidents from a status up, of some kinds of news, and of those whose
+    key one of the shell patterns `only` matches (none: of all).
+
+    `remind_seconds`: so often it hears again of what is CRITICAL, open and in nobody's hands; 0 is never.
+    """
 
     minimum: Status = Status.WARNING
     kinds: frozenset[str] = KINDS
+    only: tuple[str, ...] = ()
+    remind_seconds: float = 0.0
+
+
+def hears(sink_rule: SinkRule, status: Status, keys: Iterable[str]) -> bool:
+    """Is this sink meant for an incident of this status with one of these keys?"""
+    if status < sink_rule.minimum:
+        return False
+    return not sink_rule.only or any(fnmatch.fnmatchcase(k, p) for k in keys for p in sink_rule.only)
 
 
 def wants(sink_rule: SinkRule, message: Message, *, told: bool = False) -> bool:
@@ -44,4 +59,4 @@ def wants(sink_rule: SinkRule, message: Message, *, told: bool = False) -> bool:
     become: a page whose end is never told is worse than none. An opening begins a new story.
     """
     goes_on = told and message.kind != "opened"
-    return message.kind in sink_rule.kinds and (goes_on or message.status >= sink_rule.minimum)
+    return message.kind in sink_rule.kinds and (goes_on or hears(sink_rule, message.status, message.keys))

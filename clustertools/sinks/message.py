@@ -60,6 +60,10 @@ class Message:
 
     `place` (a node or a run) and `headline` are the two halves of the title that folding needs apart.
     `status` of a recovery is what the incident was, so that those who heard of the fault hear of its end.
+    `joins` is the key of an earlier incident in whose thread this one is told.
+
+    The last three are true at the moment of sending: `together` are the keys of all incidents of its thread,
+    when there are others; `left_open` says how many of all of them are open; `taken_by` is who has it.
     """
 
     key: str
@@ -73,6 +77,10 @@ class Message:
     place: str = ""
     headline: str = ""
     keys: tuple[str, ...] = ()
+    joins: str = ""
+    together: tuple[str, ...] = ()
+    left_open: int = 0
+    taken_by: str = ""
 
     def __post_init__(self) -> None:
         if not self.keys:
@@ -296,6 +304,32 @@ def _fold(group: Sequence[Message], zone: datetime.tzinfo | None) -> Message:
         time=time,
         place=who,
         keys=keys,
+    )
+
+
+def of_thread(message: Message, *, zone: datetime.tzinfo | None = None) -> Message:
+    """What the first message of its thread says from now on, when the thread is about more than this message.
+
+    That is the message itself where it is about all of them.
+    """
+    every = message.together
+    if not set(every) - set(message.keys):
+        return message
+    count, is_over = len(every), not message.left_open
+    who = f"all {count}" if is_over else f"{message.left_open} of {count}"
+    if message.left_open == count:
+        who = str(count)
+    word = "RESOLVED" if is_over else message.status.name
+    first, last = every[0], f"look: clustertools show {shlex.quote(plain(every[0]))} · clustertools status"
+    state = "all are resolved" if is_over else f"{message.left_open} of {count} are open"
+    return dataclasses.replace(
+        message,
+        kind="resolved" if is_over else "note" if message.kind == "resolved" else message.kind,
+        key=first,
+        title=_title(word, f"{who} {plain(message.code)}", message.headline, message.time, zone),
+        lines=_capped([state, named(every), last]),
+        evidence=() if is_over else message.evidence,
+        runbook="" if is_over else message.runbook,
     )
 
 

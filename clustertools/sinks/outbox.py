@@ -47,6 +47,10 @@ class Outbox(Protocol):
         """
         ...
 
+    def in_context(self, message: Message, sink: str, reference: str) -> Message:
+        """The message with what is true now: `together`, `left_open` and `taken_by`."""
+        ...
+
     def sent(self, id: int, reference: str, now: float) -> None:
         """Delivered. `reference` belongs to every key of the message and replaces an older one."""
         ...
@@ -99,7 +103,7 @@ def deliver_due(
         try:
             if sink is None:
                 raise DeliveryFailed(f"no sink {pending.sink!r} is configured", permanent=True)
-            reference = _send(sink, pending, round_.references)
+            reference = _send(outbox, sink, pending, round_.references)
         except DeliveryFailed as exc:
             next_try = _next_try(exc, pending.tries, now, jitter)
             outbox.failed(pending.id, plain(str(exc)), next_try, now)
@@ -149,12 +153,23 @@ class _Told:
         return [*said, f"{name}: {', '.join(counts)}"] if counts else said
 
 
-def _send(sink: Sink, pending: Pending, learned: Mapping[str, str]) -> str:
-    """Deliver, with the thread that an earlier message of this very round opened. DeliveryFailed only."""
-    known = {learned[key] for key in pending.message.keys if key in learned}
+def continues(message: Message) -> tuple[str, ...]:
+    """The incidents whose thread it goes on with: an opening begins one, unless it joins another's."""
+    if message.joins:
+        return (message.joins,)
+    return () if message.kind == "opened" else message.keys
+
+
+def _send(outbox: Outbox, sink: Sink, pending: Pending, learned: Mapping[str, str]) -> str:
+    """Deliver, with the thread that an earlier message of this very round opened.
+
+    Raises DeliveryFailed, or StoreError when nobody can say what is true now.
+    """
+    known = {learned[key] for key in continues(pending.message) if key in learned}
     reference = known.pop() if len(known) == 1 else pending.reference
+    message = outbox.in_context(pending.message, pending.sink, reference)
     try:
-        return sink.deliver(pending.message, reference)
+        return sink.deliver(message, reference)
     except DeliveryFailed:
         raise
     except Exception as exc:

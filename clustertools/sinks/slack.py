@@ -21,18 +21,17 @@ import json
 import logging
 import os
 import re
-import stat
-import threading
 import time
-import urllib.parse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from clustertools.errors import ConfigError, DeliveryFailed
 from clustertools.model import Status
-from clustertools.sinks.message import Message
+from clustertools.sinks.http import retry_after
+from clustertools.sinks.in_time import in_time
+from clustertools.sinks.message import Message, of_thread
+from clustertools.sinks.secret import Secret, hide, may_carry_secrets
 from clustertools.text import plain, plain_block
 
 if TYPE_CHECKING:
@@ -51,10 +50,9 @@ _RUNBOOK_CHARACTERS = 900
 
 #: Slack's rate limit: about one message a second and channel, short bursts allowed.
 BURST = 10
-_RETRY_AFTER_SECONDS = 30.0
-_LONGEST_RETRY_AFTER_SECONDS = 3600.0
 
-_EDITS = frozenset({"resolved", "reopened", "worsened"})
+#: An opening that comes into a thread joins those before it.
+_EDITS = frozenset({"opened", "resolved", "reopened", "worsened"})
 _LIGHTS = {Status.CRITICAL: "\U0001f534", Status.WARNING: "\U0001f7e1", Status.UNKNOWN: "⚪"}
 _GREEN = "\U0001f7e2"
 
@@ -106,21 +104,20 @@ class Refused(DeliveryFailed):
 
 @dataclass(frozen=True, slots=True)
 class Thread:
-    """A first message: `C024BE91L:1700000000.000100`, or with `:31` when it told of 31 incidents at once."""
+    """A first message: `C024BE91L:1700000000.000100`."""
 
     channel: str
     ts: str
-    incidents: int = 1
 
     def __str__(self) -> str:
-        return f"{self.channel}:{self.ts}" + (f":{self.incidents}" if self.incidents > 1 else "")
+        return f"{self.channel}:{self.ts}"
 
     @classmethod
     def parse(cls, reference: str) -> Thread | None:
         """The thread that a kept reference means; None when it is empty or of another sink."""
-        # "C024BE91L:1700000000.000100", "C024BE91L:1700000000.000100:31"
-        match = re.fullmatch(r"([^:\s]+):(\d+\.\d+)(?::(\d{1,6}))?", reference)
-        return cls(match[1], match[2], int(match[3] or 1)) if match else None
+        # "C024BE91L:1700000000.000100"; the count behind it, ":31", was written by an earlier version
+        match = re.fullmatch(r"([^:\s]+):(\d+\.\d+)(?::\d{1,6})?", reference)
+        return cls(match[1], match[2]) if match else None
 
 
 class SlackSink:
@@ -153,7 +150,7 @@ class SlackSink:
             )
         if (token_file or token_env) and not channel:
             problems.append(f"sink {name}: a bot token needs a channel, best its ID (C...)")
-        if not _may_carry_secrets(base_url):
+        if not may_carry_secrets(base_url):
             problems.append(
                 f"sink {name}: base_url must begin with https://, the token travels with each call"
             )
@@ -164,18 +161,19 @@ class SlackSink:
         self.name = name
         self.burst = burst
         self.channel = channel
-        self._file = token_file or webhook_file
-        self._variable = token_env or webhook_env
         self._is_webhook = bool(webhook_file or webhook_env)
+        self._place = Secret(
+            "Slack webhook URL" if self._is_webhook else "Slack token",
+            token_file or webhook_file, token_env or webhook_env, os.environ if environ is None else environ,
+        )  # fmt: skip
         self._base_url = base_url
         self._timeout_seconds = timeout_seconds
-        self._environ = os.environ if environ is None else environ
         self._monotonic = monotonic
         self._not_before = 0.0
 
     def __repr__(self) -> str:
         kind = "webhook" if self._is_webhook else f"channel {self.channel}"
-        return f"SlackSink({self.name}, {kind}, secret from {self._file or '$' + self._variable})"
+        return f"SlackSink({self.name}, {kind}, secret from {self._place.place})"
 
     def deliver(self, message: Message, reference: str) -> str:
         """Tell Slack; returns the thread (`channel:ts`), or "" from a webhook. Raises DeliveryFailed."""
@@ -198,44 +196,21 @@ class SlackSink:
             self._secret()
         except DeliveryFailed as exc:
             return [str(exc)]
-        # systemd shows its credentials as mode 0440 and guards them by the folder
-        credentials = self._environ.get("CREDENTIALS_DIRECTORY")
-        if not self._file or (credentials and Path(self._file).is_relative_to(credentials)):
-            return []
-        mode = stat.S_IMODE(os.stat(self._file).st_mode)
-        if mode & 0o077:
-            return [f"sink {self.name}: {self._file} has mode {mode:04o}: chmod 600 it, others can read it"]
-        return []
+        return [f"sink {self.name}: {problem}" for problem in self._place.readable_by_others()]
 
     def _secret(self) -> str:
-        what = "webhook URL" if self._is_webhook else "token"
-        place = self._file or f"${self._variable}"
-        try:
-            text = Path(self._file).read_text("utf-8") if self._file else self._environ[self._variable]
-        except KeyError:
-            raise DeliveryFailed(f"no Slack {what}: the environment has no {self._variable}") from None
-        except OSError as exc:
-            raise DeliveryFailed(f"could not read the Slack {what} from {place}: {exc.strerror}") from None
-        except UnicodeDecodeError:
-            raise DeliveryFailed(f"the Slack {what} in {place} is not text") from None
-        secret = text.strip()
-        if not secret.isascii() or not secret.isprintable() or len(secret.split()) != 1:
-            raise DeliveryFailed(f"the Slack {what} in {place} must be one word, alone")
-        if self._is_webhook and not _may_carry_secrets(secret):
-            raise DeliveryFailed(f"the Slack {what} in {place} does not begin with https://")
-        return secret
+        return self._place.address() if self._is_webhook else self._place.read()
 
     # bot token
 
     def _deliver_thread(self, message: Message, thread: Thread | None, token: str) -> str:
         client = self._client(token)
-        # the same fault again, after the flap window, is a new story
-        if thread is None or message.kind == "opened":
+        if thread is None:
             return self._post_first(client, message, token)
-        # one recovery of 31 must not turn the message about all 31 green
         try:
-            if message.kind in _EDITS and len(message.keys) == thread.incidents:
-                self._edit(client, message, thread, token)
+            if message.kind in _EDITS:
+                # one recovery of 31 must not turn the message about all 31 green
+                self._edit(client, of_thread(message), thread, token)
             more: dict[str, Any] = {"thread_ts": thread.ts, "channel": thread.channel}
             if message.kind == "worsened":
                 more["reply_broadcast"] = True  # threads are easily missed, and this one matters
@@ -248,9 +223,7 @@ class SlackSink:
 
     def _post_first(self, client: WebClient, message: Message, token: str) -> str:
         answer = self._post(client, message, token, channel=self.channel)
-        thread = Thread(
-            str(answer.get("channel") or self.channel), str(answer.get("ts", "")), len(message.keys)
-        )
+        thread = Thread(str(answer.get("channel") or self.channel), str(answer.get("ts", "")))
         return str(thread) if Thread.parse(str(thread)) else ""
 
     def _post(self, client: WebClient, message: Message, token: str, **more: Any) -> Mapping[str, Any]:
@@ -307,28 +280,8 @@ class SlackSink:
         )
 
     def _in_time(self, call: Callable[[], T]) -> T:
-        """What `call` gives or raises, or TimeoutError after three timeouts.
-
-        urllib's timeout is for each read and leaves out the resolver, so an answer that drips in would
-        hold the watchdog for ever. A thread cannot be stopped; one that is late is left behind.
-        """
-        given: list[T] = []
-        raised: list[BaseException] = []
-
-        def run() -> None:
-            try:
-                given.append(call())
-            except BaseException as exc:  # noqa: BLE001 - raised again by the thread that waits
-                raised.append(exc)
-
-        thread = threading.Thread(target=run, name=f"{self.name} delivery", daemon=True)
-        thread.start()
-        thread.join(3 * self._timeout_seconds)
-        if raised:
-            raise raised[0]
-        if not given:
-            raise TimeoutError
-        return given[0]
+        """What `call` gives or raises, or TimeoutError after three timeouts."""
+        return in_time(call, 3 * self._timeout_seconds, self.name)
 
     # webhook
 
@@ -383,10 +336,7 @@ def _unreachable(exc: Exception, secret: str) -> DeliveryFailed:
         words = reason.strerror or str(reason) or type(reason).__name__
     else:
         words = f"{type(reason).__name__}: {reason}"
-    for hidden in (secret, urllib.parse.urlsplit(secret).path if "://" in secret else secret):
-        if len(hidden) > 1:
-            words = words.replace(hidden, "(secret)")
-    return DeliveryFailed(f"could not reach Slack: {plain(words, 200)}")
+    return DeliveryFailed(f"could not reach Slack: {plain(hide(words, secret), 200)}")
 
 
 def _no(status: int, headers: Mapping[str, Any], data: Any) -> DeliveryFailed:
@@ -404,22 +354,7 @@ def _no(status: int, headers: Mapping[str, Any], data: Any) -> DeliveryFailed:
 def _retry_after(headers: Mapping[str, Any]) -> float:
     value = {str(k).lower(): v for k, v in headers.items()}.get("retry-after", "")
     value = value[0] if isinstance(value, list) and value else value
-    # "30": whole seconds
-    if not re.fullmatch(r"[0-9]{1,9}", str(value)):
-        return _RETRY_AFTER_SECONDS
-    return min(max(float(value), 1.0), _LONGEST_RETRY_AFTER_SECONDS)
-
-
-def _may_carry_secrets(url: str) -> bool:
-    """https, or http to this very machine."""
-    try:
-        parts = urllib.parse.urlsplit(url)
-        host = parts.hostname
-    except ValueError:
-        return False
-    return bool(host) and (
-        parts.scheme == "https" or (parts.scheme == "http" and host in ("127.0.0.1", "::1", "localhost"))
-    )
+    return retry_after({"retry-after": str(value)})
 
 
 # what it looks like

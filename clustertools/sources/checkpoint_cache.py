@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import threading
+import time
 import zlib
 from dataclasses import asdict
 from typing import Any
@@ -23,21 +25,35 @@ def question(deep: bool, segments: tuple[Segment, ...] | None = None) -> str:
     return how if segments is None else f"{how}-{zlib.crc32(repr(segments).encode()):08x}"
 
 
+def cache_file(place: str, folder: str) -> str:
+    """The file in which results about `folder` are kept: `place` itself or, in a folder, one for each."""
+    if not os.path.isdir(place):
+        return place
+    real = os.path.realpath(folder)
+    return os.path.join(place, f"{os.path.basename(real)[:40]}-{zlib.crc32(os.fsencode(real)):08x}.json")
+
+
 class FileCache:
     """Results in a JSON file. One that cannot be read is empty; one that cannot be written is not kept.
 
-    `save` keeps what was asked for since it was opened, so files that are gone leave it.
+    `save` keeps what was asked for since it was opened, and what others wrote meanwhile; files that are gone
+    leave it. A long look saves now and then, so that one that is killed is not begun anew.
     """
 
-    def __init__(self, path: str, now: float) -> None:
-        self._path, self._now = path, now
-        self._old: dict[str, Any] = {}
+    def __init__(self, path: str, now: float, *, every_seconds: float = 15.0) -> None:
+        self._path, self._now, self._every_seconds = path, now, every_seconds
+        self._old = self._read()
         self._kept: dict[str, Any] = {}
-        with contextlib.suppress(OSError, ValueError, RecursionError):
-            with open(path, "rb") as file:
+        self._saved_at = time.monotonic()
+        self._lock = threading.Lock()
+
+    def _read(self) -> dict[str, Any]:
+        with contextlib.suppress(OSError, ValueError, RecursionError, KeyError):
+            with open(self._path, "rb") as file:
                 told = json.loads(file.read())
             if isinstance(told, dict) and told.get("schema") == _SCHEMA and isinstance(told["files"], dict):
-                self._old = told["files"]
+                return dict(told["files"])
+        return {}
 
     @staticmethod
     def _key(entry: Entry, how: str) -> str:
@@ -58,12 +74,22 @@ class FileCache:
     def keep(self, entry: Entry, how: str, report: FileReport) -> None:
         """Remember a result that lasts: not of a file that was just written, changed, or not readable."""
         if self._now - entry.mtime > _RACY_SECONDS and report.verdict in ("good", "torn", "hostile"):
-            self._kept[self._key(entry, how)] = asdict(report)
+            with self._lock:
+                self._kept[self._key(entry, how)] = asdict(report)
+                due = time.monotonic() - self._saved_at > self._every_seconds
+                if due:
+                    self._write({**self._old, **self._kept})
 
     def save(self) -> None:
         """Rewrite the file by rename. A cache that cannot be written costs time and nothing else."""
+        with self._lock:
+            new = {key: told for key, told in self._read().items() if key not in self._old}
+            self._write({**new, **self._kept})
+
+    def _write(self, files: dict[str, Any]) -> None:
+        self._saved_at = time.monotonic()
         partial = f"{self._path}.{os.getpid()}.tmp"
         with contextlib.suppress(OSError):
             with open(partial, "w", encoding="utf-8") as file:
-                json.dump({"schema": _SCHEMA, "files": self._kept}, file)
+                json.dump({"schema": _SCHEMA, "files": files}, file)
             os.replace(partial, self._path)

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal
 
+from clustertools.sources.checkpoint_cache import FileCache
 from clustertools.sources.checkpoint_files import (
     FileReport,
     Look,
@@ -392,10 +393,10 @@ def _olmo(entries: Sequence[Entry]) -> list[Problem]:
     ]
 
 
-def check_integrity(entries: Sequence[Entry], look: Look) -> list[Problem]:
+def check_integrity(entries: Sequence[Entry], look: Look, cache: FileCache | None = None) -> list[Problem]:
     """Megatron-LM's optional integrity.json: `{"algorithm": "sha256", "files": {name: digest}}`.
 
-    That every file is there is always looked at, the digests only when deep.
+    That every file is there is always looked at, the digests only when deep. Raises OutOfTime.
     """
     entry = next((e for e in entries if e.name == "integrity.json"), None)
     if entry is None:
@@ -413,10 +414,22 @@ def check_integrity(entries: Sequence[Entry], look: Look) -> list[Problem]:
         if held is None:
             found.append(Problem("incomplete", f"{name}, named in integrity.json, is missing"))
         elif look.deep and isinstance(digest, str):
-            real = checksum(held.path, algorithm, look.tick)
+            real = _digest(held, algorithm, look, cache)
             if real and real != digest.lower():
                 found.append(Problem("torn", f"{name}: its {algorithm} is not the one in integrity.json"))
     return found
+
+
+def _digest(entry: Entry, algorithm: str, look: Look, cache: FileCache | None) -> str:
+    """The file's digest, read once for as long as it does not change."""
+    how = f"digest-{algorithm[:40]}"
+    known = cache.find(entry, how) if cache else None
+    if known is not None:
+        return known.note
+    real = checksum(entry.path, algorithm, look.tick)
+    if cache:
+        cache.keep(entry, how, FileReport(entry.name, "digest", "good", note=real))
+    return real
 
 
 # what the names themselves or `.metadata` account for, and random states: a run that was restarted on fewer

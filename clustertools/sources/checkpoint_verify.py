@@ -36,6 +36,8 @@ from clustertools.sources.checkpoint_rules import (
 
 #: Threads that read files: on a network file system each one costs a round trip.
 _READERS = 8
+#: Kinds of files that carry a checksum of every byte of weights, or hold none.
+_SUMMED = frozenset(("torch zip", "npz", "distcp", "json"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,8 @@ class Seen:
     """What was found. `late`: the deadline passed before everything was looked at.
 
     `changing` names a file that changed while it was read. `roles` say what its files are for, to compare
-    with another checkpoint's; `ranks_known`: it tells itself how many ranks there are.
+    with another checkpoint's; `ranks_known`: it tells itself how many ranks there are. `summed`: all its
+    weights are in formats with checksums.
     """
 
     candidate: Candidate
@@ -56,6 +59,7 @@ class Seen:
     changing: str = ""
     late: bool = False
     ranks_known: bool = False
+    summed: bool = False
 
     @property
     def mtime(self) -> float:
@@ -98,7 +102,7 @@ def look_at(candidate: Candidate, look: Look, cache: FileCache | None) -> Seen |
         found = [*parts.problems, *_from_files(reports)]
         if candidate.is_dir:
             found += problems(layout, candidate.step, entries, verified)
-            found += check_integrity(entries, look)
+            found += check_integrity(entries, look, cache)
         elif not entries:
             found.append(Problem("unknown", f"{candidate.name}: vanished while it was looked at"))
     except OutOfTime:
@@ -112,6 +116,7 @@ def look_at(candidate: Candidate, look: Look, cache: FileCache | None) -> Seen |
     return Seen(
         candidate, layout, step, tuple(found), tuple(entries), roles(candidate.step, entries),
         notes, changing, ranks_known=verified.fact("dp_world_size") is not None,
+        summed=all(r.kind in _SUMMED for r in reports.values()),
     )  # fmt: skip
 
 

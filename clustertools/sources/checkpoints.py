@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import fcntl
 import gc
 import json
 import os
@@ -23,7 +24,7 @@ from typing import Any, Literal
 
 from clustertools.errors import Absent, Unobservable, Unparsable
 from clustertools.host import PYTHON, Host
-from clustertools.sources.checkpoint_cache import FileCache
+from clustertools.sources.checkpoint_cache import FileCache, cache_file
 from clustertools.sources.checkpoint_files import Look, OutOfTime, size_text
 from clustertools.sources.checkpoint_layouts import candidates, newest_first
 from clustertools.sources.checkpoint_rules import SEVERITY, Problem, lacks
@@ -49,6 +50,8 @@ class CheckpointReport:
 
     `reason` names the file and what is wrong with it, or says what was tested when it is good. `deep`: every
     byte that has a checksum was read. `poisoned` is whole, but was saved after the loss became non-finite.
+    `late`: the deadline passed before all of it was looked at. `proved`: every byte of its weights was read
+    and has a checksum that matches. `parts` are its files where it is no folder and more than one.
     """
 
     path: str
@@ -60,6 +63,9 @@ class CheckpointReport:
     mtime: float
     deep: bool = False
     files: int = 1
+    late: bool = False
+    proved: bool = False
+    parts: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -165,7 +171,8 @@ def _judge(one: Seen, found: Sequence[Problem], terms: _Terms) -> CheckpointRepo
     deep = terms.look.deep
     report = CheckpointReport(
         one.candidate.path, one.step, one.layout, "good", _praise(one, deep), one.size_bytes, one.mtime,
-        deep and not one.late, len(one.entries),
+        deep and not one.late, len(one.entries), one.late, deep and one.summed and not one.late,
+        one.candidate.members,
     )  # fmt: skip
     fresh = terms.now - one.mtime < terms.writing_seconds
     mark = one.candidate.unfinished
@@ -252,9 +259,10 @@ def checkpoints(
 ) -> CheckpointListing:
     """The checkpoints of `folder` as `host` sees them, looked at by a child with a deadline.
 
-    A deep look that does not end in time tells what it has; with `cache` (a file on that host) the next one
-    goes on where it stopped. Raises Absent when there is no such folder, Unobservable when it cannot be read
-    or the child did not answer, Unparsable when it answered in another form.
+    A deep look that does not end in time tells what it has; with `cache` (a file on that host, or a folder of
+    such files) the next one goes on where it stopped. Raises Absent when there is no such folder,
+    Unobservable when it cannot be read or the child did not answer, Unparsable when it answered in another
+    form.
     """
     words = [folder, "--max", str(newest), "--seconds", f"{timeout_seconds * _SHARE_OF_DEADLINE:g}"]
     words += ["--deep"] if deep else []
@@ -268,6 +276,21 @@ def checkpoints(
     return decode(done.stdout)
 
 
+def verify_in_background(
+    host: Host, folder: str, cache: str, *, seconds: float, newest: int = NEWEST, allow: Sequence[str] = ()
+) -> None:
+    """Let a process of its own read every byte of the checkpoints, for `seconds`, and keep it in `cache`.
+
+    It goes on when whoever asked ends; while one reads no second is started. What it found is told by the
+    next `checkpoints(..., deep=True, cache=cache)`. Raises Unobservable when it could not be started.
+    """
+    words = [folder, "--deep", "--background", "--max", str(newest), "--seconds", f"{seconds:g}"]
+    words += ["--cache", cache]
+    for prefix in allow:
+        words += ["--allow", prefix]
+    host.run(PYTHON, "-m", "clustertools.sources.checkpoints", *words, timeout_seconds=10.0).check()
+
+
 def decode(text: str) -> CheckpointListing:
     """A listing from what the child prints. Raises Absent, Unobservable or Unparsable."""
     try:
@@ -279,7 +302,8 @@ def decode(text: str) -> CheckpointListing:
     if "error" in data:
         raise (Absent if data.get("absent") else Unobservable)(str(data["error"]))
     try:
-        reports = tuple(CheckpointReport(**item) for item in data["checkpoints"])
+        items = [{**item, "parts": tuple(item.get("parts", ()))} for item in data["checkpoints"]]
+        reports = tuple(CheckpointReport(**item) for item in items)
         told = data["tracker"]
         listing = CheckpointListing(reports, Tracker(**told) if told else None, int(data["not_looked_at"]))
     except (KeyError, TypeError, ValueError) as exc:
@@ -311,7 +335,7 @@ def _cap_memory() -> None:
 
 def _answer(options: argparse.Namespace) -> dict[str, Any]:
     now = time.time()
-    cache = FileCache(options.cache, now) if options.cache else None
+    cache = FileCache(cache_file(options.cache, options.folder), now) if options.cache else None
     look = Look(options.deep, tuple(options.allow), _deadline(options.seconds))
     try:
         os.listdir(options.folder)
@@ -333,6 +357,31 @@ def _answer(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def _make_folder(cache: str) -> None:
+    """A cache without an ending is a folder. One that cannot be made costs time and nothing else."""
+    if cache and not os.path.splitext(cache)[1]:
+        with contextlib.suppress(OSError):
+            os.makedirs(cache, mode=0o700, exist_ok=True)
+
+
+def _alone(cache: str) -> bool:
+    """Go on in a process of its own, without a terminal or an open pipe; False in the one that was called,
+    and where another one reads already.
+    """
+    if os.fork():
+        return False
+    os.setsid()
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for number in (0, 1, 2):
+        os.dup2(nothing, number)
+    try:
+        lock = os.open(f"{cache}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held until this process ends
+    except OSError:
+        return False
+    return True
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print one JSON object about the checkpoints of a folder."""
     parser = argparse.ArgumentParser(
@@ -346,8 +395,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--writing-seconds", type=float, default=WRITING_SECONDS)
     parser.add_argument("--allow", action="append", default=[], help="a package whose classes are harmless")
     parser.add_argument("--cache", default="", help="a file that remembers results of unchanged files")
+    parser.add_argument("--background", action="store_true", help="answer at once, and read on alone")
     parser.add_argument("--json", action="store_true", help="the only form; accepted for symmetry")
     options = parser.parse_args(arguments)
+    _make_folder(options.cache)
+    if options.background and not _alone(cache_file(options.cache, options.folder)):
+        return 0
     _cap_memory()
     # an index of a million chunks is a million objects without cycles, and this process ends right after
     gc.disable()

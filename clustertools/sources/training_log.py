@@ -18,17 +18,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from clustertools.errors import Absent, ConfigError, Unparsable
+from clustertools.errors import Absent, ConfigError
 from clustertools.host import FileStat, Host
 from clustertools.sources import training_formats as formats
 from clustertools.sources.training_events import event_of
 from clustertools.sources.training_progress import ProgressTracker
-from clustertools.sources.training_records import csv_header, csv_row, json_lines, mapping_point
-from clustertools.sources.training_values import Event, Line, Point, StepsBack, from_json, integer, to_json
+from clustertools.sources.training_records import csv_header, csv_row, json_lines
+from clustertools.sources.training_values import Event, Line, Point, StepsBack, from_json, to_json
 
 __all__ = [
-    "FORMATS", "Event", "Follow", "LogReader", "Point", "ProgressTracker", "follow", "from_json",
-    "read_trainer_state", "read_wandb_summary", "to_json",
+    "FORMATS", "Event", "Follow", "LogReader", "Point", "ProgressTracker", "follow", "from_json", "to_json",
 ]  # fmt: skip
 
 #: A longer line is cut here: it is a dump of something, and it must not fill our memory.
@@ -495,36 +494,6 @@ def _seen(
         behind_bytes=behind,
         **told,
     )
-
-
-def read_trainer_state(text: str) -> list[Point]:
-    """The points of a Hugging Face `trainer_state.json` (its `log_history`; each entry has its step).
-
-    Raises Unparsable when it is no such file. The last entry, the summary of the run, is not a step.
-    """
-    try:
-        data = json.loads(text)
-        history, total = data["log_history"], integer(data.get("max_steps"))
-        entries = [entry for entry in history if "train_runtime" not in entry]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
-        raise Unparsable("not a trainer_state.json", text[:160]) from exc
-    memory = formats.Memory()
-    points = [mapping_point(e, Line(""), memory) for e in entries if isinstance(e, dict)]
-    return [dataclasses.replace(point, total_steps=total) for point in points if point]
-
-
-def read_wandb_summary(text: str) -> Point | None:
-    """The last values in `wandb/run-*/files/wandb-summary.json`; None when it has no step yet.
-
-    Raises Unparsable. The file is rewritten now and then, so it shows progress and misses short spikes.
-    """
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as exc:
-        raise Unparsable("not a wandb-summary.json", text[:160]) from exc
-    if not isinstance(data, dict):
-        raise Unparsable("not a wandb-summary.json", text[:160])
-    return mapping_point(data, Line(""), formats.Memory())
 
 
 def main(arguments: list[str] | None = None) -> int:

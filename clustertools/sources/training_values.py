@@ -45,14 +45,24 @@ class Point:
         return "eval_loss" in self.values and "loss" not in self.values
 
     @property
+    def skipped(self) -> int:
+        """Iterations of this record that were not trained on, because their gradients overflowed."""
+        count = self.values.get("skipped_iterations", 0.0)
+        return int(count) if math.isfinite(count) else 0
+
+    @property
     def non_finite(self) -> bool:
         """The loss of this step is nan or infinite, or the log leaves it out because it is.
 
-        The Hugging Face Trainer prints a nan loss as 0.0; then the grad norm beside it is nan.
+        The Hugging Face Trainer prints a nan loss as 0.0; then the grad norm beside it is nan. Of iterations
+        that were skipped, as in the search for a loss scale, Megatron-LM prints no loss and counts the nans:
+        they are in `skipped` and say nothing here.
         """
         loss, grad_norm = self.values.get("loss"), self.values.get("grad_norm", 0.0)
         if loss is not None and (not math.isfinite(loss) or (loss == 0.0 and math.isnan(grad_norm))):
             return True
+        if self.skipped:
+            return False
         return "loss" in self.missing or self.values.get("nan_iterations", 0.0) > 0
 
 

@@ -35,7 +35,7 @@ from clustertools.model import (
 )
 from clustertools.policy import Ledger, Past, World
 from clustertools.restarts import Decision, decide
-from clustertools.schedulers import KnowsNodes, RunSpec, Scheduler, Wanted
+from clustertools.schedulers import KnowsNodes, NodeState, RunSpec, Scheduler, Wanted
 from clustertools.sinks.message import Message, fold_messages, from_outcome, from_transition, note
 from clustertools.sources.job_look import Looker
 from clustertools.store import ActionRow, Store
@@ -88,6 +88,7 @@ class Watchdog:
         sentences += self._deliver(now)
         blind = tuple(f"{v.check} on {v.subject}: {v.blind}" for v in verdicts if v.blind)
         self._heartbeat(now, blind, paused)
+        sentences += self.mail.after_pass(self.store, now, complete=not blind)
         sentence = _sentence(verdicts, transitions, planned, steps, sentences)
         return Pass(
             tuple(verdicts), tuple(transitions), tuple(planned), tuple(steps), tuple(outcomes),
@@ -154,6 +155,7 @@ class Watchdog:
             for a in (row.action,)
         )
         shown = {k: i for k, i in after.items() if not i.observed}
+        nodes = self._nodes(shown)
         world = World(
             mode=self.settings.mode,
             playbook_modes=self.settings.playbook_modes,
@@ -161,9 +163,9 @@ class Watchdog:
             fresh=frozenset(f.key for v in seen.verdicts for f in v.findings),
             owned_runs=frozenset(seen.specs),
             jobs=tuple(seen.jobs.values()),
-            drained=self._drained(shown),
+            drained={n.name: n.reason or "no reason given" for n in nodes.values() if n.is_drained},
             supported=self.scheduler.supported,
-            class_size=self.settings.class_size,
+            class_size=max(self.settings.class_size, len(nodes)),
             approved=frozenset(r.action.id for r in rows if r.approved_by),
             preview=self.scheduler.preview,
             judged=self._judged(after),
@@ -171,17 +173,16 @@ class Watchdog:
         )
         return policy.plan(shown, self.playbooks, Ledger(past, attempts), world, now, self.settings.budgets)
 
-    def _drained(self, incidents: Mapping[str, Incident]) -> dict[str, str]:
-        """Node -> why it is drained, where the scheduler knows nodes and one may be about to be drained."""
+    def _nodes(self, incidents: Mapping[str, Incident]) -> Mapping[str, NodeState]:
+        """The scheduler's nodes, where it has any and something may be about to be done to one."""
         if not isinstance(self.scheduler, KnowsNodes) or not any(
             i.state == "open" and (i.finding.subject.node or i.finding.blamed) for i in incidents.values()
         ):
             return {}
         try:
-            nodes = self.scheduler.nodes()
+            return self.scheduler.nodes()
         except Unobservable:
             return {}  # a drain that is not known to be another's fails at the scheduler, which looks again
-        return {node.name: node.reason or "no reason given" for node in nodes.values() if node.is_drained}
 
     def _decisions(
         self,

@@ -31,6 +31,8 @@ from clustertools.watchdog.settings import Settings
 DIAGNOSED = frozenset({"JobHung", "JobCrashed", "JobIdle", "JobSlow", "LossNotFinite"})
 #: Kernel lines this long before the trouble may explain it (Meta RSC: a check up to 10 min before counts).
 KERNEL_SECONDS = 3600.0
+#: What is open about a run that ended and is in no queue any more is over after so long.
+FORGET_SECONDS = 86400.0
 
 
 @dataclass
@@ -78,8 +80,23 @@ class Observer:
             self._look_at_run(seen, spec, job_checks, host, now)
             systemd.alive()
         self._look_at_nodes(seen, job_checks, host, now)
-        self._explain(seen)
+        incidents = [i for i in self.store.incidents().values() if i.state == "open"]
+        self._explain(seen, incidents)
+        self._forget(seen, incidents, now)
         return seen
+
+    def _forget(self, seen: Seen, incidents: Iterable[Incident], now: float) -> None:
+        """End what is open about runs that nobody runs any more: their owner has had a day to hear of it."""
+        if seen.away or not isinstance(self.scheduler, FindsRuns):
+            return
+        for run in sorted({i.finding.subject.run for i in incidents} - seen.specs.keys() - {""}):
+            last = next(reversed(self.store.attempts(run)), None)
+            if last is None or not last.end or now - last.ended_at < FORGET_SECONDS:
+                continue
+            subject = Subject(cluster=self.settings.cluster, run=run)
+            for check in sorted({i.finding.check for i in incidents if i.finding.subject.run == run}):
+                over = Verdict(check, subject, Status.OK, detail="the run ended a day ago", time=now)
+                seen.verdicts.append(over)
 
     def find_runs(self, seen: Seen, now: float) -> None:
         """The runs there are, and the newest job of each as its scheduler tells it."""
@@ -180,7 +197,7 @@ class Observer:
 
     # why
 
-    def _explain(self, seen: Seen) -> None:
+    def _explain(self, seen: Seen, incidents: Sequence[Incident]) -> None:
         """Say of each run in trouble what it was and who is guilty, as far as the evidence goes."""
         for verdict in seen.verdicts:
             bad = verdict.memory.get("first_bad_step")
@@ -189,7 +206,6 @@ class Observer:
         troubled = {f.subject.run for v in seen.verdicts for f in v.findings if f.code in DIAGNOSED}
         if not troubled:
             return
-        incidents = [i for i in self.store.incidents().values() if i.state == "open"]
         for run in sorted(troubled & seen.jobs.keys()):
             mine = [v for v in seen.verdicts if v.subject.run == run]
             diagnosis = diagnose(evidence(seen.jobs[run], mine, seen.looks.get(run), incidents))

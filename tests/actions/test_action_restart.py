@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from clustertools.actions import Progress, Scene, advance, capture, sequence
+from clustertools.actions.choose import VERIFY_SECONDS
 from clustertools.actions.restart import KILL_SECONDS, STORAGE_SECONDS, attempt_token, how_it_ended
 from clustertools.errors import ActionFailed, Unobservable
 from clustertools.host import Completed, LocalHost
@@ -94,7 +95,8 @@ def stage(tmp_path: Path) -> Stage:
 
 
 def test_the_order_of_the_steps() -> None:
-    assert list(sequence("restart")) == ["capture", "stop", "wait_end", "choose", "submit", "wait_step"]
+    assert " ".join(sequence("restart")) == "capture stop wait_end choose preflight submit wait_step"
+    assert sequence("requeue") == sequence("restart")
     assert attempt_token("a") == attempt_token("a") != attempt_token("b")
 
 
@@ -193,9 +195,16 @@ def test_without_time_to_read_every_byte_the_structure_decides(stage: Stage) -> 
     torn = torch_zip(stage.checkpoints / "step_40.pt")
     torn.write_bytes(torn.read_bytes()[:400])
     stage.host.too_slow = True
-    chosen = stage.step("choose").attempt
-    assert chosen is not None
-    assert chosen.resume_path == str(good)
+    reading = stage.step("choose")
+    assert (reading.step, reading.attempt) == ("choose", None)
+    assert reading.said.startswith("reading every byte of step_40.pt")
+    stage.now += VERIFY_SECONDS - 1
+    assert stage.step("choose", reading.detail).said == "", "said once"
+    stage.now += 1
+    chosen = stage.step("choose", reading.detail)
+    assert "not every byte could be read within 600 s" in chosen.said
+    assert chosen.attempt is not None
+    assert chosen.attempt.resume_path == str(good)
 
 
 def test_when_none_is_whole_a_person_decides(stage: Stage) -> None:
@@ -279,8 +288,11 @@ def test_a_checkpoint_that_is_gone_meanwhile_is_not_named_by_the_tracker(stage: 
     stage.spec = dataclasses.replace(stage.spec, resume="tracker")
     progress = chosen(stage)
     (stage.checkpoints / "step_30.pt").unlink()
-    with pytest.raises(ActionFailed, match="gone since it was verified"):
-        stage.step("submit", progress.detail)
+    lost = stage.step("submit", progress.detail)
+    assert (lost.step, lost.ok) == ("", False)
+    assert "gone since it was verified" in lost.said
+    assert lost.attempt is not None
+    assert lost.attempt.end, "or it would stand there as one that is about to begin"
     assert stage.scheduler.asked == []
 
 
@@ -296,7 +308,8 @@ def test_a_new_step_is_the_end_of_it(stage: Stage) -> None:
     detail = waiting(stage, last_step=31)
     stage.now += 90
     done = stage.step("wait_step", detail)
-    assert (done.step, done.ok, done.said) == ("", True, "training again: step 31 after 90 s (attempt 2)")
+    said = "training again: step 31 after 90 s, lost 10 steps (attempt 2)"
+    assert (done.step, done.ok, done.said) == ("", True, said)
 
 
 @pytest.mark.parametrize("last_step", [None, 30, 12])

@@ -159,13 +159,14 @@ def test_a_check_that_does_not_exist_and_a_sink_that_cannot_be_used(site):
     assert done.returncode == 3
     assert "checks.gpu_fam: there is no check of this name" in done.stderr
     site.write_config(
-        "sinks:\n  a: {kind: webhook, url: 'http://x'}\n  b: {kind: deadman, url: 'http://x'}\n"
+        "sinks:\n  a: {kind: webhook, url: 'http://x', token_env: T}\n"
+        "  b: {kind: mail, server: smtp.example.org, sender: nobody, to: [a@example.org]}\n"
     )
     done = site.watch("--once")
     assert done.returncode == 3
     assert [line.split(": ", 2)[-1] for line in done.stderr.splitlines()] == [
-        "sinks.a: the kind webhook is not available in this version",
-        "sinks.b: the kind deadman is not available in this version",
+        "url must begin with https://, the token travels with each call",
+        "'nobody' is not a mail address such as oncall@example.org",
     ]
     assert f"{site.config}:" in done.stderr
     assert not site.state.exists()

@@ -17,6 +17,7 @@ from clustertools.sinks.outbox import (
     MOST_TRIES,
     DeliverySummary,
     Pending,
+    continues,
     deliver_due,
 )
 from clustertools.sinks.slack import SlackSink
@@ -54,9 +55,13 @@ class MemoryOutbox:
             if self.next_try[row.id] > now or stories & blocked:
                 blocked |= stories
             else:
-                reference = self.references.get((row.sink, row.message.key), "")
+                known = (self.references.get((row.sink, key)) for key in continues(row.message))
+                reference = next((r for r in known if r), "")
                 found.append(dataclasses.replace(row, reference=reference))
         return found[:limit]
+
+    def in_context(self, message: Message, sink: str, reference: str) -> Message:
+        return message
 
     def sent(self, id: int, reference: str, now: float) -> None:
         if id == self.breaks_at:

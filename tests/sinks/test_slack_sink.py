@@ -120,7 +120,7 @@ def test_a_return_uses_the_old_thread_and_a_new_incident_a_new_one(slack: SlackS
     sink().deliver(RESOLVED, reference)
     assert sink().deliver(REOPENED, reference) == reference
     assert "again: lost" in slack.first_messages[0].text
-    assert sink().deliver(OPENED, reference) != reference
+    assert sink().deliver(OPENED, "") != reference
     assert len(slack.first_messages) == 2
 
 
@@ -129,12 +129,32 @@ def test_one_recovery_of_many_does_not_turn_the_folded_message_green(
 ) -> None:
     keys = ("XidGpuLost:a", "XidGpuLost:b", "XidGpuLost:c")
     reference = sink().deliver(dataclasses.replace(OPENED, key=keys[0], keys=keys), "")
-    assert Thread.parse(reference) == Thread("C1", slack.messages[0].ts, 3)
-    assert sink().deliver(dataclasses.replace(RESOLVED, key=keys[0], keys=keys[:1]), reference) == reference
+    assert Thread.parse(f"{reference}:3") == Thread.parse(reference) == Thread("C1", slack.messages[0].ts)
+    one = dataclasses.replace(
+        RESOLVED, key=keys[0], keys=keys[:1], headline="lost", together=keys, left_open=2
+    )
+    assert sink().deliver(one, reference) == reference
     (first,) = slack.first_messages
-    assert (first.edits, len(slack.replies(first))) == (0, 1)
-    sink().deliver(dataclasses.replace(RESOLVED, key=keys[0], keys=keys), reference)
-    assert first.edits == 1
+    assert first.body["text"].startswith("\N{LARGE RED CIRCLE} CRITICAL 2 of 3 XidGpuLost · lost · ")
+    assert len(slack.replies(first)) == 1
+    last = dataclasses.replace(one, key=keys[2], keys=keys[1:], left_open=0)
+    sink().deliver(last, reference)
+    assert first.body["text"].startswith("\N{LARGE GREEN CIRCLE} RESOLVED all 3 XidGpuLost · lost · ")
+    assert "all are resolved\nXidGpuLost:a, XidGpuLost:b, XidGpuLost:c" in first.text
+
+
+def test_an_opening_that_joins_a_thread_is_a_reply_and_counts_in_its_first_message(
+    slack: SlackStub, sink: MakeSink
+) -> None:
+    reference = sink().deliver(OPENED, "")
+    more = dataclasses.replace(
+        OPENED, key="XidGpuLost:b", keys=("XidGpuLost:b", "XidGpuLost:c"), joins=OPENED.key, headline="lost",
+        together=(OPENED.key, "XidGpuLost:b", "XidGpuLost:c"), left_open=3,
+    )  # fmt: skip
+    assert sink().deliver(more, reference) == reference
+    (first,) = slack.first_messages
+    assert first.body["text"].startswith("\N{LARGE RED CIRCLE} CRITICAL 3 XidGpuLost · lost · ")
+    assert len(slack.replies(first)) == 1
 
 
 def test_a_deleted_thread_is_begun_anew(slack: SlackStub, sink: MakeSink) -> None:

@@ -23,10 +23,9 @@ from clustertools.sources.training_log import (
     Point,
     follow,
     from_json,
-    read_trainer_state,
-    read_wandb_summary,
     to_json,
 )
+from clustertools.sources.training_loggers import read_trainer_state, read_wandb_summary
 
 LOGS = Path(__file__).parent.parent / "runs" / "logs"
 ALL = sorted(p.name for p in LOGS.iterdir() if p.suffix in (".log", ".jsonl", ".csv"))

@@ -1,0 +1,38 @@
+"""The port of sinks that tell how things stand after each pass, rather than each change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from clustertools.model import Incident, Verdict
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How things stand after a pass. `complete`: it could see everything that it was to see.
+
+    `open` are the open incidents by key; of those in `quiet` nobody is told for now. `verdicts` gives the
+    latest verdict of every check, and is only called by a sink that wants them.
+    """
+
+    now: float
+    complete: bool
+    open: Mapping[str, Incident] = field(default_factory=dict)
+    quiet: frozenset[str] = frozenset()
+    verdicts: Callable[[], Sequence[Verdict]] = tuple
+
+
+class StandingSink(Protocol):
+    """A place that is kept up to date."""
+
+    @property
+    def name(self) -> str: ...
+
+    def keep_up(self, standing: Standing, memory: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Tell it, and return what to be given as `memory` the next time ({} at first), ready for JSON.
+
+        Raises DeliveryFailed; the memory is then what it was.
+        """
+        ...
