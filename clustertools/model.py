@@ -355,8 +355,12 @@ class Job:
 
 def to_data(value: Any) -> Any:
     """Any value of this module as plain dicts, lists, strings and numbers (JSON-ready)."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_data(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    kind: Any = type(value)
+    if kind in _PLAIN:
+        return value
+    names = _field_names(kind)
+    if names is not None:
+        return {name: to_data(getattr(value, name)) for name in names}
     if isinstance(value, enum.Enum):
         return value.name if isinstance(value, Status) else value.value
     if isinstance(value, Mapping):
@@ -364,6 +368,15 @@ def to_data(value: Any) -> Any:
     if isinstance(value, (list, tuple, set, frozenset)):
         return [to_data(v) for v in value]
     return value
+
+
+_PLAIN = frozenset({str, int, float, bool, type(None)})
+
+
+@functools.cache
+def _field_names(kind: type) -> tuple[str, ...] | None:
+    """The fields of a dataclass, asked for a thousand times a pass; None for anything else."""
+    return tuple(f.name for f in dataclasses.fields(kind)) if dataclasses.is_dataclass(kind) else None
 
 
 def from_data(kind: type[T], data: Any) -> T:

@@ -7,13 +7,15 @@ StoreError, and without a store nothing acts.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
+import functools
 import json
 import os
 import sqlite3
 import time
 import urllib.parse
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -39,6 +41,8 @@ LOCAL_FILE_SYSTEMS = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "
 
 #: Another command that writes holds the file for milliseconds; a watchdog must not wait for ever.
 WAIT_SECONDS = 5.0
+#: Of the readings of one check and subject those of one pass in this time are kept.
+READING_SECONDS = 300.0
 
 _MIGRATIONS = (
     """
@@ -246,6 +250,11 @@ class Store:
         with self._errors("write"):
             return self._db.execute(sql, values).lastrowid or 0
 
+    def _put_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
+        if rows:
+            with self._errors("write"):
+                self._db.executemany(sql, rows)
+
     # incidents and transitions
 
     def incidents(self) -> dict[str, Incident]:
@@ -273,17 +282,39 @@ class Store:
 
     def save_verdict(self, verdict: Verdict) -> None:
         """Keep the latest verdict, its readings and what the check wants to remember."""
-        subject = str(verdict.subject)
-        slim = to_data(verdict)
-        slim["memory"], slim["readings"] = {}, []
-        self._put(
-            "REPLACE INTO verdict VALUES (?, ?, ?, ?)", verdict.check, subject, verdict.time, json.dumps(slim)
-        )
-        self.put_cursor("check:" + verdict.check, subject, dict(verdict.memory))
-        self.add_readings(verdict.readings)
+        self.save_verdicts((verdict,))
+
+    def save_verdicts(self, verdicts: Iterable[Verdict]) -> None:
+        """The same for many. Of one that says what it said before only the time is written.
+
+        Readings are kept once in READING_SECONDS: a pass over a thousand runs gives thousands of them.
+        """
+        news, again, memories = [], [], []
+        readings: list[Reading] = []
+        for verdict in verdicts:
+            name, subject, said = verdict.check, str(verdict.subject), _said(verdict)
+            rows = self._all("SELECT time, data FROM verdict WHERE name = ? AND subject = ?", name, subject)
+            before, known = rows[0] if rows else (-READING_SECONDS, "")
+            if known == said:
+                again.append((verdict.time, name, subject))
+            else:
+                news.append((name, subject, verdict.time, said))
+            if verdict.time // READING_SECONDS != before // READING_SECONDS:
+                readings += verdict.readings
+            memory, name = json.dumps(dict(verdict.memory)), "check:" + name
+            rows = self._all("SELECT data FROM cursor WHERE name = ? AND subject = ?", name, subject)
+            if rows != [(memory,)]:
+                memories.append((name, subject, memory))
+        self._put_many("UPDATE verdict SET time = ? WHERE name = ? AND subject = ?", again)
+        self._put_many("REPLACE INTO verdict VALUES (?, ?, ?, ?)", news)
+        self._put_many("REPLACE INTO cursor VALUES (?, ?, ?)", memories)
+        self.add_readings(readings)
 
     def verdicts(self) -> list[Verdict]:
-        return self._values(Verdict, "SELECT data FROM verdict ORDER BY subject, name")
+        """The latest of every check and subject, without readings, memory and the time that it took."""
+        rows = self._all("SELECT time, data FROM verdict ORDER BY subject, name")
+        with self._content():
+            return [from_data(Verdict, {**json.loads(data), "time": time}) for time, data in rows]
 
     def memory(self, check: str, subject: Subject) -> dict[str, Any]:
         """What a check remembered of a subject; empty at first."""
@@ -304,8 +335,8 @@ class Store:
             return {subject: dict(json.loads(data)) for subject, data in rows}
 
     def add_readings(self, readings: Iterable[Reading]) -> None:
-        for r in readings:
-            self._put("REPLACE INTO reading VALUES (?, ?, ?, ?)", str(r.subject), r.name, r.time, r.value)
+        rows = [(str(r.subject), r.name, r.time, r.value) for r in readings]
+        self._put_many("REPLACE INTO reading VALUES (?, ?, ?, ?)", rows)
 
     def history(self, subject: str, name: str, since: float = 0.0) -> list[tuple[float, float]]:
         """(time, value) in order of time."""
@@ -313,7 +344,11 @@ class Store:
         return [(row[0], row[1]) for row in self._all(sql, subject, name, since)]
 
     def thin(self, now: float, *, fine_seconds: float = 6 * 3600, keep_seconds: float = 30 * 86400) -> None:
-        """Bound the history: all readings for six hours, then one an hour, none after thirty days."""
+        """Bound the history: all readings for six hours, then one an hour, none after thirty days.
+
+        What no check has looked at for a week is forgotten with its memory, a run that ended thirty days ago
+        with its attempts: a scheduler brings new ones every day.
+        """
         self._put("DELETE FROM reading WHERE time < ?", now - keep_seconds)
         self._put(
             "DELETE FROM reading WHERE time < ? AND EXISTS (SELECT 1 FROM reading AS first "
@@ -327,6 +362,14 @@ class Store:
             "DELETE FROM action WHERE state IN ('done', 'failed', 'blocked') AND time < ?", now - 90 * 86400
         )
         self._put("DELETE FROM silence WHERE until < ?", now - 86400)
+        stale = self._all("SELECT name, subject FROM verdict WHERE time < ?", now - 7 * 86400)
+        self._put_many("DELETE FROM verdict WHERE name = ? AND subject = ?", stale)
+        for kind in ("check:", "ran:"):
+            rows = [(kind + name, subject) for name, subject in stale]
+            self._put_many("DELETE FROM cursor WHERE name = ? AND subject = ?", rows)
+        for run, attempts in self.all_attempts().items():
+            if all(a.end and 0 < a.ended_at < now - keep_seconds for a in attempts):
+                self._put("DELETE FROM attempt WHERE run = ?", run)
         # the threads of incidents that are forgotten, unless something about them waits to be told
         self._put(
             "DELETE FROM cursor WHERE name LIKE 'told:%' AND subject NOT IN (SELECT key FROM incident) AND "
@@ -384,7 +427,17 @@ class Store:
         self._put("REPLACE INTO attempt VALUES (?, ?, ?)", attempt.run, attempt.number, _dump(attempt))
 
     def attempts(self, run: str) -> list[Attempt]:
-        return self._values(Attempt, "SELECT data FROM attempt WHERE run = ? ORDER BY number", run)
+        rows = self._all("SELECT data FROM attempt WHERE run = ? ORDER BY number", run)
+        with self._content():
+            return [_attempt(row[0]) for row in rows]
+
+    def all_attempts(self) -> dict[str, list[Attempt]]:
+        """Those of every run."""
+        found: dict[str, list[Attempt]] = {}
+        with self._content():
+            for run, data in self._all("SELECT run, data FROM attempt ORDER BY run, number"):
+                found.setdefault(run, []).append(_attempt(data))
+        return found
 
     def runs(self) -> list[str]:
         return [row[0] for row in self._all("SELECT DISTINCT run FROM attempt ORDER BY run")]
@@ -438,8 +491,24 @@ class Store:
         )  # fmt: skip
 
 
+@functools.lru_cache(maxsize=1 << 14)
+def _attempt(text: str) -> Attempt:
+    """Most are the same from pass to pass, and decoding one takes a hundred times what reading it does."""
+    return from_data(Attempt, json.loads(text))
+
+
+def _said(verdict: Verdict) -> str:
+    """The verdict as text, without what is kept elsewhere or differs each time."""
+    slim = dataclasses.replace(verdict, memory={}, readings=(), time=0.0, elapsed_seconds=0.0)
+    return _dump(slim)
+
+
 def _dump(value: Any) -> str:
-    return json.dumps(to_data(value), separators=(",", ":"))
+    return _encode(to_data(value))
+
+
+#: json.dumps with options of one's own makes an encoder each time.
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def _advice(exc: Exception) -> str:

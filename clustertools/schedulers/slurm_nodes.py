@@ -11,9 +11,18 @@ from dataclasses import dataclass
 
 from clustertools.errors import ActionFailed, Unobservable, Unparsable
 from clustertools.host import Host
+from clustertools.schedulers import NodeState
+from clustertools.sources.slurm_queue import answer
 
 #: sinfo and scontrol answer within milliseconds or wait for MessageTimeout (10 s by default, slurm.conf(5)).
 COMMAND_SECONDS = 5.0
+
+#: A list of ten thousand nodes takes sinfo a while.
+LIST_SECONDS = 15.0
+
+#: Jobs may begin there, now or when those that run have ended; a reservation that is not for maintenance is
+#: somebody's who runs jobs in it. With `*` a node does not answer, with `!` or `%` it is being powered off.
+_GOOD = frozenset("idle mixed allocated completing planned reserved blocked".split())
 
 # NodeName=n1 Arch=x86_64 ... State=MIXED+DRAIN ThreadsPerCore=1 ... Reason=bad fan [al@2026-11-21T13:47:45]
 _STATE = re.compile(r"(?:^|\s)State=(\S+)")
@@ -27,6 +36,24 @@ class SlurmNode:
     name: str
     is_drained: bool
     reason: str
+
+
+def parse_states(text: str) -> dict[str, NodeState]:
+    """The nodes of sinfo's `%N|%T|%E`, one line for each node and partition. Raises Unparsable."""
+    found: dict[str, NodeState] = {}
+    for line in text.splitlines():
+        # n1|drained*|clustertools: GpuMissing the node: 7 of 8 GPUs     n2|mixed-|none
+        name, _, rest = line.partition("|")
+        state, bar, reason = rest.partition("|")
+        word = re.fullmatch(r"([a-z_]+)([*~#!%$@^+-]*)", state)
+        if not name or not bar or word is None:
+            raise Unparsable("sinfo printed a line of an unknown form", line)
+        is_good = word[1] in _GOOD and not set(word[2]) & set("*!%")
+        said = "" if reason.strip() == "none" else reason.strip()
+        found[name] = NodeState(name, is_good, word[1].startswith("drain"), said, state)
+    if not found:
+        raise Unobservable("sinfo lists no node")
+    return found
 
 
 class SlurmNodes:
@@ -58,6 +85,11 @@ class SlurmNodes:
         if not found:
             raise Unobservable("sinfo lists no node")
         return found
+
+    def states(self) -> dict[str, NodeState]:
+        """Every node of the cluster, hidden partitions' too. Raises Unobservable, Unparsable."""
+        options = ("--noheader", "--all", "--local", "--Node", "--format=%N|%T|%E")
+        return parse_states(answer(self._host, "sinfo", *options, timeout_seconds=LIST_SECONDS).stdout)
 
     def drain(self, name: str, reason: str) -> None:
         """Let nothing new start on the node. Raises ActionFailed, and Unobservable when nobody answered."""

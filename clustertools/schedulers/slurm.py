@@ -1,0 +1,303 @@
+"""Runs that are jobs of Slurm: found by what the config asks for, begun and ended by Slurm's own commands.
+
+    slurm = SlurmScheduler(host)
+    specs = slurm.runs(wanted, attempts)          one look at all jobs
+    slurm.job(specs[0], attempts)                 what that look tells of one run
+
+Nothing is remembered here between two looks: what a watchdog did stands at the job itself, so one that is
+started anew, or from cron, goes on where the last one was.
+"""
+
+from __future__ import annotations
+
+import glob
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from clustertools.errors import ActionFailed, Unobservable
+from clustertools.host import Host
+from clustertools.model import Attempt, Job, Subject
+from clustertools.schedulers import NodeState, RunSpec, Wanted
+from clustertools.schedulers import slurm_orders as orders
+from clustertools.schedulers.slurm_attempts import End, end_of, followed, is_same
+from clustertools.schedulers.slurm_nodes import SlurmNodes
+from clustertools.schedulers.slurm_paths import with_paths
+from clustertools.schedulers.slurm_runs import Found, Place, find, last_number, places_of
+from clustertools.schedulers.slurm_states import (
+    ended_by,
+    exit_code,
+    held_by_us,
+    is_ended,
+    is_held,
+    mark_of,
+    state_of,
+    waits_for,
+)
+from clustertools.sources.slurm_queue import Queue, node_names, read_queue
+from clustertools.text import plain
+
+#: How a reason of ours begins: what does not is somebody else's.
+OURS = "clustertools:"
+#: sinfo and other tools cut what is longer.
+REASON_CHARACTERS = 200
+#: Between the end of an incarnation and the start of the next: the nodes' clocks may differ by this much.
+SETTLE_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What one call of squeue told, and which run is where in it."""
+
+    queue: Queue
+    found: Mapping[str, Found] = field(default_factory=dict)
+    by_id: Mapping[str, Place] = field(default_factory=dict)
+
+
+class SlurmScheduler:
+    """The jobs of the cluster that `host` belongs to."""
+
+    kind = "slurm"
+    supported = frozenset(
+        {"capture", "drain", "resume", "cancel", "requeue", "restart", "exclude", "notify", "silence"}
+    )
+
+    def __init__(self, host: Host, *, settle_seconds: float = SETTLE_SECONDS) -> None:
+        self._host = host
+        self._nodes = SlurmNodes(host)
+        self._settle_seconds = settle_seconds
+        self._wanted: tuple[Wanted, ...] = ()
+        self._attempts: dict[str, tuple[Attempt, ...]] = {}
+        self._look: _Look | None = None
+
+    # what is there
+
+    def runs(
+        self, wanted: Sequence[Wanted], attempts: Mapping[str, tuple[Attempt, ...]]
+    ) -> Sequence[RunSpec]:
+        """Look at all jobs once. Raises Unobservable when slurmctld does not answer."""
+        self._wanted, self._attempts = tuple(wanted), {run: tuple(known) for run, known in attempts.items()}
+        self._look = None
+        look = self._looked()
+        return [self._spec(found) for _, found in sorted(look.found.items())]
+
+    def _looked(self) -> _Look:
+        if self._look is None:
+            queue = read_queue(self._host)
+            places = places_of(queue.rows)
+            found = find(places, self._wanted, self._attempts, queue.at)
+            self._look = _Look(queue, found, {place.row.id: place for place in places})
+        return self._look
+
+    def _spec(self, found: Found) -> RunSpec:
+        if found.place is None:
+            return with_paths(found.wanted.template, found.name, None)
+        row = found.place.row
+        nodes = node_names(self._host, row.node_list)
+        return with_paths(found.wanted.template, found.name, row, nodes[0] if nodes else "")
+
+    def _place(self, spec: RunSpec, attempts: Sequence[Attempt]) -> Place | None:
+        """The job that tells of the run now; None when slurmctld has none."""
+        look = self._looked()
+        known = look.found.get(spec.name)
+        if known is not None:
+            return known.place
+        return look.by_id.get(last_number(attempts))
+
+    def job(self, spec: RunSpec, attempts: tuple[Attempt, ...]) -> Job:
+        """The newest incarnation of a run. Raises Unobservable when nobody can tell."""
+        if attempts and self._attempts.get(spec.name) != attempts:
+            # the same look, seen with what was written down since
+            self._attempts[spec.name] = attempts
+            if self._look is not None:
+                found = find(self._look.by_id.values(), self._wanted, self._attempts, self._look.queue.at)
+                self._look = _Look(self._look.queue, found, self._look.by_id)
+        look = self._looked()
+        place = self._place(spec, attempts)
+        if place is None:
+            return self._forgotten(spec, attempts, look)
+        return self._job(spec, attempts, place, look)
+
+    def _job(self, spec: RunSpec, known: tuple[Attempt, ...], place: Place, look: _Look) -> Job:
+        row, now = place.row, look.queue.at
+        rows = (row, *place.others)
+        nodes = tuple(
+            dict.fromkeys(n for one in rows for n in node_names(self._host, one.node_list))
+        )  # fmt: skip
+        before = self._end_before(known, place, look)
+        attempts = followed(spec.name, known, row, nodes, before, now)
+        newest = attempts[-1] if attempts else None
+        if newest is not None and not newest.job_id:
+            return self._planned(spec, attempts)
+        state = state_of(row, now)
+        if state == "ended" and any(not is_ended(other) and not is_held(other) for other in place.others):
+            state = "completing"
+        by, why = ended_by(row, now)
+        by = by if by == "us" or state == "ended" else ""
+        return Job(
+            row.id, spec.name, state, newest.number if newest else 0,
+            nodes or (newest.nodes if newest else ()),
+            started_at=newest.started_at if newest else 0.0,
+            ended_at=row.ends_at if is_ended(row) else 0.0,
+            exit_code=exit_code(row, now), exit_reason=why, log_paths=self._logs(spec),
+            metrics_path=spec.metrics_path, checkpoint_dir=spec.checkpoint_dir, total_steps=spec.total_steps,
+            attempts=attempts, user=row.user, reason=waits_for(row), ended_by=by,
+            ends_at=row.ends_at if state == "running" else 0.0,
+            held=is_held(row) and not held_by_us(row, now),
+        )  # fmt: skip
+
+    def _end_before(self, known: Sequence[Attempt], place: Place, look: _Look) -> End:
+        """How the newest known attempt ended, when the run is by now in another one."""
+        row, now = place.row, look.queue.at
+        if not known or is_same(known[-1], row, now) or not known[-1].job_id:
+            return End("", "")
+        if known[-1].job_id == row.id:
+            return End("requeued", "Slurm or a person began it anew")
+        old = look.by_id.get(known[-1].job_id)
+        return end_of(old.row, now) if old else End("lost", "Slurm no longer knows how it ended")
+
+    def _planned(self, spec: RunSpec, attempts: tuple[Attempt, ...]) -> Job:
+        """An attempt that is written down, and not begun, or that could not be begun."""
+        last = attempts[-1]
+        return Job(
+            "", spec.name, "ended" if last.end else "pending", last.number, log_paths=self._logs(spec),
+            metrics_path=spec.metrics_path, checkpoint_dir=spec.checkpoint_dir, total_steps=spec.total_steps,
+            started_at=last.started_at, ended_at=last.ended_at, exit_reason=last.end, attempts=attempts,
+            reason="" if last.end else "NotSubmitted",
+        )  # fmt: skip
+
+    def _forgotten(self, spec: RunSpec, attempts: tuple[Attempt, ...], look: _Look) -> Job:
+        """A run whose job slurmctld does not have: it forgets one MinJobAge (300 s) after its end."""
+        if not attempts:
+            raise Unobservable(f"run {spec.name} has no job in Slurm")
+        last = attempts[-1]
+        if not last.job_id:
+            return self._planned(spec, attempts)
+        if not last.end and look.queue.unread:
+            raise Unobservable(
+                f"job {last.job_id} of {spec.name} is not among those that squeue told of, and "
+                f"{look.queue.unread} of its lines could not be read"
+            )
+        end = End(last.ended_by, last.end, at=last.ended_at)
+        if not last.end:
+            end = End("lost", "Slurm no longer knows how it ended")
+        return Job(
+            last.job_id, spec.name, "ended", last.number, last.nodes, started_at=last.started_at,
+            ended_at=end.at, exit_code=end.exit_code, exit_reason=end.why, log_paths=self._logs(spec),
+            metrics_path=spec.metrics_path, checkpoint_dir=spec.checkpoint_dir, total_steps=spec.total_steps,
+            attempts=attempts, ended_by=end.by, failed_nodes=end.failed_nodes,
+        )  # fmt: skip
+
+    def _logs(self, spec: RunSpec) -> tuple[str, ...]:
+        """The run's log files: patterns of the config become the files that there are."""
+        found: dict[str, None] = {}
+        for path in spec.log_paths:
+            found.update(dict.fromkeys(self._host.glob(path) if glob.has_magic(path) else (path,)))
+        return tuple(found)
+
+    # what is done
+
+    def cancel(self, spec: RunSpec, job: Job, why: str, *, force: bool) -> None:
+        """Ask Slurm to end a job: its script hears SIGTERM, and SIGKILL after Slurm's KillWait (30 s).
+
+        So `force` asks once more: a signal of our own would only come later. Raises ActionFailed,
+        Unobservable.
+        """
+        place = self._looked().by_id.get(job.id)
+        if place is not None:
+            orders.stop(self._host, spec, place, self._looked().queue.at)
+            self._look = None
+
+    def leftovers(self, spec: RunSpec, job: Job) -> list[int]:
+        """None by their numbers: what still runs of a job is why Slurm calls it COMPLETING."""
+        return []
+
+    def submit(self, spec: RunSpec, attempt: Attempt) -> str:
+        """Begin an attempt, by a requeue of the last job or by the config's command; its job's number.
+
+        Raises ActionFailed, and Unobservable when it has to be asked again.
+        """
+        known = self._attempts.get(spec.name, ())
+        self._look = None
+        look = self._looked()
+        try:
+            for place in look.by_id.values():
+                mark = mark_of(place.row)
+                if mark is not None and mark.token == attempt.token:
+                    held = held_by_us(place.row, look.queue.at)
+                    return orders.let_go(self._host, place.row) if held else place.row.id
+            place_now = self._place(spec, known)
+            row = place_now.row if place_now else None
+            if place_now is not None and row is not None:
+                self._refuse(spec, place_now, look)
+                if orders.may_requeue(spec, row):
+                    return orders.begin_again(
+                        self._host, place_now, attempt, self._settle_seconds, look.queue
+                    )
+            if not spec.command or spec.again == "requeue":
+                what = f"job {row.id} may not be requeued" if row else "its job is no longer known to Slurm"
+                raise ActionFailed(f"{spec.name}: {what}, and the config has no command that submits it")
+            return orders.submit_anew(spec, attempt, row)
+        finally:
+            self._look = None
+
+    def _refuse(self, spec: RunSpec, place: Place, look: _Look) -> None:
+        """Raises ActionFailed where a start would be a second copy, or against a person's word."""
+        now, row = look.queue.at, place.row
+        if ended_by(row, now)[0] == "person":
+            raise ActionFailed(
+                f"job {row.id} of {spec.name} was cancelled by a person: it is not started again"
+            )
+        if state_of(row, now) == "completing":
+            raise Unobservable(f"job {row.id} of {spec.name} is still completing")
+        if state_of(row, now) != "ended":
+            held = f"held by somebody else ({row.reason})" if is_held(row) else row.state.lower()
+            raise ActionFailed(f"job {row.id} of {spec.name} is {held}: it is not started a second time")
+
+    def preview(self, kind: str, target: Subject, options: Mapping[str, Any]) -> str:
+        """What would be run for a step, as a person would type it."""
+        found = self._look.found.get(target.run) if self._look else None
+        job_id = found.place.row.id if found and found.place else "JOB"
+        exclude = ",".join(options.get("exclude", ()))
+        node = shlex.quote(target.node or "NODE")
+        return {
+            "cancel": f"scontrol requeuehold {job_id}",
+            "requeue": f"scontrol requeuehold {job_id}; scontrol release {job_id}",
+            "restart": f"scontrol requeuehold {job_id}; "
+            + (
+                f"scontrol update JobId={job_id} {shlex.quote(f'ExcNodeList+={exclude}')}; "
+                if exclude
+                else ""
+            )
+            + f"scontrol release {job_id}",
+            "drain": f"scontrol update NodeName={node} State=DRAIN Reason={shlex.quote('clustertools: ...')}",
+            "resume": f"scontrol update NodeName={node} State=UNDRAIN",
+            "exclude": f"scontrol update JobId={job_id} ExcNodeList={shlex.quote(exclude or target.node)}",
+        }.get(kind, f"{kind} {shlex.quote(str(target))}")
+
+    # nodes
+
+    def nodes(self) -> Mapping[str, NodeState]:
+        """Every node by name. Raises Unobservable."""
+        return self._nodes.states()
+
+    def drain(self, node: str, reason: str) -> None:
+        """Let nothing new start on `node`; one that is drained already keeps the reason that it has.
+
+        Raises ActionFailed, Unobservable.
+        """
+        state = self._nodes.node(node)
+        if not state.is_drained:
+            words = plain(reason, REASON_CHARACTERS)
+            self._nodes.drain(node, words if words.startswith(OURS) else f"{OURS} {words}")
+
+    def resume(self, node: str) -> None:
+        """Take our own drain back. Raises ActionFailed when the reason is not ours, and Unobservable."""
+        state = self._nodes.node(node)
+        if not state.is_drained:
+            return
+        if not state.reason.startswith(OURS):
+            why = plain(state.reason) or "nobody wrote why"
+            raise ActionFailed(f"{node} was drained by somebody else ({why}): it is theirs to resume")
+        self._nodes.undrain(node)
