@@ -94,6 +94,8 @@ _HARDWARE_CODES = (
     "HostFilesystem", "HostIoError", "DriverTaskStuck", "TaskStuck", "RebootLoop", "Disk", "Nvme", "Raid",
     "Nfs", "Lustre", "SlurmNode",
 )  # fmt: skip
+#: What a rank says that ends because of another one.
+_LOST_A_PEER = frozenset({"PeerLost", "CollectiveTimeout", "CollectiveTeardown", "CollectiveWatchdogStuck"})
 #: Those that come after another fault and say nothing of its place.
 _CONSEQUENCES = frozenset({"XidChannelStopped", "XidChannelTornDown"})
 
@@ -157,9 +159,12 @@ def in_time(lines: Sequence[FailureLine]) -> list[FailureLine]:
 def _root(lines: Sequence[FailureLine]) -> FailureLine | None:
     """The earliest root; one that is weak only when there is no other. None: nothing but symptoms."""
     weak = None
+    lost = {line.rank for line in lines if line.role == "cascade" and line.signature in _LOST_A_PEER}
     for line in lines:
         if line.role != "root":
             continue
+        if line.signature == "ProcessFailed" and (line.rank in lost or (line.rank is None and lost)):
+            continue  # it ended since it had lost a peer; torchrun calls it the root cause all the same
         known = signature(line.signature)
         if known is not None and known.weak:
             weak = weak or line
@@ -224,9 +229,7 @@ def _by_root(evidence: Evidence, root: FailureLine | None, known: Signature | No
     if not node or not known.blames:
         return
     where = f"rank {root.rank}" if root.rank is not None else "one of its processes"
-    yield _Clue(
-        node, known.blames, f"{where} was the first to fail there: {known.meaning}", "line", root.rank, hard
-    )
+    yield _Clue(node, known.blames, f"{where} was the first to fail", "line", root.rank, hard)
 
 
 def _by_incidents(evidence: Evidence) -> Iterator[_Clue]:

@@ -17,7 +17,6 @@ import glob as globbing
 import io
 import json
 import os
-import re
 import selectors
 import signal
 import subprocess
@@ -29,6 +28,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from clustertools.errors import Absent, ConfigError, Unobservable
+from clustertools.hanging_files import FileChildren, NoAnswer, mount_that_may_hang
 
 #: More output than this from one command is cut: a broken tool must not fill our memory.
 OUTPUT_CAP_BYTES = 32 << 20
@@ -38,13 +38,8 @@ PYTHON = "python"
 #: A Slurm prolog starts without PATH.
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-#: Reading from these cannot hang on a server that is away; all else is read in a child with a deadline.
-_LOCAL_FILE_SYSTEMS = frozenset(
-    (
-        "ext2 ext3 ext4 xfs btrfs zfs f2fs tmpfs ramfs overlay proc sysfs devtmpfs devpts cgroup cgroup2 "
-        "debugfs tracefs securityfs efivarfs pstore bpf squashfs erofs vfat iso9660 rootfs"
-    ).split()
-)
+#: Children of ours that a watchdog starts for every run it looks at: starting Python costs more than they do.
+WARM_MODULES = frozenset({"clustertools.sources.checkpoints", "clustertools.sources.tensorboard"})
 
 
 def running_archive() -> str:
@@ -157,6 +152,8 @@ class LocalHost:
         At the deadline the whole process group is killed. A child that cannot be killed (it sits in the
         kernel, state D) is left behind and named in the error: waiting for it would hang us as well.
         """
+        if argv[:2] == (PYTHON, "-m") and argv[2] in WARM_MODULES:
+            return self._run_warm(argv, timeout_seconds, stdin)
         words = own_python(*argv[1:]) if argv[0] == PYTHON else list(argv)
         began = time.monotonic()
         try:
@@ -199,13 +196,10 @@ class LocalHost:
         if path == "/dev/kmsg":
             return _read_kmsg()
         cap = min(limit, OUTPUT_CAP_BYTES) if limit is not None else OUTPUT_CAP_BYTES
-        if _may_hang(path):
-            script = "import sys; f = open(sys.argv[1], 'rb'); f.seek(int(sys.argv[2])); "
-            script += "sys.stdout.buffer.write(f.read(int(sys.argv[3])))"
-            done = self.run(PYTHON, "-c", script, path, str(offset), str(cap))
-            if "FileNotFoundError" in done.stderr:
-                raise Absent(f"{path}: no such file")
-            return done.check().stdout
+        mount = mount_that_may_hang(path)
+        if mount:
+            question = {"op": "read", "path": path, "offset": offset, "limit": cap}
+            return self._ask_child(mount, question)[1].decode("utf-8", "replace")
         try:
             with open(path, "rb", buffering=0) as file:
                 if offset:
@@ -215,12 +209,10 @@ class LocalHost:
             raise _unobservable(path, exc) from exc
 
     def stat(self, path: str) -> FileStat:
-        if _may_hang(path):
-            done = self.run("stat", "-L", "-c", "%s %.6Y %i %F", "--", path)
-            if "No such file" in done.stderr:
-                raise Absent(f"{path}: no such file")
-            size, mtime, inode, kind = done.check().stdout.strip().split(" ", 3)
-            return FileStat(int(size), float(mtime), int(inode), kind == "directory")
+        mount = mount_that_may_hang(path)
+        if mount:
+            size, mtime, inode, is_dir = self._ask_child(mount, {"op": "stat", "path": path})[0]["stat"]
+            return FileStat(size, mtime, inode, is_dir)
         try:
             info = os.stat(path)
         except OSError as exc:
@@ -229,11 +221,40 @@ class LocalHost:
 
     def glob(self, pattern: str) -> list[str]:
         """Paths that match, sorted; none is an answer, not an error."""
-        if _may_hang(pattern):
-            script = "import glob, json, sys; print(json.dumps(sorted(glob.glob(sys.argv[1]))))"
-            found: list[str] = json.loads(self.run(PYTHON, "-c", script, pattern).check().stdout)
+        mount = mount_that_may_hang(fixed_part(pattern))
+        if mount:
+            found: list[str] = json.loads(self._ask_child(mount, {"op": "glob", "path": pattern})[1])
             return found
         return sorted(globbing.glob(pattern))
+
+    @functools.cached_property
+    def _children(self) -> FileChildren:
+        return FileChildren(own_python("-m", "clustertools.hanging_files"), _child_environment())
+
+    def _ask_child(self, mount: str, question: Mapping[str, Any]) -> tuple[dict[str, Any], bytes]:
+        try:
+            return self._children.ask(mount, question, DEFAULT_TIMEOUT_SECONDS)
+        except NoAnswer as exc:
+            raise Unobservable(str(exc)) from exc
+        except OSError as exc:
+            raise _unobservable(str(question["path"]), exc) from exc
+
+    def _run_warm(self, argv: tuple[str, ...], timeout_seconds: float, stdin: str) -> Completed:
+        """Run one of WARM_MODULES in a copy of a process that has it loaded already."""
+        began = time.monotonic()
+        question = {
+            "op": "main", "module": argv[2], "arguments": argv[3:], "stdin": stdin, "limit": OUTPUT_CAP_BYTES,
+        }  # fmt: skip
+        try:
+            told, data = self._children.ask(argv[2], question, timeout_seconds)
+        except NoAnswer as exc:
+            raise Unobservable(f"{_short(argv)}: {exc}") from exc
+        except OSError as exc:
+            raise Unobservable(f"could not start {_short(argv)}: {exc.strerror}") from exc
+        out, errors = data[: told["out"]].decode("utf-8", "replace"), data[told["out"] :]
+        return Completed(
+            argv, told["code"], out, errors.decode("utf-8", "replace"), time.monotonic() - began, told["cut"]
+        )
 
 
 def _child_environment() -> dict[str, str]:
@@ -353,33 +374,6 @@ def _read_kmsg() -> str:
     finally:
         os.close(fd)
     return "\n".join(records) + ("\n" if records else "")
-
-
-def mount_of(path: str, mountinfo: str) -> tuple[str, str]:
-    """(mount point, file system type) of the mount that holds `path`, by the text of /proc/self/mountinfo."""
-    best = ("/", "rootfs")
-    # 36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue
-    for line in mountinfo.splitlines():
-        left, separator, right = line.partition(" - ")
-        fields = left.split()
-        if not separator or len(fields) < 5:
-            continue
-        point = re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), fields[4])
-        inside = path == point or path.startswith(point.rstrip("/") + "/")
-        if inside and len(point) >= len(best[0]):
-            best = (point, right.split()[0])
-    return best
-
-
-def _may_hang(path: str) -> bool:
-    """Whether the file system under `path` has a server that can be away. Looks at the mount table only."""
-    if path.startswith(("/proc/", "/sys/", "/dev/")):
-        return False
-    try:
-        with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:
-            return mount_of(os.path.abspath(path), file.read())[1] not in _LOCAL_FILE_SYSTEMS
-    except OSError:
-        return False
 
 
 class RecordedHost:

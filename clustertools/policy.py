@@ -245,7 +245,7 @@ def _guards(
         or _ownership(action, world)
         or _decision(action, world)
         or _not_earned(action, incident, world, budgets)
-        or _budget(action, book, ledger, planned, now, budgets)
+        or _budget(action, book, ledger, planned, world, now, budgets)
         or _circuit_breaker(action, ledger, planned, world, now, budgets)
         or _stale(incident, world)
         or (f"paused: {world.paused}" if world.paused else "")
@@ -297,7 +297,13 @@ def _not_earned(action: Action, incident: Incident, world: World, budgets: Budge
 
 
 def _budget(
-    action: Action, book: Playbook, ledger: Ledger, planned: Sequence[Action], now: float, budgets: Budgets
+    action: Action,
+    book: Playbook,
+    ledger: Ledger,
+    planned: Sequence[Action],
+    world: World,
+    now: float,
+    budgets: Budgets,
 ) -> str:
     # two faults of one node, or of one run, are answered once
     if any(a.kind == action.kind and a.target == action.target and not a.blocked for a in planned):
@@ -315,6 +321,8 @@ def _budget(
         recent = [p for p in done if p.kind == action.kind and now - p.time < 3600]
         if len(recent) >= budgets.restarts_per_hour:
             return f"budget: {len(recent)} restarts in the last hour (limit {budgets.restarts_per_hour})"
+        if action.target.run in world.decisions:
+            return ""  # the decision has counted its starts
         limit = int(book.limits.get("without_progress", budgets.without_progress))
         lost = starts_without_progress(ledger.attempts.get(action.target.run, ()))
         if lost >= limit:

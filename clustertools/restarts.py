@@ -433,7 +433,7 @@ def _launch(case: _Case) -> Decision | None:
     if not case.never_trained or case.last.ended_at - case.last.started_at > case.limits.early_seconds:
         return None
     tries = 1 + sum(a.ended_by not in _FREE for a in case.before)
-    if tries > 1 + case.limits.launch_retries:
+    if tries > case.limits.launch_retries:
         return Decision("stop", f"it failed {tries} times at its launch and never made a step")
     return None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import struct
 import time
 import zipfile
@@ -137,4 +138,50 @@ def deepspeed_checkpoint(
     torch_zip(where / "mp_rank_00_model_states.pt", 16, **numbers)
     for rank in range(ranks):
         torch_zip(where / f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt", 16)
+    return aged(where, age)
+
+
+def folder_of(where: Path, files: str, age: float = AN_HOUR) -> Path:
+    """A checkpoint made of the named files, by their endings; `{0..3}` stands for each of the numbers."""
+    for name in _unfolded(files.split()):
+        path = where / name
+        if name.endswith(".safetensors"):
+            safetensors(path, {"w": 32})
+        elif name.endswith((".pt", ".pth", ".ckpt", ".bin")):
+            torch_zip(path, 8)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("{}")
+    return aged(where, age)
+
+
+def _unfolded(names: list[str]) -> list[str]:
+    found = []
+    for name in names:
+        match = re.search(r"\{(\d+)\.\.(\d+)\}", name)
+        if match is None:
+            found.append(name)
+            continue
+        for number in range(int(match[1]), int(match[2]) + 1):
+            text = str(number).zfill(len(match[1]))
+            found += _unfolded([name[: match.start()] + text + name[match.end() :]])
+    return found
+
+
+def distributed_checkpoint(where: Path, files: dict[str, int], age: float = AN_HOUR) -> Path:
+    """A `.metadata` as torch.distributed.checkpoint writes it, and the parts that it names."""
+    where.mkdir(parents=True, exist_ok=True)
+    body = b"\x80\x02" + _global("torch.distributed.checkpoint.metadata", "Metadata") + b")\x81}("
+    body += _text("state_dict_metadata") + b"}" + _text("storage_data") + b"}("
+    for number, (name, count) in enumerate(files.items()):
+        torch_zip(where / name, count)
+        index = _text("fqn") + _text(f"w{number}") + _text("offset") + b"N" + _text("index") + b"N"
+        key = _global("torch.distributed.checkpoint.metadata", "MetadataIndex") + b")\x81}(" + index + b"ub"
+        info = _text("relative_path") + _text(name) + _text("offset") + _number(0)
+        info += _text("length") + _number((where / name).stat().st_size)
+        stored = (
+            _global("torch.distributed.checkpoint.filesystem", "_StorageInfo") + b")\x81}(" + info + b"ub"
+        )
+        body += key + stored
+    (where / ".metadata").write_bytes(body + b"uub.")
     return aged(where, age)

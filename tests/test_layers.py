@@ -12,7 +12,7 @@ import pytest
 
 REPOSITORY = Path(__file__).parent.parent
 
-_NODE = {"model", "stats", "host", "shared_host", "sources", "catalog", "check"}
+_NODE = {"model", "stats", "hanging_files", "host", "shared_host", "sources", "catalog", "check"}
 _PURE = {"incidents", "policy", "notices", "precision", "diagnose", "restarts", "goodput"}
 _HEAD = {
     "store",
@@ -44,7 +44,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "measurement": {"model"},
     "preflight_report": {"model", "measurement"},
     "stats": set(),
-    "host": {"model"},
+    "hanging_files": set(),
+    "host": {"model", "hanging_files"},
     "shared_host": {"model", "host"},
     "bounded": {"model", "host", "shared_host", "check"},
     "recorder": {"model", "host"},

@@ -10,7 +10,13 @@ from clustertools.actions import Scene
 from clustertools.errors import Absent, ActionFailed, Unobservable
 from clustertools.model import Action, Attempt, Job
 from clustertools.schedulers import KnowsNodes, RunSpec
-from clustertools.sources.checkpoints import CheckpointReport, checkpoints, last_good, verify_in_background
+from clustertools.sources.checkpoints import (
+    CheckpointReport,
+    checkpoints,
+    is_being_verified,
+    last_good,
+    verify_in_background,
+)
 
 #: One look may hold up the watchdog's pass so long; what it does not reach is read by a child of its own.
 LOOK_SECONDS = 20.0
@@ -90,13 +96,17 @@ def _reports(
     )  # fmt: skip
     if not spec.deep_verify:
         return look(deep=False).reports, ""
+    # one that reads already is not disturbed by a second reader of the same bytes
+    in_time = seconds < VERIFY_SECONDS
+    if in_time and is_being_verified(spec.checkpoint_dir, cache):
+        raise StillReading(spec.checkpoint_dir)
     deep = look(deep=True).reports
     good = last_good(deep)
     newer = deep if good is None else deep[: deep.index(good)]
     late = [r for r in newer if r.late]
     if not late:
         return deep, ""
-    if seconds < VERIFY_SECONDS:
+    if in_time:
         verify_in_background(scene.host, spec.checkpoint_dir, cache, seconds=VERIFY_SECONDS - seconds)
         raise StillReading(f"{late[0].name} ({late[0].size_bytes / 1e9:.0f} GB)")
     shallow = {r.path: r for r in look(deep=False).reports}

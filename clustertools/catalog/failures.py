@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -152,14 +152,25 @@ def signature(name: str) -> Signature | None:
 
 @functools.cache
 def anchors() -> tuple[str, ...]:
-    """Words of which every line that a signature matches has one: a quick look before the patterns."""
-    return shared_anchors(signatures())
+    """Words of which every line that a signature matches has one: a quick look before the patterns.
 
-
-def shared_anchors(known: Iterable[Signature]) -> tuple[str, ...]:
-    """The fewest words that do, sorted: one that holds another is not needed."""
-    words = {word for s in known for word in s.anchors}
+    There are few: each is looked for in every byte of a log.
+    """
+    words = {_coarse(word) for s in signatures() for word in s.anchors}
     return tuple(sorted(w for w in words if not any(other != w and other in w for other in words)))
+
+
+#: Parts that many anchors share and that few lines of a healthy log have.
+_COARSE = (
+    "rror", "fail", "onnect", " memory", "ignal", "ermi", "ismatch", "code", "handle", "onitor", "corr",
+    "bort", " system i", " operatio", "Unable to", " state_di", " of tenso", "Machine ", "_STATUS_", "ernel ",
+    "[Errno", "illed", "inimum", "ssert", "cator", "store", "ABLE", "ADDR", "_all", "Exception", "imed out",
+    "losed", "file", "ound", "ected ", "not ",
+)  # fmt: skip
+
+
+def _coarse(anchor: str) -> str:
+    return next((part for part in _COARSE if part in anchor), anchor)
 
 
 #: Longer texts are cut: what a signature matches stands near the beginning of its line.

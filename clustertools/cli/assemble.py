@@ -18,7 +18,8 @@ from clustertools.cli.site import adjusted, is_configured
 from clustertools.delivery import Mail
 from clustertools.errors import ConfigError, StoreError
 from clustertools.fleet.nodesets import expand
-from clustertools.host import Host, LocalHost, mount_of
+from clustertools.hanging_files import mount_of
+from clustertools.host import Host, LocalHost
 from clustertools.model import Playbook
 from clustertools.plugins import all_checks
 from clustertools.schedulers import RunSpec

@@ -93,7 +93,7 @@ def cluster_watchdog(
 ) -> Watchdog:
     """The watchdog of the config's jobs, and of this machine. Raises ConfigError and StoreError."""
     from clustertools.fleet.job_looks import FleetLooker
-    from clustertools.schedulers.slurm import SlurmScheduler  # type: ignore[import-not-found,unused-ignore]
+    from clustertools.schedulers.slurm import SlurmScheduler
 
     wanted = wanted_jobs(loaded)
     watchdog = assemble.node_watchdog(

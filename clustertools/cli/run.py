@@ -71,7 +71,12 @@ BAD_END_PATIENCE_SECONDS = 60.0
 @click.option("--stack-gap", type=Duration(), default=60.0, help="Time between two looks at the stacks [1m].")
 @click.option("--interval", type=Duration(), default=5.0, help="Time between two passes [5s].")
 @click.option("--grace", type=Duration(), default=15.0, help="Time between SIGTERM and SIGKILL [15s].")
-@click.option("--restarts", type=int, default=3, help="Restarts without a new step before giving up [3].")
+@click.option(
+    "--restarts",
+    type=int,
+    default=3,
+    help="Restarts without a new step before giving up [3]; what never made one is tried once more only.",
+)
 @click.option("--shallow", is_flag=True, help="Verify the structure of checkpoints only, not every byte.")
 @click.option("--observe", is_flag=True, help="Only watch and tell: restart nothing.")
 @click.option("--fresh", is_flag=True, help="Do not go on from the last checkpoint of an earlier attempt.")

@@ -29,7 +29,8 @@ from clustertools.fleet.shipping import Tool, archive
 from clustertools.fleet.srun import SrunSettings, SrunTransport
 from clustertools.fleet.transports import open_transport
 from clustertools.fleet.typed import typed
-from clustertools.host import Host, LocalHost
+from clustertools.host import PYTHON, Host, LocalHost
+from clustertools.sources.flight_recorder import MOST_BYTES
 from clustertools.sources.job_look import (
     Hurried,
     JobLook,
@@ -38,10 +39,19 @@ from clustertools.sources.job_look import (
     look,
     request_text,
 )
+from clustertools.sources.rank_files import (
+    FilesRequest,
+    Gathered,
+    JobFiles,
+    NodeFile,
+    files_request_text,
+    unpacked,
+)
 from clustertools.text import plain
 
-#: What the node runs.
-WORDS = ("-m", "clustertools.sources.job_look")
+#: What the node runs for a look, and for files.
+LOOK_WORDS = ("-m", "clustertools.sources.job_look")
+FILES_WORDS = ("-m", "clustertools.sources.rank_files")
 #: So long before the deadline a look is broken off, so that its programs can be ended within it.
 CLOSE_SECONDS = 8.0
 #: For starting a step, Python and the archive on a node, of what its look may take.
@@ -52,6 +62,10 @@ LEAVE_SECONDS = 15.0
 SHIP_SECONDS = 6.0
 #: Of any text of a node.
 MOST_CHARACTERS = 2000
+#: Of what all nodes of a job say for one look or one gathering; of one node at least so much.
+MOST_CHARACTERS_OF_ALL, LEAST_BYTES = 96 << 20, 128 << 10
+#: How long ranks may take over their dumps.
+DUMP_SECONDS = 8.0
 
 
 class LocalLooker:
@@ -72,6 +86,19 @@ class LocalLooker:
                 )
         return found
 
+    def bring(self, order: LookOrder, *, ask_dumps: bool = True) -> JobFiles:
+        """By a child: what the ranks' files lie on may not answer."""
+        request = FilesRequest(order.request, ask_dumps, DUMP_SECONDS)
+        node = self.host.name
+        try:
+            done = self.host.run(
+                PYTHON, *FILES_WORDS, stdin=files_request_text(request) + "\n",
+                timeout_seconds=DUMP_SECONDS + START_SECONDS + 7.0,
+            )  # fmt: skip
+            return read_files({node: (tuple(done.check().stdout.splitlines()), "")})
+        except ClustertoolsError as exc:
+            return JobFiles(unseen={node: str(exc)})
+
 
 @dataclass(frozen=True, slots=True)
 class FleetSettings:
@@ -87,10 +114,8 @@ class FleetSettings:
     installed: str | None = "clustertools"
 
 
-#: What a worker tells of one node of a run: what it said, or "" and why nobody could look there.
-_Told = tuple[str, str, str, str]
-#: Gives one node's line, or none and why there is none.
-_Tell = Callable[[str, str, str], None]
+#: What a worker tells of one node of a run: its lines, and why they are not all or none.
+_Told = tuple[str, str, tuple[str, ...], str]
 
 
 class FleetLooker:
@@ -104,15 +129,26 @@ class FleetLooker:
         by_run = {order.request.run: order for order in orders}
         seen: dict[str, list[NodeLook]] = {run: [] for run in by_run}
         unseen: dict[str, dict[str, str]] = {run: {} for run in by_run}
-        for run, node, line, why in self._ask(orders, WORDS, _look_line):
-            one = read_look(line, node) if line else None
-            if one is not None:
-                seen[run].append(one)
+        for run, node, lines, why in self._ask(orders, LOOK_WORDS, _look_line):
+            found = [one for line in lines if (one := read_look(line, node)) is not None]
+            if found:
+                seen[run].append(found[-1])
             else:
                 unseen[run][node] = why or "what it said is no look"
         return {
             run: JobLook(tuple(sorted(seen[run], key=lambda one: one.node)), unseen[run]) for run in by_run
         }
+
+    def bring(self, order: LookOrder, *, ask_dumps: bool = True) -> JobFiles:
+        """As BringsFiles. What one node may give is a share of what is kept for one incident."""
+        most = max(LEAST_BYTES, MOST_CHARACTERS_OF_ALL // 4 // max(1, len(order.nodes)))
+
+        def line_of(order: LookOrder, left_seconds: float) -> str:
+            seconds = min(DUMP_SECONDS, max(0.0, left_seconds - START_SECONDS))
+            return files_request_text(FilesRequest(order.request, ask_dumps, seconds, most))
+
+        told = self._ask([order], FILES_WORDS, line_of)
+        return read_files({node: (lines, why) for _, node, lines, why in told})
 
     def _ask(
         self, orders: Sequence[LookOrder], words: Sequence[str], line_of: Callable[[LookOrder, float], str]
@@ -135,8 +171,8 @@ class FleetLooker:
         for thread in threads:
             thread.join(max(0.0, until - time.monotonic()))
         silent = f"no answer within {self.settings.deadline_seconds:g} s"
-        found = {
-            (order.request.run, node): (order.request.run, node, "", silent)
+        found: dict[tuple[str, str], _Told] = {
+            (order.request.run, node): (order.request.run, node, (), silent)
             for order in orders
             for node in order.nodes
         }
@@ -156,7 +192,9 @@ class _Asking:
         self.settings, self.order, self.words, self.line_of = looker.settings, order, words, line_of
         self.until, self._tell = until, tell
         self.host = Hurried(looker.host, until)
-        self.left = dict.fromkeys(order.nodes)
+        #: Node -> what it said so far.
+        self.left: dict[str, list[str]] = {node: [] for node in order.nodes}
+        self.room = MOST_CHARACTERS_OF_ALL
 
     def work(self) -> None:
         """Tell of every node, whatever happens, and leave nothing behind."""
@@ -167,7 +205,7 @@ class _Asking:
         except Exception as exc:  # noqa: BLE001 - whatever breaks here, the other jobs count
             why = f"the look itself failed: {type(exc).__name__}: {exc}"
         for node in tuple(self.left):
-            self._told(node, "", why or "no answer in time")
+            self._told(node, why or "no answer in time")
 
     def _go(self) -> str:
         """Why nodes that are still left were not looked at."""
@@ -202,10 +240,10 @@ class _Asking:
                 installed=self.settings.installed,
             )  # fmt: skip
             for node, answer in tool.missing.items():
-                self._told(node, "", f"{_why(answer)}{refused}")
+                self._told(node, f"{_why(answer)}{refused}")
             self._converse(transport, tool, tool.nodes, refused)
         for node in lacking:
-            self._told(node, "", "there was no time left to send clustertools to it")
+            self._told(node, "there was no time left to send clustertools to it")
 
     def _tool(self, ready: Mapping[str, Any]) -> Tool:
         """The tool as if every node had it: one that does not says so, which takes no step of its own."""
@@ -224,21 +262,26 @@ class _Asking:
             conversation.send(self.line_of(self.order, max(1.0, left - START_SECONDS)))
             for said in conversation.receive(left):
                 if isinstance(said, Line):
-                    if said.text.startswith("{"):
-                        self._told(said.node, said.text, "")
+                    self._heard(said)
                 elif _lacks_it(said):
                     lacking.append(said.node)
                 else:
-                    self._told(said.node, "", f"{_why(said)}{refused}")
+                    done = said.completed
+                    self._told(said.node, f"{_why(said)}{refused}" if done is None or done.returncode else "")
         finally:
             conversation.close()
         return tuple(node for node in lacking if node in self.left)
 
-    def _told(self, node: str, line: str, why: str) -> None:
-        """The first word of a node counts."""
+    def _heard(self, said: Line) -> None:
+        # a login script may greet
+        if said.text.startswith("{") and said.node in self.left and len(said.text) <= self.room:
+            self.room -= len(said.text)
+            self.left[said.node].append(said.text)
+
+    def _told(self, node: str, why: str) -> None:
+        """That was all of a node; `why` it is not whole, or nothing. Only its first end counts."""
         if node in self.left:
-            del self.left[node]
-            self._tell((self.order.request.run, node, line, plain(why)))
+            self._tell((self.order.request.run, node, tuple(self.left.pop(node)), plain(why)))
 
 
 class _Brief:
@@ -275,6 +318,33 @@ def read_look(line: str, node: str) -> NodeLook | None:
         return None
     ranks = {rank: pid for rank, pid in one.ranks.items() if re.fullmatch("[0-9]{1,9}", rank)}
     return replace(one, node=node, ranks=ranks)
+
+
+def read_files(said: Mapping[str, tuple[Sequence[str], str]]) -> JobFiles:
+    """What nodes printed, node -> (lines, why they are not all), as files; what is none is left out."""
+    files: dict[str, tuple[NodeFile, ...]] = {}
+    gathered: dict[str, Gathered] = {}
+    unseen: dict[str, str] = {}
+    for node, (lines, why) in said.items():
+        pieces: dict[str, bytearray] = {}
+        for line in lines:
+            try:
+                data = json.loads(line)
+                if not isinstance(data, dict) or data.get("schema") != 1:
+                    continue
+                if data.get("kind") == "files":
+                    gathered[node] = typed(Gathered, _printable(data))
+                elif data.get("kind") == "file":
+                    file = unpacked(data, pieces, MOST_BYTES)
+                    files[node] = (
+                        *files.get(node, ()),
+                        *([replace(file, path=plain(file.path))] if file else ()),
+                    )
+            except (ValueError, TypeError, RecursionError) as exc:
+                unseen[node] = f"what it gave could not be read: {plain(str(exc), 200)}"
+        if node not in gathered:
+            unseen[node] = why or unseen.get(node) or "it broke off before its end"
+    return JobFiles(files, gathered, unseen)
 
 
 def _printable(data: Any) -> Any:

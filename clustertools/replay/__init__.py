@@ -21,6 +21,7 @@ from typing import Any
 
 from clustertools.check import Check, discover
 from clustertools.errors import ConfigError
+from clustertools.fleet.job_looks import LocalLooker
 from clustertools.host import load_yaml
 from clustertools.model import Action, Incident, Outcome, Playbook, Transition
 from clustertools.policy import load_playbooks
@@ -122,7 +123,7 @@ class _Drive:
         self.watchdog = Watchdog(
             store=self.store, host=host, scheduler=self.scheduler, checks=script.checks,
             specs=[script.spec] if script.spec else [], playbooks=playbooks, settings=script.settings,
-            evidence_folder=scratch / "evidence",
+            evidence_folder=scratch / "evidence", looker=LocalLooker(host),
         )  # fmt: skip
         with self.store.transaction():
             for attempt in script.attempts:

@@ -10,7 +10,7 @@ from typing import Any
 from clustertools.errors import Unobservable
 from clustertools.model import Attempt, Job, JobState, Subject
 from clustertools.replay.script import seconds
-from clustertools.schedulers import RunSpec
+from clustertools.schedulers import NodeState, RunSpec
 
 #: What a recording's scheduler can do unless the recording says otherwise: what the local one can.
 SUPPORTED = frozenset({"capture", "cancel", "restart", "notify", "silence"})
@@ -119,6 +119,18 @@ class ReplayScheduler:
 
     def leftovers(self, spec: RunSpec, job: Job) -> list[int]:
         return sorted({*self._leftovers, *(self._job.pids if self._job.state != "ended" else ())})
+
+    def nodes(self) -> dict[str, NodeState]:
+        """The nodes that the recording is about; drained are those that we drained in it."""
+        drained = dict(c.what.split(": ", 1) for c in self.calls if c.kind == "drain")
+        return {
+            name: NodeState(name, name not in drained, name in drained, drained.get(name, ""), "idle")
+            for name in {self.node, *self._job.nodes, *drained}
+        }
+
+    def resume(self, node: str) -> None:
+        """Take a node back into service; written down."""
+        self._note("resume", node)
 
     def drain(self, node: str, reason: str) -> None:
         """Take a node out of service; written down, once."""

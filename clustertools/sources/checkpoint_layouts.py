@@ -8,10 +8,11 @@ files a layout must have that of `checkpoint_rules`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 #: What a save writes numbers into. A file with another ending is carried along, never judged.
 WEIGHT_ENDINGS = (".pt", ".pth", ".ckpt", ".safetensors", ".distcp", ".pkl", ".pickle", ".npz")
@@ -55,7 +56,8 @@ class Candidate:
     """Something that looks like a checkpoint: a folder, a file, or files that belong together.
 
     `unfinished` names the mark that says the save has not ended; empty for none. `whole_folder`: it is the
-    folder itself that was asked about.
+    folder itself that was asked about. `members` are its files where it is no folder, below `root` ("": all
+    in one folder), `lost` the names of those that should be there; `family` is their name without the step.
     """
 
     path: str
@@ -66,12 +68,16 @@ class Candidate:
     unfinished: str = ""
     whole_folder: bool = False
     members: tuple[str, ...] = field(default=())
+    root: str = ""
+    family: str = ""
+    lost: tuple[str, ...] = ()
 
     def files(self) -> list[Entry]:
         """Every file of it, by name; those that vanish meanwhile are left out. Raises OSError."""
         if self.is_dir:
             return sorted(_walk(self.path, "", 0, [0]), key=lambda e: e.name)
-        entries = [_entry(path, os.path.basename(path)) for path in self.members or (self.path,)]
+        names = {p: os.path.relpath(p, self.root) if self.root else os.path.basename(p) for p in self.members}
+        entries = [_entry(path, names.get(path, self.name)) for path in self.members or (self.path,)]
         return [e for e in entries if e is not None]
 
 
@@ -195,12 +201,66 @@ def candidates(folder: str) -> list[Candidate]:
         elif is_weights(base):
             key = (_PART.sub("", base), step_of(base), mark)
             groups.setdefault(key, []).append(item)
+    by_rank = _by_rank(folder, items, unfinished)
+    if by_rank:
+        return by_rank
+    waits = _not_committed(folder, names)
+    found = [replace(c, unfinished=c.unfinished or waits(c.step)) for c in found]
     if all(c.step is None for c in found) and all(step is None for _, step, _ in groups):
         whole = _whole_folder(folder, names, groups)
         if whole is not None:
             return [whole]
-    found += [_grouped(step, mark, group) for (_, step, mark), group in groups.items()]
+    found += [
+        _grouped(base, step, mark or waits(step), group) for (base, step, mark), group in groups.items()
+    ]
     return found
+
+
+# mp_rank_00/NAME--step=100.ckpt of NeMo 1; 0/iter_0000100_0_local.pt of NVIDIA's resiliency extension
+_RANK_FOLDER = re.compile(r"(?:tp_rank_\d+_pp_rank_\d+|mp_rank_\d+|\d+)")
+_LOCAL = re.compile(r"(?P<iteration>iter_\d{7})_\d+_local\.pt")
+
+
+def _by_rank(folder: str, items: Sequence[_Item], unfinished: set[str]) -> list[Candidate]:
+    """Checkpoints that are spread over a folder for each rank, each with the files of many steps."""
+    ranks = [i for i in items if i.is_dir and _RANK_FOLDER.fullmatch(i.name)]
+    files: dict[tuple[str, str], dict[str, _Item]] = {}
+    for rank in ranks:
+        for item in _items(rank.path):
+            base, mark = temporary(item.name)
+            if local := _LOCAL.fullmatch(base):
+                base = local["iteration"]
+            elif item.is_dir or rank.name.isdigit() or not base.endswith(".ckpt"):
+                continue  # a numbered folder with anything else is a checkpoint by itself, as of nanotron
+            if base.removesuffix(".ckpt") in unfinished:
+                mark = _UNFINISHED
+            files.setdefault((base, mark), {})[rank.name] = item
+    found = []
+    for (base, mark), held in sorted(files.items()):
+        paths = tuple(item.path for item in held.values())
+        lost = sorted({r.name for r in ranks} - held.keys())
+        found.append(
+            Candidate(
+                paths[0], base, step_of(base), max(i.mtime for i in held.values()), False, mark,
+                members=paths, root=folder, family="by rank", lost=tuple(f"{n}/{base}" for n in lost),
+            )
+        )  # fmt: skip
+    return found
+
+
+# ._dlrover_ckpt_stage/100.done/: each rank leaves a file there; rank 0 removes the folder after it has
+# written the tracker. dlrover/python/elastic_agent/torch/ckpt_saver.py, commit_checkpoint
+_STAGE = "._dlrover_ckpt_stage"
+
+
+def _not_committed(folder: str, names: set[str]) -> Callable[[int | None], str]:
+    """Tells the mark of a save that DLRover has not committed, by its step; empty for all others."""
+    waiting: set[str] = set()
+    if _STAGE in names:
+        waiting = {n.removesuffix(".done") for n in os.listdir(os.path.join(folder, _STAGE))}
+        with contextlib.suppress(OSError), open(os.path.join(folder, "dlrover_latest.txt"), "rb") as file:
+            waiting.discard(file.read(64).decode("utf-8", "replace").strip())
+    return lambda step: _STAGE if str(step) in waiting else ""
 
 
 def _items(folder: str) -> list[_Item]:
@@ -253,11 +313,12 @@ def _whole_folder(
     return Candidate(path, name, step_of(name), os.stat(path).st_mtime, True, whole_folder=True)
 
 
-def _grouped(step: int | None, mark: str, group: list[_Item]) -> Candidate:
+def _grouped(base: str, step: int | None, mark: str, group: list[_Item]) -> Candidate:
+    family = base if step is None else re.sub(rf"(?<!\d)0*{step}(?!\d)", "#", base)
     first = next((i for i in group if "model" in i.name), group[0])
     return Candidate(
         first.path, first.name, step, max(i.mtime for i in group), False, mark,
-        members=tuple(i.path for i in group) if len(group) > 1 else (),
+        members=tuple(i.path for i in group) if len(group) > 1 else (), family=family,
     )  # fmt: skip
 
 

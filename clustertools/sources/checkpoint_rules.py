@@ -18,9 +18,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Literal
+from typing import Any
 
 from clustertools.sources.checkpoint_cache import FileCache
+from clustertools.sources.checkpoint_deepspeed import deepspeed_problems, is_deepspeed
+from clustertools.sources.checkpoint_dimensions import DIMENSION, dimension_gaps
 from clustertools.sources.checkpoint_files import (
     FileReport,
     Look,
@@ -31,18 +33,7 @@ from clustertools.sources.checkpoint_files import (
 )
 from clustertools.sources.checkpoint_layouts import Entry, is_weights
 from clustertools.sources.checkpoint_pickle import HostilePickle, Stub, TornPickle, read_pickle
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Why a checkpoint is not good; `reason` is a sentence that names the file."""
-
-    verdict: Literal["torn", "incomplete", "hostile", "unknown"]
-    reason: str
-
-
-#: The worst first: a report carries the first one's verdict.
-SEVERITY = ("hostile", "torn", "incomplete", "unknown")
+from clustertools.sources.checkpoint_problem import Problem, Verified, few
 
 
 def layout_of(name: str, entries: Sequence[Entry]) -> str:
@@ -52,9 +43,11 @@ def layout_of(name: str, entries: Sequence[Entry]) -> str:
     top = {n.partition("/")[0] for n in names}
     if "metadata.json" in names and (".metadata" in names or _any_ending(names, ".distcp")):
         return "megatron-dist"
+    if "metadata.json" in names and _any_ending(names, "/.zarray"):
+        return "zarr"
     if any(t.startswith("mp_rank_") and "/" in n for n in names for t in (n.partition("/")[0],)):
         return "megatron"
-    if any(_OPTIM_STATES.fullmatch(n) or _MODEL_STATES.fullmatch(n) for n in names):
+    if any("/" not in n and is_deepspeed(n) for n in names):
         return "deepspeed"
     if "trainer_state.json" not in names and any(re.fullmatch(r"random_states_\d+\.pkl", n) for n in names):
         return "accelerate"
@@ -62,12 +55,16 @@ def layout_of(name: str, entries: Sequence[Entry]) -> str:
         return "hf-trainer"
     if "model_and_optim/.metadata" in names or ".metadata.json" in names or {"train", "model"} <= top:
         return "olmo"
+    if re.fullmatch(r"step\d+-unsharded", name):
+        return "olmo"
     if "weights" in top and "context" in top:
         return "nemo"
     if "meta.pt" in names and (".metadata" in names or _any_ending(names, ".distcp")):
         return "lightning"
     if any(re.fullmatch(r"model_world_size_\d+_rank_\d+\.pt", b) for b in bases):
         return "verl"
+    if "checkpoint_metadata.json" in names or any(DIMENSION.search(b) for b in bases):
+        return "nanotron"
     if ".metadata" in bases or _any_ending(names, ".distcp"):
         return "dcp"
     return "directory"
@@ -84,33 +81,31 @@ def _any_ending(names: Iterable[str], ending: str) -> bool:
     return any(n.endswith(ending) for n in names)
 
 
-@dataclass(frozen=True, slots=True)
-class Verified:
-    """What is known of the files so far: reports by name within the checkpoint."""
-
-    files: Mapping[str, FileReport]
-
-    def fact(self, key: str) -> int | None:
-        """A number that some file told about itself."""
-        return next((r.facts[key] for r in self.files.values() if key in r.facts), None)
-
-
-def problems(layout: str, step: int | None, entries: Sequence[Entry], verified: Verified) -> list[Problem]:
+def problems(
+    name: str, layout: str, step: int | None, entries: Sequence[Entry], verified: Verified
+) -> list[Problem]:
     """What is missing by the rules of the layout and by the numbers in the files' names."""
+    if layout == "zarr":
+        # Megatron-LM's former format: one folder a tensor, chunks without checksums; nothing says how many
+        return [Problem("unknown", "is in the format zarr, which cannot be verified here")]
     found: list[Problem] = []
     if not any(is_weights(e.name) for e in entries):
         found.append(Problem("incomplete", "it holds no weights yet"))
     found += _indexes(entries)
-    found += _shard_gaps(entries)
-    found += _metadata_present(layout, entries)
+    found += _index_present(entries)
+    found += shard_gaps(entries)
+    found += _metadata_present(layout, name.endswith(".ckpt"), entries)
+    found += _inner_tracker(entries)
     if layout == "megatron":
         found += _model_parallel(entries)
     elif layout == "hf-trainer":
         found += _trainer_state(step, entries)
     elif layout == "olmo":
         found += _olmo(entries)
-    for folder in {e.folder for e in entries if _MODEL_STATES.fullmatch(e.base) or _OPTIM.fullmatch(e.base)}:
-        found += _deepspeed([e for e in entries if e.folder == folder], verified)
+    elif layout == "nanotron":
+        found += dimension_gaps(entries)
+    for folder in sorted({e.folder for e in entries if is_deepspeed(e.base)}):
+        found += deepspeed_problems(folder, entries, verified)
     return found
 
 
@@ -118,7 +113,7 @@ def problems(layout: str, step: int | None, entries: Sequence[Entry], verified: 
 METADATA = re.compile(r"(__\d+)?\.metadata")
 
 
-def _metadata_present(layout: str, entries: Sequence[Entry]) -> list[Problem]:
+def _metadata_present(layout: str, is_lightning: bool, entries: Sequence[Entry]) -> list[Problem]:
     """Folders with parts of a distributed checkpoint and without the file that is written last."""
     names = {e.name for e in entries}
     with_parts = {e.folder for e in entries if e.base.endswith(".distcp")}
@@ -127,9 +122,16 @@ def _metadata_present(layout: str, entries: Sequence[Entry]) -> list[Problem]:
         Problem("incomplete", f"{folder}.metadata, which is written last, is missing")
         for folder in sorted(with_parts - with_index)
     ]
-    # Megatron-LM writes common.pt only in its own distributed format, which ends with metadata.json
-    if layout == "dcp" and "common.pt" in names:
-        found.append(Problem("incomplete", "metadata.json, which is written last, is missing"))
+    # Megatron-LM writes common.pt only in its own distributed format, which ends with metadata.json; NeMo
+    # keeps such a folder in `weights`
+    found += [
+        Problem("incomplete", f"{folder}metadata.json, which is written last, is missing")
+        for folder in sorted(with_parts | with_index)
+        if folder + "common.pt" in names and folder + "metadata.json" not in names
+    ]
+    # Lightning's FSDP strategy writes meta.pt after the distributed checkpoint
+    if layout == "dcp" and is_lightning and "meta.pt" not in names:
+        found.append(Problem("incomplete", "meta.pt, which is written last, is missing"))
     return found
 
 
@@ -218,9 +220,24 @@ def _indexes(entries: Sequence[Entry]) -> list[Problem]:
             continue
         missing = [s for s in sorted(wanted) if entry.folder + s not in by_name]
         if missing:
-            found.append(Problem("incomplete", f"{entry.name} names {_few(missing)}, which is missing"))
+            found.append(Problem("incomplete", f"{entry.name} names {few(missing)}, which is missing"))
         found += _absent_tensors(entry, wanted, by_name)
     return found
+
+
+# written by Transformers before their index
+_INDEXED = re.compile(r"(?P<stem>model|pytorch_model|adapter_model)-\d+-of-(?P<total>\d+)\.(safetensors|bin)")
+
+
+def _index_present(entries: Sequence[Entry]) -> list[Problem]:
+    """Shards of Transformers without the index by which they are loaded."""
+    with_index = {e.folder for e in entries if e.base.endswith(".index.json")}
+    found = {
+        e.folder: f"{e.folder}{match['stem']}.*.index.json, which is written after the shards, is missing"
+        for e in entries
+        if (match := _INDEXED.fullmatch(e.base)) and int(match["total"]) > 1 and e.folder not in with_index
+    }
+    return [Problem("incomplete", reason) for reason in found.values()]
 
 
 def _absent_tensors(
@@ -237,13 +254,8 @@ def _absent_tensors(
         except Torn:
             continue  # verify_file says so already, with the reason
         if lost := sorted(tensors - held.keys()):
-            found.append(Problem("torn", f"{entry.name}: does not hold {_few(lost)}, which the index names"))
+            found.append(Problem("torn", f"{entry.name}: does not hold {few(lost)}, which the index names"))
     return found
-
-
-def _few(names: Sequence[str]) -> str:
-    shown = ", ".join(n[:80] for n in names[:3])
-    return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown
 
 
 # "model-00001-of-00004.safetensors", "model_world_size_8_rank_3.pt", "rank7.pt", "checkpoint-shard3.pt"
@@ -254,11 +266,11 @@ _RANK = re.compile(
 )
 
 
-def _shard_gaps(entries: Sequence[Entry]) -> list[Problem]:
+def shard_gaps(entries: Sequence[Entry]) -> list[Problem]:
     """Numbered parts of which one is missing, by the total in the names or by a gap in the numbers."""
     groups: dict[tuple[str, str, str], set[int]] = defaultdict(set)
     for entry in entries:
-        if not is_weights(entry.name) or _MODEL_STATES.fullmatch(entry.base) or _OPTIM.fullmatch(entry.base):
+        if not is_weights(entry.name) or is_deepspeed(entry.base) or DIMENSION.search(entry.base):
             continue
         match = _OF.fullmatch(entry.base) or _WORLD.fullmatch(entry.base) or _RANK.fullmatch(entry.base)
         if match:
@@ -319,45 +331,18 @@ def _model_parallel(entries: Sequence[Entry]) -> list[Problem]:
     return found
 
 
-# DeepSpeed: mp_rank_00_model_states.pt; ZeRO-3 zero_pp_rank_<D>_mp_rank_<MM>_model_states.pt;
-# [bf16_]zero_pp_rank_<D>_mp_rank_<MM>_optim_states.pt. deepspeed/runtime/engine.py
-_MODEL_STATES = re.compile(r"(?:zero_pp_rank_(?P<data>\d+)_)?mp_rank_(?P<model>\d+)_model_states\.pt")
-_OPTIM = re.compile(r"(?:\w+_)?zero_pp_rank_(?P<data>\d+)_mp_rank_(?P<model>\d+)_optim_states\.pt")
-_OPTIM_STATES = _OPTIM
-
-
-def _deepspeed(entries: Sequence[Entry], verified: Verified) -> list[Problem]:
-    """Data-parallel ranks run from 0 without a gap, as many for each model-parallel rank.
-
-    How many there must be, the model states say themselves (`dp_world_size`). ZeRO-3 from a universal
-    checkpoint may write only rank 0's model states (DeepSpeed issue 7546).
-    """
-    optim: dict[str, set[int]] = defaultdict(set)
-    stage3: dict[str, set[int]] = defaultdict(set)
-    plain = False
-    for entry in entries:
-        if match := _OPTIM.fullmatch(entry.base):
-            optim[match["model"]].add(int(match["data"]))
-        elif match := _MODEL_STATES.fullmatch(entry.base):
-            if match["data"] is None:
-                plain = True
-            else:
-                stage3[match["model"]].add(int(match["data"]))
-    if not plain and not stage3:
-        return [Problem("incomplete", "the model states (mp_rank_*_model_states.pt) are missing")]
+def _inner_tracker(entries: Sequence[Entry]) -> list[Problem]:
+    """Trainer with DeepSpeed inside: `latest` names a folder beside it, and DeepSpeed resumes from that."""
     found = []
-    ranks = [numbers for group in (optim, stage3) for numbers in group.values()]
-    wanted = max([max(n) + 1 for n in ranks] + [(verified.fact("dp_world_size") or 0) if optim else 0])
-    for kind, group in (("optim_states", optim), ("model_states", stage3)):
-        for model, numbers in sorted(group.items()):
-            if kind == "model_states" and numbers == {0}:
-                continue
-            if len(numbers) < wanted:
-                lost = next(n for n in range(wanted) if n not in numbers)
-                have = f"only {len(numbers)} of {wanted} data-parallel ranks are there"
-                found.append(
-                    Problem("incomplete", f"zero_pp_rank_{lost}_mp_rank_{model}_{kind}.pt is missing: {have}")
-                )
+    for entry in entries:
+        if entry.base != "latest" or not os.path.isfile(entry.path):
+            continue
+        with open(entry.path, "rb") as file:
+            tag = file.read(256).decode("utf-8", "replace").strip()
+        if not tag:
+            found.append(Problem("torn", f"{entry.name}: is empty"))
+        elif not any(e.name.startswith(f"{entry.folder}{tag}/") for e in entries):
+            found.append(Problem("incomplete", f"{entry.name} names {tag[:60]!r}, which is not there"))
     return found
 
 
@@ -377,11 +362,19 @@ def _trainer_state(step: int | None, entries: Sequence[Entry]) -> list[Problem]:
 
 
 def _olmo(entries: Sequence[Entry]) -> list[Problem]:
-    """OLMo-core wants all three of these; OLMo v1 saves train, model and optim for each rank."""
+    """OLMo-core wants all three of these; OLMo v1 saves train, model and optim for each rank, or one of each
+    (`step100-unsharded`).
+    """
     names = {e.name for e in entries}
     if ".metadata.json" in names or "model_and_optim/.metadata" in names:
         wanted = (".metadata.json", "train/rank0.pt", "model_and_optim/.metadata")
         return [Problem("incomplete", f"{name} is missing") for name in wanted if name not in names]
+    parts = ("model", "optim", "train")
+    held_by = {part: any(e.base.rpartition(".")[0] == part for e in entries) for part in parts}
+    if any(held_by.values()):
+        return [
+            Problem("incomplete", f"{part}.pt is missing") for part, there in held_by.items() if not there
+        ]
     ranks = {
         part: {e.base for e in entries if e.folder == part + "/"} for part in ("train", "model", "optim")
     }
@@ -432,15 +425,18 @@ def _digest(entry: Entry, algorithm: str, look: Look, cache: FileCache | None) -
     return real
 
 
-# what the names themselves or `.metadata` account for, and random states: a run that was restarted on fewer
-# nodes has fewer of them
-_ACCOUNTED = re.compile(r".*(\.distcp|\d-of-\d+.*|rng_state.*|random_states.*|world_size_\d+_rank_\d+.*)")
+# `.metadata` accounts for these, and random states: a run that was restarted on fewer nodes has fewer
+_ACCOUNTED = re.compile(r".*(\.distcp|rng_state.*|random_states.*|random/.*)")
+# the names themselves tell how many there must be, so that only their kind is compared
+_COUNTED = re.compile(r"\d+-of-\d+|world_size_\d+_rank_\d+")
 
 
 def roles(step: int | None, entries: Sequence[Entry]) -> frozenset[str]:
     """What each file of weights is for: its name without the step, to compare with another checkpoint's."""
     number = re.compile(rf"(?<!\d)0*{step}(?!\d)") if step is not None else None
-    names = (e.name for e in entries if is_weights(e.name) and not _ACCOUNTED.fullmatch(e.name))
+    names = [
+        _COUNTED.sub("*", e.name) for e in entries if is_weights(e.name) and not _ACCOUNTED.fullmatch(e.name)
+    ]
     return frozenset(number.sub("#", n) if number else n for n in names)
 
 
@@ -452,4 +448,4 @@ def lacks(
     `ranks_known`: the checkpoint tells itself how many ranks it has, so optimizer states are not compared.
     """
     lost = sorted(n for n in older - mine if not (ranks_known and n.endswith("_optim_states.pt")))
-    return [Problem("incomplete", f"{_few(lost)} is missing, {older_name} has it")] if lost else []
+    return [Problem("incomplete", f"{few(lost)} is missing, {older_name} has it")] if lost else []

@@ -22,6 +22,7 @@ TRACKER_NAMES = {
     "latest": "latest",
     "latest.txt": "latest",
     "dlrover_latest.txt": "latest",
+    "latest_universal": "latest",
     "last": "latest",
     "last.ckpt": "latest",
 }

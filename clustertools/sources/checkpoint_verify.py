@@ -22,16 +22,15 @@ from clustertools.sources.checkpoint_files import (
 )
 from clustertools.sources.checkpoint_layouts import Candidate, Entry, is_weights
 from clustertools.sources.checkpoint_pickle import HostilePickle
+from clustertools.sources.checkpoint_problem import SEVERITY, Problem, Verified, few
 from clustertools.sources.checkpoint_rules import (
     METADATA,
-    SEVERITY,
-    Problem,
-    Verified,
     check_integrity,
     layout_of,
     problems,
     read_division,
     roles,
+    shard_gaps,
 )
 
 #: Threads that read files: on a network file system each one costs a round trip.
@@ -100,9 +99,13 @@ def look_at(candidate: Candidate, look: Look, cache: FileCache | None) -> Seen |
         if step is None:
             step = next((r.step for r in reports.values() if r.step is not None), None)
         found = [*parts.problems, *_from_files(reports)]
+        if candidate.lost:
+            found.append(Problem("incomplete", f"{few(candidate.lost)} is missing"))
         if candidate.is_dir:
-            found += problems(layout, candidate.step, entries, verified)
+            found += problems(candidate.name, layout, candidate.step, entries, verified)
             found += check_integrity(entries, look, cache)
+        elif len(candidate.members) > 1:
+            found += shard_gaps(entries)
         elif not entries:
             found.append(Problem("unknown", f"{candidate.name}: vanished while it was looked at"))
     except OutOfTime:

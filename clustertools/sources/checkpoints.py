@@ -27,7 +27,8 @@ from clustertools.host import PYTHON, Host
 from clustertools.sources.checkpoint_cache import FileCache, cache_file
 from clustertools.sources.checkpoint_files import Look, OutOfTime, size_text
 from clustertools.sources.checkpoint_layouts import candidates, newest_first
-from clustertools.sources.checkpoint_rules import SEVERITY, Problem, lacks
+from clustertools.sources.checkpoint_problem import SEVERITY, Problem
+from clustertools.sources.checkpoint_rules import lacks
 from clustertools.sources.checkpoint_tracker import Tracker, read_tracker
 from clustertools.sources.checkpoint_verify import Seen, look_at
 
@@ -38,6 +39,9 @@ _VERDICTS = frozenset(("good", "torn", "incomplete", "in_progress", "hostile", "
 #: some file every few seconds, storage that stalls for a minute is common.
 WRITING_SECONDS = 120.0
 NEWEST = 10
+#: Checkpoints of one run differ by a few percent (random states, lists of metrics); half is another thing.
+_SIZE_SHARE = 0.5
+_SIZE_FLOOR_BYTES = 1 << 20
 #: The part of the caller's deadline after which the child stops reading and tells what it has.
 _SHARE_OF_DEADLINE = 0.8
 #: The index of the largest checkpoints takes a few gigabytes in memory; a hostile pickle asks for terabytes.
@@ -148,16 +152,35 @@ def _reports(seen: Sequence[Seen], terms: _Terms) -> list[CheckpointReport]:
     ordered = _ordered(seen)
     reports = []
     for position, one in enumerate(ordered):
-        older = next(
-            (o for o in ordered[position + 1 :] if o.layout == one.layout and not o.problems and not o.late),
-            None,
-        )
+        whole = [o for o in ordered[position + 1 :] if not o.problems and not o.late]
+        older = next((o for o in whole if _is_alike(one, o)), None)
         found = list(one.problems)
-        if older is not None and not one.late and one.layout != "file":
+        if older is not None and not one.late:
             found += lacks(one.roles, older.roles, older.candidate.name, ranks_known=one.ranks_known)
+        dist = next((o for o in whole if o.layout == "megatron-dist"), None)
+        if one.layout == "dcp" and dist is not None and not one.late:
+            # the last file of the save is also what tells this layout from a plain distributed checkpoint
+            reason = f"metadata.json, which is written last, is missing, {dist.candidate.name} has it"
+            found.append(Problem("incomplete", reason))
         report = _judge(one, found, terms)
+        if older is not None and report.verdict == "good":
+            report = replace(report, reason=report.reason + _much_smaller(one, older))
         reports.append(replace(report, reason=_plain(report.reason)))
     return reports
+
+
+def _is_alike(one: Seen, other: Seen) -> bool:
+    """Whether the two must consist of the same files: the same layout or, of files, the same names."""
+    if one.candidate.is_dir or other.candidate.is_dir:
+        return one.layout == other.layout
+    return one.candidate.family == other.candidate.family
+
+
+def _much_smaller(one: Seen, older: Seen) -> str:
+    """A partial write of a format without sizes shows here; so does a change of the model, hence a note."""
+    if older.size_bytes < _SIZE_FLOOR_BYTES or one.size_bytes > _SIZE_SHARE * older.size_bytes:
+        return ""
+    return f"; much smaller than {older.candidate.name} ({size_text(older.size_bytes)})"
 
 
 def _ordered(seen: Sequence[Seen]) -> list[Seen]:
@@ -289,6 +312,21 @@ def verify_in_background(
     for prefix in allow:
         words += ["--allow", prefix]
     host.run(PYTHON, "-m", "clustertools.sources.checkpoints", *words, timeout_seconds=10.0).check()
+
+
+def is_being_verified(folder: str, cache: str) -> bool:
+    """Whether a process that `verify_in_background` started still reads, by the lock beside the cache."""
+    try:
+        lock = os.open(f"{cache_file(cache, folder)}.lock", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(lock)
+    return False
 
 
 def decode(text: str) -> CheckpointListing:

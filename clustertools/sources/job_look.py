@@ -27,7 +27,7 @@ from clustertools.model import to_data
 from clustertools.sources import cgroup, infiniband, kernel, nvidia
 from clustertools.sources.kernel_events import parse_host_event
 from clustertools.sources.processes import Process, environ, processes, ranks, tree
-from clustertools.sources.stacks import Stack, rank_set, stacks
+from clustertools.sources.stacks import Frame, Stack, rank_set, stacks
 from clustertools.text import plain
 
 #: A node has 8 ranks, seldom 64; so many are looked into.
@@ -345,9 +345,16 @@ def _stacks(
     for why, numbers in reasons.items():
         unseen(f"stack of rank {rank_set(numbers)}: {why}")
     return tuple(
-        dataclasses.replace(s, frames=s.frames[:MOST_FRAMES], rank=s.rank if by_rank else -1)
+        dataclasses.replace(s, frames=_innermost(s.frames), rank=s.rank if by_rank else -1)
         for s in report.stacks
     )
+
+
+def _innermost(frames: tuple[Frame, ...]) -> tuple[Frame, ...]:
+    """The first of them, and how many more there are: a recursion that is deeper now stands elsewhere."""
+    if len(frames) <= MOST_FRAMES:
+        return frames
+    return (*frames[: MOST_FRAMES - 1], Frame(f"{len(frames) - MOST_FRAMES + 1} more frames", "...", 0))
 
 
 def _topmost_python(inside: Mapping[int, Process]) -> list[int]:

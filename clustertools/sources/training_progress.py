@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from typing import Any, Literal
 
 from clustertools.sources.training_values import Event, Point
@@ -25,6 +26,12 @@ UNLEARNED_SECONDS: Mapping[str, float] = {
 }  # fmt: skip
 #: As many recent intervals are remembered: the slow first steps are forgotten after some hundred lines.
 _RECENT = 64
+#: A log that is written in bursts, since its writer's buffer has to fill first: so many lines at once, which
+#: cover at least half of the silence before them. The buffer fills at the pace of the log, so the next burst
+#: takes about as long as the one before; twice as long is too long.
+_BURST_LINES = 3
+_BURST_SHARE = 0.5
+_BURST_FACTOR = 2.0
 _SILENT_PHASES: tuple[Phase, ...] = ("starting", "training", "evaluating", "saving")
 
 
@@ -55,10 +62,16 @@ class ProgressTracker:
         self._silences: dict[str, list[float]] = {phase: [] for phase in _SILENT_PHASES}
         self._last_done: dict[str, int] = {}
         self._every: dict[str, int] = {}
+        self._bursts: list[float] = []
 
     def begin(self, now: float) -> None:
         """A new start of the run was made (a job began, or began again): silence counts from here."""
         self.phase = "starting"
+        self.last_sign_time = now
+        self._log_time = self._empty_look_time = None
+
+    def away(self, now: float) -> None:
+        """The run was not allowed to run until now: nothing is learned of that silence."""
         self.last_sign_time = now
         self._log_time = self._empty_look_time = None
 
@@ -80,6 +93,7 @@ class ProgressTracker:
         if self._empty_look_time is not None:
             seen = max(0.0, self._empty_look_time - self.last_sign_time)
         paced = self.last_step, self.last_advance_time
+        self._burst(fresh, seen)
         news, before, self._paces = False, self._paces, []
         for item in fresh:
             if self._event(item, seen) if isinstance(item, Event) else self._point(item, seen, now):
@@ -93,6 +107,22 @@ class ProgressTracker:
             self._pace_by_clock(*paced, now)
         self.last_sign_time = now
         self._empty_look_time = None
+
+    def _burst(self, fresh: list[Point | Event], seen: float) -> None:
+        """Remember how long a burst of lines was waited for: they were made during that silence."""
+        points = [i for i in fresh if isinstance(i, Point) and not i.evaluation and i.step is not None]
+        if seen <= 0 or len(points) < _BURST_LINES:
+            return
+        first, last = points[0], points[-1]
+        if first.time is not None and last.time is not None:
+            covered = last.time - first.time
+        else:
+            steps = [b.step - a.step for a, b in pairwise(points)]  # type: ignore[operator]
+            told = [p.values.get("step_seconds", 0.0) for p in points[1:]]
+            covered = sum(max(0, n) * s for n, s in zip(steps, told, strict=True) if math.isfinite(s))
+        if covered >= _BURST_SHARE * seen:
+            self._bursts.append(seen)
+            del self._bursts[:-_RECENT]
 
     def _event(self, event: Event, seen: float) -> bool:
         if event.kind == "restart_marker":
@@ -241,7 +271,7 @@ class ProgressTracker:
         """
         if self.phase == "finished":
             return math.inf
-        limits = [minimum]
+        limits = [minimum, max(self._bursts, default=0.0) * min(factor, _BURST_FACTOR)]
         for phase in self.silence_phases:
             learned = max(self._silences[phase], default=0.0) * factor
             if phase == "training" and self._paces:

@@ -20,7 +20,6 @@ from clustertools import actions, incidents, notices, policy, precision, systemd
 from clustertools.actions.restart import attempt_token
 from clustertools.check import Check
 from clustertools.delivery import Mail
-from clustertools.diagnose import Diagnosis
 from clustertools.errors import Absent, ActionFailed, StoreError, Unobservable
 from clustertools.host import Host
 from clustertools.model import (
@@ -34,12 +33,12 @@ from clustertools.model import (
     Verdict,
 )
 from clustertools.policy import Ledger, Past, World
-from clustertools.restarts import Decision, decide
 from clustertools.schedulers import KnowsNodes, NodeState, RunSpec, Scheduler, Wanted
 from clustertools.sinks.message import Message, fold_messages, from_outcome, from_transition, note
 from clustertools.sources.job_look import Looker
 from clustertools.store import ActionRow, Store
 from clustertools.text import plain
+from clustertools.watchdog.deciding import decisions
 from clustertools.watchdog.loop import Clock, SystemClock, loop
 from clustertools.watchdog.observing import Observer, Seen, attempts_seen
 from clustertools.watchdog.settings import Pass, Settings
@@ -169,63 +168,19 @@ class Watchdog:
             approved=frozenset(r.action.id for r in rows if r.approved_by),
             preview=self.scheduler.preview,
             judged=self._judged(after),
-            decisions=self._decisions(shown, seen, attempts, now),
+            decisions=decisions(shown, seen, attempts, nodes, self.host, now),
         )
         return policy.plan(shown, self.playbooks, Ledger(past, attempts), world, now, self.settings.budgets)
 
     def _nodes(self, incidents: Mapping[str, Incident]) -> Mapping[str, NodeState]:
         """The scheduler's nodes, where it has any and something may be about to be done to one."""
-        if not isinstance(self.scheduler, KnowsNodes) or not any(
-            i.state == "open" and (i.finding.subject.node or i.finding.blamed) for i in incidents.values()
-        ):
+        troubled = any(i.state == "open" for i in incidents.values())
+        if not troubled or not isinstance(self.scheduler, KnowsNodes):
             return {}
         try:
             return self.scheduler.nodes()
         except Unobservable:
             return {}  # a drain that is not known to be another's fails at the scheduler, which looks again
-
-    def _decisions(
-        self,
-        incidents: Mapping[str, Incident],
-        seen: Seen,
-        attempts: Mapping[str, Sequence[Attempt]],
-        now: float,
-    ) -> dict[str, Decision]:
-        """Whether each run in trouble is to be started again, and where."""
-        troubled: dict[str, list[Incident]] = {}
-        for incident in incidents.values():
-            run = incident.finding.subject.run
-            if incident.state == "open" and run in seen.jobs:
-                troubled.setdefault(run, []).append(incident)
-        found = {}
-        for run, mine in troubled.items():
-            spec, job = seen.specs[run], seen.jobs[run]
-            killed = self._kill_switch(spec)
-            found[run] = (
-                Decision("leave", killed, counts=False)
-                if killed
-                else decide(
-                    attempts.get(run, ()), job, seen.diagnoses.get(run, Diagnosis()),
-                    codes=frozenset(i.finding.code for i in mine),
-                    now=now,
-                    without_progress=spec.without_progress,
-                    on_time_limit=spec.on_time_limit,
-                    first_bad_step=seen.first_bad_steps.get(run),
-                )
-            )  # fmt: skip
-        return found
-
-    def _kill_switch(self, spec: RunSpec) -> str:
-        """Why the owner of a run wants it left alone. A file that cannot be looked at may well be there."""
-        if not spec.kill_switch:
-            return ""
-        try:
-            self.host.stat(spec.kill_switch)
-        except Absent:
-            return ""
-        except Unobservable as exc:
-            return f"nobody can see whether the kill switch {spec.kill_switch} is there: {exc}"
-        return f"the kill switch {spec.kill_switch} exists"
 
     def _judged(self, after: Mapping[str, Incident]) -> dict[str, tuple[int, float]]:
         """Code -> (firings that people judged, share of true ones): what it has earned.

@@ -6,8 +6,11 @@ import dataclasses
 
 import pytest
 
+from clustertools import check as checking
 from clustertools.errors import Unobservable
+from clustertools.fleet.job_looks import LocalLooker
 from clustertools.model import Job, Status
+from clustertools.sources.job_look import LookOrder, LookRequest
 from tests.lab.memory_host import MemoryHost
 
 LOG = "/scratch/train.log"
@@ -18,14 +21,15 @@ LOADING = [("read", "data.py", 7), ("main", "train.py", 38)]
 class Run:
     """A two-rank run and the passes over it."""
 
-    def __init__(self, run_check, **limits):
+    def __init__(self, **limits):
         from clustertools.checks.job_progress import Limits
 
         self.limits = dataclasses.replace(
             Limits(), minimum_silence_seconds=300.0, stack_gap_seconds=60.0, **limits
         )
-        self.run_check = run_check
         self.host = MemoryHost()
+        self.looker = LocalLooker(self.host)
+        self.looks = 0
         self.job = Job(
             "j#1", "big", "running", 1, ("n1",), (100,), started_at=self.host.time, log_paths=(LOG,)
         )  # fmt: skip
@@ -52,9 +56,14 @@ class Run:
         self.host.time += after
         self.cpu += busy * after
         self.ranks(state)
-        verdict = self.run_check(
-            "job_progress", self.host, limits=self.limits, past=self.memory, job=self.job
-        )
+        check = checking.discover(site_folders=())["job_progress"]
+        how = {"limits": self.limits, "past": self.memory, "job": self.job}
+        verdict = checking.run(check, self.host, **how)
+        if verdict.wants_look:
+            self.looks += 1
+            order = LookOrder(LookRequest(run=self.job.run, roots=self.job.pids, seconds=5.0), self.job.nodes)
+            looked = self.looker.look([order])[self.job.run]
+            verdict = checking.run(check, self.host, looked=looked, **how)
         self.memory = dict(verdict.memory)
         return verdict
 
@@ -68,8 +77,8 @@ class Run:
 
 
 @pytest.fixture
-def big(run):
-    return Run(run)
+def big():
+    return Run()
 
 
 def found(run, passes, **how):

@@ -241,12 +241,22 @@ def test_a_crash_is_restarted(lab: RunLab, how: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_crash_loop_stops_after_three_starts_without_a_step(lab: RunLab) -> None:
+def test_what_never_makes_a_step_is_tried_once_more(lab: RunLab) -> None:
     done = lab.run("--do", "exit:7@start/*")
     assert done.returncode == 2
-    assert lab.starts() == ["0 0", "1 0", "2 0"]
+    assert lab.starts() == ["0 0", "1 0"]
+    assert "at its launch and never made a step" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_crash_loop_stops_after_three_starts_without_a_step(lab: RunLab) -> None:
+    done = lab.run(
+        "--do", "exit:3@7/0", "--do", "exit:7@start/1", "--do", "exit:7@start/2", "--do", "exit:7@start/3"
+    )
+    assert done.returncode == 2
+    assert lab.starts() == ["0 0", "1 5", "2 5", "3 5"]
     assert f"the last 3 starts of {lab.name} made no new step" in done.stderr
-    assert "not restarted: crash loop: 3 starts in a row made no new step (limit 3)" in done.stderr
+    assert "not restarted: 3 starts in a row made no new step" in done.stderr
     assert store_has(lab, "JobCrashLoop")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -15,13 +17,17 @@ from hypothesis import strategies as st
 
 from clustertools.errors import Absent, Unobservable, Unparsable
 from clustertools.host import LocalHost
-from clustertools.sources.checkpoint_layouts import step_of, temporary
+from clustertools.sources.checkpoint_cache import FileCache, cache_file
+from clustertools.sources.checkpoint_files import FileReport
+from clustertools.sources.checkpoint_layouts import Entry, step_of, temporary
 from clustertools.sources.checkpoints import (
     CheckpointReport,
     checkpoints,
     decode,
+    is_being_verified,
     last_good,
     list_checkpoints,
+    verify_in_background,
 )
 from tests.checkpoint_builders import (
     aged,
@@ -478,3 +484,72 @@ def test_a_damaged_folder_never_raises(tmp_path: Path, data: st.DataObject) -> N
     (report,) = look(tmp_path / "run", deep=True)
     if how == "cut" and victim.suffix in (".pt", ".safetensors"):
         assert report.verdict == "torn"
+
+
+def test_reading_goes_on_without_the_one_who_asked(tmp_path: Path) -> None:
+    """The starter answers at once; what its child found is in the cache; two never read at the same time."""
+    folder, cache = tmp_path / "run", tmp_path / "cache"
+    torch_zip(folder / "step_1.pt", 4096)
+    torch_zip(folder / "step_2.pt", 4096)
+    began = time.monotonic()
+    verify_in_background(LocalHost(), str(folder), str(cache), seconds=60)
+    while is_being_verified(str(folder), str(cache)) or not list(cache.glob("*.json")):
+        assert time.monotonic() - began < 60
+        time.sleep(0.02)
+    (kept,) = [json.loads(p.read_text())["files"] for p in cache.glob("*.json")]
+    assert sorted(key.rpartition("/")[2] for key in kept) == ["step_1.pt", "step_2.pt"]
+    assert all(key.startswith("deep ") for key in kept)
+    # the next look reads nothing: what the cache says is what is told
+    (file,) = cache.glob("*.json")
+    for told in kept.values():
+        told.update(verdict="torn", reason="from the cache")
+    file.write_text(json.dumps({"schema": 1, "files": kept}))
+    listing = checkpoints(LocalHost(), str(folder), deep=True, cache=str(cache))
+    assert {r.reason for r in listing.reports} == {"from the cache"}
+
+
+def test_one_reader_at_a_time(tmp_path: Path) -> None:
+    folder, cache = tmp_path / "run", tmp_path / "cache"
+    torch_zip(folder / "step_1.pt")
+    cache.mkdir()
+    with open(cache_file(str(cache), str(folder)) + ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert is_being_verified(str(folder), str(cache))
+        verify_in_background(LocalHost(), str(folder), str(cache), seconds=60)
+        time.sleep(0.3)
+        assert not list(cache.glob("*.json"))
+    assert not is_being_verified(str(folder), str(cache))
+
+
+def test_a_long_look_that_is_killed_is_not_begun_anew(tmp_path: Path) -> None:
+    paths = [torch_zip(tmp_path / f"step_{n}.pt") for n in (1, 2)]
+    entries = [Entry(str(p), p.name, p.stat().st_size, p.stat().st_mtime_ns, p.stat().st_ino) for p in paths]
+    report = FileReport("step_1.pt", "torch zip", "good")
+    killed = FileCache(str(tmp_path / "c.json"), time.time(), every_seconds=0.0)
+    killed.keep(entries[0], "deep", report)
+    again = FileCache(str(tmp_path / "c.json"), time.time())
+    assert again.find(entries[0], "quick") == report
+    # one that looked quickly meanwhile takes nothing of it away
+    other = FileCache(str(tmp_path / "c.json"), time.time())
+    again.keep(entries[1], "deep", report)
+    again.save()
+    other.find(entries[0], "quick")
+    other.save()
+    assert FileCache(str(tmp_path / "c.json"), time.time()).find(entries[1], "deep") is not None
+
+
+def test_digests_of_megatron_are_read_once(tmp_path: Path) -> None:
+    folder, cache = tmp_path / "run", tmp_path / "c.json"
+    newest = megatron_checkpoint(folder, 100, 1, 1)
+    name = "mp_rank_00_000/distrib_optim.pt"
+    digest = hashlib.sha256((newest / name).read_bytes()).hexdigest()
+    (newest / "integrity.json").write_text(json.dumps({"algorithm": "sha256", "files": {name: digest}}))
+    aged(newest)
+    for text in (digest, "0" * 64):
+        deep = checkpoints(LocalHost(), str(folder), deep=True, cache=str(cache)).reports[0]
+        assert deep.verdict == ("good" if text == digest else "torn")
+        kept = json.loads(cache.read_text())
+        (key,) = [k for k in kept["files"] if k.startswith("digest-sha256 ")]
+        assert kept["files"][key]["note"] == text
+        kept["files"][key]["note"] = "0" * 64
+        cache.write_text(json.dumps(kept))
