@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -37,6 +38,10 @@ HARMLESS = frozenset({"capture", "notify"})
 ON_RUNS = frozenset({"restart", "requeue", "cancel"})
 STARTS = frozenset({"restart", "requeue"})
 MODES = ("observe", "ask", "act")
+#: What an action says that waits for a person, before the command that lets it happen.
+WAITS = "waits for approval"
+#: How long a person's word counts: who approved before lunch did not mean what is found in the evening.
+APPROVAL_SECONDS = 3600.0
 #: What a playbook may limit by itself.
 LIMITS = frozenset({"per_node_per_day", "without_progress"})
 #: Options of a step where its playbook does not say.
@@ -241,25 +246,40 @@ def _guards(
     if action.kind in HARMLESS:
         return ""
     return (
-        _mode(action, book, world)
+        ("observe mode" if _mode(book, world) == "observe" else "")
         or _ownership(action, world)
         or _decision(action, world)
-        or _not_earned(action, incident, world, budgets)
+        or _not_earned(action, incident, book, world, budgets)
         or _budget(action, book, ledger, planned, world, now, budgets)
         or _circuit_breaker(action, ledger, planned, world, now, budgets)
         or _stale(incident, world)
+        # nobody is asked about what could not be done anyway
+        or _approval(action, book, world)
         or (f"paused: {world.paused}" if world.paused else "")
         or ("" if action.id in world.approved else _person(incident, now))
     )
 
 
-def _mode(action: Action, book: Playbook, world: World) -> str:
+def asks(action: Action) -> bool:
+    """Whether the action waits for a person's word."""
+    return action.blocked.startswith(WAITS)
+
+
+def is_approved(by: str, at: float, now: float) -> bool:
+    """Whether a person's word of `at` still counts."""
+    return bool(by) and now - at < APPROVAL_SECONDS
+
+
+def _mode(book: Playbook, world: World) -> str:
     mode = world.playbook_modes.get(book.name, world.mode)
-    if mode == "act" or (mode == "ask" and action.id in world.approved):
+    return mode if mode in ("ask", "act") else "observe"
+
+
+def _approval(action: Action, book: Playbook, world: World) -> str:
+    if _mode(book, world) != "ask" or action.id in world.approved:
         return ""
-    if mode == "ask":
-        return f"waits for approval: clustertools approve '{action.id}'"
-    return "observe mode"
+    # people paste this into a shell, and the name of a job may hold anything
+    return f"{WAITS}: clustertools approve {shlex.quote(action.id)}"
 
 
 def _ownership(action: Action, world: World) -> str:
@@ -281,9 +301,9 @@ def _decision(action: Action, world: World) -> str:
     return "" if decision is None or decision.kind == "restart" else decision.why
 
 
-def _not_earned(action: Action, incident: Incident, world: World, budgets: Budgets) -> str:
-    if not (budgets.earn_cases and action.target.node) or action.id in world.approved:
-        return ""
+def _not_earned(action: Action, incident: Incident, book: Playbook, world: World, budgets: Budgets) -> str:
+    if not (budgets.earn_cases and action.target.node) or _mode(book, world) == "ask":
+        return ""  # a person who looks at each case is what it has to earn
     code = incident.finding.code
     cases, share = world.judged.get(code, (0, 0.0))
     if cases < budgets.earn_cases:

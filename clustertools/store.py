@@ -76,6 +76,7 @@ _MIGRATIONS = (
         name TEXT NOT NULL, subject TEXT NOT NULL, data TEXT NOT NULL,
         PRIMARY KEY (name, subject)) WITHOUT ROWID;
     """,
+    "ALTER TABLE action ADD COLUMN approved_at REAL NOT NULL DEFAULT 0",
 )
 
 
@@ -91,6 +92,7 @@ class ActionRow:
     detail: Mapping[str, Any]
     outcome: Outcome | None = None
     approved_by: str = ""
+    approved_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -400,17 +402,18 @@ class Store:
             state, _dump(outcome), now, outcome.action_id,
         )  # fmt: skip
 
-    def approve(self, id: str, by: str) -> bool:
-        """Approve a blocked action; False when there is none by that id."""
+    def approve(self, id: str, by: str, now: float) -> bool:
+        """Approve a blocked action, or approve it once more; False when there is none by that id."""
         with self._errors("write"):
             done = self._db.execute(
-                "UPDATE action SET approved_by = ? WHERE id = ? AND state = 'blocked'", (by, id)
+                "UPDATE action SET approved_by = ?, approved_at = ? WHERE id = ? AND state = 'blocked'",
+                (by, now, id),
             )
             return done.rowcount == 1
 
     def actions(self, since: float = 0.0) -> list[ActionRow]:
         rows = self._all(
-            "SELECT data, state, step, time, detail, outcome, approved_by FROM action "
+            "SELECT data, state, step, time, detail, outcome, approved_by, approved_at FROM action "
             "WHERE time >= ? OR state IN ('planned', 'running') ORDER BY time, id",
             since,
         )
@@ -418,9 +421,9 @@ class Store:
             return [
                 ActionRow(
                     from_data(Action, json.loads(data)), state, step, time, json.loads(detail),
-                    from_data(Outcome, json.loads(outcome)) if outcome else None, approved_by,
+                    from_data(Outcome, json.loads(outcome)) if outcome else None, by, at,
                 )
-                for data, state, step, time, detail, outcome, approved_by in rows
+                for data, state, step, time, detail, outcome, by, at in rows
             ]  # fmt: skip
 
     def put_attempt(self, attempt: Attempt) -> None:

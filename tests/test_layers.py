@@ -55,7 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "check": {"model", "stats", "host", "sources", "catalog"},
     "checks": {"model", "stats", "host", "sources", "catalog", "check"},
     "plugins": {"model", "host", "sources", "check", "config"},
-    "playbooks": set(),
+    **{room: set() for room in ("playbooks", "share")},
     **{
         room: {"model", "stats", "catalog"}
         | ({"diagnose", "restarts"} if room in ("restarts", "policy") else set())

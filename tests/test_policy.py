@@ -88,7 +88,7 @@ def test_after_waits():
 def test_guard_mode():
     assert decide(incident(), mode="observe")[0].blocked == "observe mode"
     (asked,) = decide(incident(), mode="ask")
-    assert asked.blocked.startswith("waits for approval: clustertools approve '")
+    assert asked.blocked.startswith("waits for approval: clustertools approve ")
     assert decide(incident(), mode="ask", approved=frozenset({asked.id}))[0].blocked == ""
     assert decide(incident(), mode="observe", playbook_modes={"drain-it": "act"})[0].blocked == ""
 

@@ -115,12 +115,12 @@ def test_everything_is_there_after_opening_anew(store: Store, path: Path) -> Non
 
 def test_a_replan_keeps_the_step_and_the_approval(store: Store) -> None:
     store.put_action(dataclasses.replace(action(), blocked="waits"), "blocked", 1.0)
-    assert store.approve("a1", "alice")
-    assert not store.approve("a2", "alice")
+    assert store.approve("a1", "alice", 3.0)
+    assert not store.approve("a2", "alice", 3.0)
     store.put_action(action(), "planned", 2.0)
     (row,) = store.actions()
     assert (row.state, row.approved_by, row.action.blocked) == ("planned", "alice", "")
-    assert not store.approve("a1", "bob"), "only a blocked one waits for approval"
+    assert not store.approve("a1", "bob", 4.0), "only a blocked one waits for approval"
 
 
 def test_actions_under_way_are_shown_however_old(store: Store) -> None:

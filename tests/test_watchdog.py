@@ -289,7 +289,7 @@ def test_mode_ask_waits_for_a_person(acting):
     (row,) = acting.store.actions()
     assert row.state == "blocked"
     assert acting.runs.asked == []
-    acting.store.approve(row.action.id, "ada")
+    acting.store.approve(row.action.id, "ada", acting.machine.time)
     acting.passes(2)
     (row,) = acting.store.actions()
     assert (row.state, row.approved_by, acting.runs.asked) == ("running", "ada", ["cancel"])

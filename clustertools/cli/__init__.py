@@ -55,6 +55,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "record": ("clustertools.cli.record:record", "Record this machine's answers as a test case."),
     "replay": ("clustertools.cli.replay:replay", "Drive the watchdog through a recorded run."),
     "new-check": ("clustertools.cli.new_check:new_check", "Write the files of a new check."),
+    "setup": ("clustertools.cli.setup:setup", "Print files for systemd, Slurm, cron and sudo."),
     "config": ("clustertools.cli.config:group", "Check, show and describe the configuration."),
 }
 

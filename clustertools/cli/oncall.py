@@ -32,8 +32,6 @@ from clustertools.text import plain
 
 #: Where a watchdog that runs as a service keeps its state; whoever is on call may be another user.
 SYSTEM_STATE = Path("/var/lib/clustertools")
-#: What a blocked action says when an approval would let it go on (`policy`).
-WAITS = "waits for approval"
 
 state_option = click.option(
     "--state", type=click.Path(path_type=Path), help="Folder of the state; also CLUSTERTOOLS_STATE."
@@ -422,29 +420,48 @@ def approve(out: Output, action: str, by: str, state: Path | None) -> None:
     """Let an action that waits for approval (policy.mode ask) happen on the next pass.
 
     Named by its id, as the message about it says, by the beginning of that, or by its incident's key.
+    An approval counts for an hour.
     """
+    now = time.time()
     rows = [(where, row) for where in look(state, out)[0] for row in where.store.actions()]
-    blocked = [x for x in rows if x[1].state == "blocked" and not x[1].approved_by]
-    where, row = _one_action(action, blocked)
-    if not row.action.blocked.startswith(WAITS):
-        raise ConfigError(f"{plain(row.action.id)} cannot be approved: {plain(row.action.blocked)}")
-    incident = where.store.incidents().get(row.action.because)
-    if incident is None or incident.state != "open":
-        raise ConfigError(f"{plain(row.action.because)} is over; nothing is done about it any more")
-    store, now = where.writable(), time.time()
+    where, row = _one_action(action, [x for x in rows if x[1].state == "blocked"])
+    why = _not_to_be_approved(where.store, row, now)
+    if why:
+        raise ConfigError(f"{plain(row.action.id)} cannot be approved: {why}")
+    store = where.writable()
     said = f"{plain(by, 100)} approved: {row.action.kind} {plain(str(row.action.target))}"
     with store.transaction():
-        if not store.approve(row.action.id, by):
+        if not store.approve(row.action.id, by, now):
             raise ConfigError(f"{plain(row.action.id)} no longer waits for approval")
         note_deed(store, "approve", row.action.target, row.action.because, said, now)
         tell_others(store, row.action.because, said)
+    if _watched(where, False, now).stale(now):
+        out.note("nobody watches now: it is done on the next pass, if that comes within the hour")
     say(out, "approve", f"{said}, on the next pass", action=row.action.id, by=by)
+
+
+def _not_to_be_approved(store: Store, row: ActionRow, now: float) -> str:
+    """Why this action cannot be approved, in words; empty when it can."""
+    action = row.action
+    incident = store.incidents().get(action.because)
+    if incident is None or incident.state != "open":
+        return f"{plain(action.because)} is over; nothing is done about it any more"
+    if not policy.asks(action):
+        return plain(action.blocked)
+    if policy.is_approved(row.approved_by, row.approved_at, now):
+        return f"{plain(row.approved_by)} did so at {story.clock(row.approved_at)}"
+    # "...restart:run:demo#3": it is about that start of the run, and another may have begun since
+    attempt = action.id.rpartition("#")[2] if action.target.run else ""
+    starts = store.attempts(action.target.run) if attempt.isdigit() else []
+    if starts and starts[-1].number != int(attempt):
+        return f"it is about start {attempt} of the run, and start {starts[-1].number} has begun since"
+    return ""
 
 
 def _one_action(word: str, rows: Iterable[tuple[Found, ActionRow]]) -> tuple[Found, ActionRow]:
     """The action that a person means. Raises ConfigError."""
     every = list(rows)
-    waiting = [x for x in every if x[1].action.blocked.startswith(WAITS)]
+    waiting = [x for x in every if policy.asks(x[1].action)]
     some = [x for x in every if x[1].action.id == word]
     some = some or [x for x in waiting if word in (x[1].action.because, x[1].action.kind)]
     some = some or [x for x in waiting if x[1].action.id.startswith(word)]

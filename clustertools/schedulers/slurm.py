@@ -10,9 +10,10 @@ started anew, or from cron, goes on where the last one was.
 
 from __future__ import annotations
 
+import dataclasses
 import glob
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +23,7 @@ from clustertools.model import Attempt, Job, Subject
 from clustertools.schedulers import NodeState, RunSpec, Wanted
 from clustertools.schedulers import slurm_orders as orders
 from clustertools.schedulers.slurm_attempts import End, end_of, followed, is_same
+from clustertools.schedulers.slurm_ends import Ends
 from clustertools.schedulers.slurm_nodes import SlurmNodes
 from clustertools.schedulers.slurm_paths import with_paths
 from clustertools.schedulers.slurm_runs import Found, Place, find, last_number, places_of
@@ -35,7 +37,7 @@ from clustertools.schedulers.slurm_states import (
     state_of,
     waits_for,
 )
-from clustertools.sources.slurm_queue import Queue, node_names, read_queue
+from clustertools.sources.slurm_queue import Queue, Row, node_names, read_queue
 from clustertools.text import plain
 
 #: How a reason of ours begins: what does not is somebody else's.
@@ -51,6 +53,7 @@ class _Look:
     """What one call of squeue told, and which run is where in it."""
 
     queue: Queue
+    ends: Ends
     found: Mapping[str, Found] = field(default_factory=dict)
     by_id: Mapping[str, Place] = field(default_factory=dict)
 
@@ -67,9 +70,12 @@ class SlurmScheduler:
         self._host = host
         self._nodes = SlurmNodes(host)
         self._settle_seconds = settle_seconds
+        self._keeps_accounting = True
         self._wanted: tuple[Wanted, ...] = ()
         self._attempts: dict[str, tuple[Attempt, ...]] = {}
         self._look: _Look | None = None
+        #: The last row of each run: whose it is and where it works, when slurmctld has forgotten the job.
+        self._seen: dict[str, Row] = {}
 
     # what is there
 
@@ -87,23 +93,20 @@ class SlurmScheduler:
             queue = read_queue(self._host)
             places = places_of(queue.rows)
             found = find(places, self._wanted, self._attempts, queue.at)
-            self._look = _Look(queue, found, {place.row.id: place for place in places})
+            ends = Ends(self._host, self._nodes, keeps_accounting=self._keeps_accounting)
+            by_id = {place.row.id: place for place in places}
+            ends.ask(_unclear(found, by_id, self._attempts, queue.at))
+            self._keeps_accounting = ends.keeps_accounting
+            self._look = _Look(queue, ends, found, by_id)
         return self._look
 
     def _spec(self, found: Found) -> RunSpec:
-        if found.place is None:
-            return with_paths(found.wanted.template, found.name, None)
-        row = found.place.row
+        row = found.place.row if found.place else self._seen.get(found.name)
+        if row is None:
+            return dataclasses.replace(found.wanted.template, name=found.name)
+        self._seen[found.name] = row
         nodes = node_names(self._host, row.node_list)
         return with_paths(found.wanted.template, found.name, row, nodes[0] if nodes else "")
-
-    def _place(self, spec: RunSpec, attempts: Sequence[Attempt]) -> Place | None:
-        """The job that tells of the run now; None when slurmctld has none."""
-        look = self._looked()
-        known = look.found.get(spec.name)
-        if known is not None:
-            return known.place
-        return look.by_id.get(last_number(attempts))
 
     def job(self, spec: RunSpec, attempts: tuple[Attempt, ...]) -> Job:
         """The newest incarnation of a run. Raises Unobservable when nobody can tell."""
@@ -111,10 +114,12 @@ class SlurmScheduler:
             # the same look, seen with what was written down since
             self._attempts[spec.name] = attempts
             if self._look is not None:
-                found = find(self._look.by_id.values(), self._wanted, self._attempts, self._look.queue.at)
-                self._look = _Look(self._look.queue, found, self._look.by_id)
+                runs = find(self._look.by_id.values(), self._wanted, self._attempts, self._look.queue.at)
+                self._look = dataclasses.replace(self._look, found=runs)
         look = self._looked()
-        place = self._place(spec, attempts)
+        found = look.found.get(spec.name)
+        # one that is no run of ours (any more) may be looked at all the same
+        place = found.place if found else look.by_id.get(last_number(attempts))
         if place is None:
             return self._forgotten(spec, attempts, look)
         return self._job(spec, attempts, place, look)
@@ -145,17 +150,18 @@ class SlurmScheduler:
             attempts=attempts, user=row.user, reason=waits_for(row), ended_by=by,
             ends_at=row.ends_at if state == "running" else 0.0,
             held=is_held(row) and not held_by_us(row, now),
+            failed_nodes=look.ends.failed_nodes(nodes) if by == "node-failed" else before.failed_nodes,
         )  # fmt: skip
 
     def _end_before(self, known: Sequence[Attempt], place: Place, look: _Look) -> End:
         """How the newest known attempt ended, when the run is by now in another one."""
         row, now = place.row, look.queue.at
-        if not known or is_same(known[-1], row, now) or not known[-1].job_id:
+        if not known or known[-1].end or not known[-1].job_id or is_same(known[-1], row, now):
             return End("", "")
         if known[-1].job_id == row.id:
-            return End("requeued", "Slurm or a person began it anew")
+            return look.ends.requeued(known[-1])
         old = look.by_id.get(known[-1].job_id)
-        return end_of(old.row, now) if old else End("lost", "Slurm no longer knows how it ended")
+        return end_of(old.row, now) if old else look.ends.gone(known[-1])
 
     def _planned(self, spec: RunSpec, attempts: tuple[Attempt, ...]) -> Job:
         """An attempt that is written down, and not begun, or that could not be begun."""
@@ -181,7 +187,7 @@ class SlurmScheduler:
             )
         end = End(last.ended_by, last.end, at=last.ended_at)
         if not last.end:
-            end = End("lost", "Slurm no longer knows how it ended")
+            end = look.ends.gone(last)
         return Job(
             last.job_id, spec.name, "ended", last.number, last.nodes, started_at=last.started_at,
             ended_at=end.at, exit_code=end.exit_code, exit_reason=end.why, log_paths=self._logs(spec),
@@ -204,9 +210,11 @@ class SlurmScheduler:
         So `force` asks once more: a signal of our own would only come later. Raises ActionFailed,
         Unobservable.
         """
-        place = self._looked().by_id.get(job.id)
-        if place is not None:
-            orders.stop(self._host, spec, place, self._looked().queue.at)
+        found = self._looked().found.get(spec.name)
+        if found is None:
+            raise ActionFailed(f"job {job.id} is not {spec.name} (any more): it is left alone")
+        if found.place is not None and found.place.row.id == job.id:
+            orders.stop(self._host, spec, found.place, self._looked().queue.at)
             self._look = None
 
     def leftovers(self, spec: RunSpec, job: Job) -> list[int]:
@@ -218,7 +226,6 @@ class SlurmScheduler:
 
         Raises ActionFailed, and Unobservable when it has to be asked again.
         """
-        known = self._attempts.get(spec.name, ())
         self._look = None
         look = self._looked()
         try:
@@ -227,20 +234,29 @@ class SlurmScheduler:
                 if mark is not None and mark.token == attempt.token:
                     held = held_by_us(place.row, look.queue.at)
                     return orders.let_go(self._host, place.row) if held else place.row.id
-            place_now = self._place(spec, known)
-            row = place_now.row if place_now else None
-            if place_now is not None and row is not None:
-                self._refuse(spec, place_now, look)
-                if orders.may_requeue(spec, row):
+            found = look.found.get(spec.name)
+            if found is None and last_number(self._attempts.get(spec.name, ())):
+                raise ActionFailed(f"the job of {spec.name} is not asked for in the config (any more)")
+            if found is not None and found.place is not None:
+                self._refuse(spec, found.place, look)
+                if orders.may_requeue(spec, found.place.row):
                     return orders.begin_again(
-                        self._host, place_now, attempt, self._settle_seconds, look.queue
+                        self._host, found.place, attempt, self._settle_seconds, look.queue
                     )
-            if not spec.command or spec.again == "requeue":
-                what = f"job {row.id} may not be requeued" if row else "its job is no longer known to Slurm"
-                raise ActionFailed(f"{spec.name}: {what}, and the config has no command that submits it")
-            return orders.submit_anew(spec, attempt, row)
+            return self._submit_anew(spec, attempt, found)
         finally:
             self._look = None
+
+    def _submit_anew(self, spec: RunSpec, attempt: Attempt, found: Found | None) -> str:
+        row = found.place.row if found and found.place else None
+        if not spec.command or spec.again == "requeue":
+            what = f"job {row.id} may not be requeued" if row else "its job is no longer known to Slurm"
+            raise ActionFailed(f"{spec.name}: {what}, and the config has no command that submits it")
+        before = row or self._seen.get(spec.name)
+        if before is None and last_number(self._attempts.get(spec.name, ())):
+            # whoever ran it, and where: root must not guess
+            raise ActionFailed(f"{spec.name}: Slurm no longer knows its job: submit it by hand once")
+        return orders.submit_anew(spec, attempt, before)
 
     def _refuse(self, spec: RunSpec, place: Place, look: _Look) -> None:
         """Raises ActionFailed where a start would be a second copy, or against a person's word."""
@@ -258,23 +274,21 @@ class SlurmScheduler:
     def preview(self, kind: str, target: Subject, options: Mapping[str, Any]) -> str:
         """What would be run for a step, as a person would type it."""
         found = self._look.found.get(target.run) if self._look else None
-        job_id = found.place.row.id if found and found.place else "JOB"
-        exclude = ",".join(options.get("exclude", ()))
-        node = shlex.quote(target.node or "NODE")
-        return {
-            "cancel": f"scontrol requeuehold {job_id}",
-            "requeue": f"scontrol requeuehold {job_id}; scontrol release {job_id}",
-            "restart": f"scontrol requeuehold {job_id}; "
-            + (
-                f"scontrol update JobId={job_id} {shlex.quote(f'ExcNodeList+={exclude}')}; "
-                if exclude
-                else ""
-            )
-            + f"scontrol release {job_id}",
-            "drain": f"scontrol update NodeName={node} State=DRAIN Reason={shlex.quote('clustertools: ...')}",
-            "resume": f"scontrol update NodeName={node} State=UNDRAIN",
-            "exclude": f"scontrol update JobId={job_id} ExcNodeList={shlex.quote(exclude or target.node)}",
-        }.get(kind, f"{kind} {shlex.quote(str(target))}")
+        row = found.place.row if found and found.place else None
+        excluded = tuple(
+            options.get("exclude") or ((target.node,) if kind == "exclude" and target.node else ())
+        )
+        if kind in ("drain", "resume"):
+            state = "DRAIN" if kind == "drain" else "UNDRAIN"
+            reason = (f"Reason={our_reason(str(options.get('reason', '')))}",) if kind == "drain" else ()
+            return shlex.join(["scontrol", "update", f"NodeName={target.node}", f"State={state}", *reason])
+        if kind in ("cancel", "requeue", "restart", "exclude"):
+            spec = self._spec(found) if found else RunSpec(target.run)
+            told = orders.previewed(kind, spec, row, excluded, self._settle_seconds)
+            return "; ".join(shlex.join(words) for words in told)
+        if kind == "capture":
+            return f"save stacks, process states, kernel lines and log tails of {shlex.quote(str(target))}"
+        return f"{kind} {shlex.quote(str(target))}"
 
     # nodes
 
@@ -289,8 +303,7 @@ class SlurmScheduler:
         """
         state = self._nodes.node(node)
         if not state.is_drained:
-            words = plain(reason, REASON_CHARACTERS)
-            self._nodes.drain(node, words if words.startswith(OURS) else f"{OURS} {words}")
+            self._nodes.drain(node, our_reason(reason))
 
     def resume(self, node: str) -> None:
         """Take our own drain back. Raises ActionFailed when the reason is not ours, and Unobservable."""
@@ -301,3 +314,25 @@ class SlurmScheduler:
             why = plain(state.reason) or "nobody wrote why"
             raise ActionFailed(f"{node} was drained by somebody else ({why}): it is theirs to resume")
         self._nodes.undrain(node)
+
+
+def our_reason(why: str) -> str:
+    """The reason of a drain of ours, in one line and by its beginning to be known as such."""
+    words = plain(why, REASON_CHARACTERS)
+    return words if words.startswith(OURS) else f"{OURS} {words}".strip()
+
+
+def _unclear(
+    found: Mapping[str, Found],
+    by_id: Mapping[str, Place],
+    attempts: Mapping[str, tuple[Attempt, ...]],
+    now: float,
+) -> Iterator[str]:
+    """The jobs of starts whose end nobody wrote down yet and the queue does not tell."""
+    for run in found:
+        known = attempts.get(run, ())
+        if not known or known[-1].end or not known[-1].job_id:
+            continue
+        place = by_id.get(known[-1].job_id)
+        if place is None or not is_same(known[-1], place.row, now):
+            yield known[-1].job_id

@@ -31,15 +31,13 @@ class End:
     why: str
     exit_code: int | None = None
     at: float = 0.0
-    started_at: float = 0.0
     failed_nodes: tuple[str, ...] = ()
-    nodes: tuple[str, ...] = ()
 
 
 def end_of(row: Row, now: float) -> End:
     """How the job of a row that is over ended."""
     by, why = ended_by(row, now)
-    return End(by, why, exit_code(row, now), row.ends_at if is_ended(row) else 0.0, row.started_at)
+    return End(by, why, exit_code(row, now), row.ends_at if is_ended(row) else 0.0)
 
 
 def followed(
@@ -72,11 +70,16 @@ def followed(
         return known
     if not last.end:
         last = dataclasses.replace(
-            last, end=before.why or before.by or "it ended", ended_by=before.by, ended_at=before.at or now
-        )
+            last, end=before.why or _coded(before.exit_code), ended_by=before.by, ended_at=before.at or now,
+            blamed=last.blamed or before.failed_nodes,
+        )  # fmt: skip
     if row.id != last.job_id and not has_begun(row) and not is_ended(row):
         return (*known[:-1], last)  # another job that waits has begun nothing yet
     return (*known[:-1], last, dataclasses.replace(new, number=last.number + 1))
+
+
+def _coded(code: int | None) -> str:
+    return "it ended" if code is None else f"exit code {code}" if code >= 0 else f"killed by signal {-code}"
 
 
 def is_same(attempt: Attempt, row: Row, now: float) -> bool:

@@ -56,6 +56,11 @@ def parse_states(text: str) -> dict[str, NodeState]:
     return found
 
 
+def is_down(node: NodeState) -> bool:
+    """Slurm lost the node, or it failed: what ran on it is gone."""
+    return node.state.startswith(("down", "fail", "error")) or "*" in node.state
+
+
 class SlurmNodes:
     """Slurm's own list of nodes, through its commands on `host`."""
 

@@ -132,7 +132,7 @@ def begin_again(host: Host, place: Place, attempt: Attempt, settle_seconds: floa
         held = f"held by somebody else ({row.reason})" if is_held(row) else row.state.lower()
         raise ActionFailed(f"job {row.id} is {held}: it is not started a second time")
     # by itself Slurm waits for the life of a job's credential, 120 s by default, before a restart
-    when = f"StartTime=now+{max(1, round(settle_seconds))}"
+    when = f"StartTime=now+{_settled(settle_seconds)}"
     mark = Mark("start", restarts, attempt.token)
     _write_mark(host, row, mark, when, *_exclusion(host, row, attempt.excluded))
     for other in place.others:
@@ -169,6 +169,31 @@ def _partition_nodes(host: Host, row: Row) -> tuple[str, ...]:
     options = ("--noheader", "--local", "--Node", "--format=%N", f"--partition={row.partition}")
     said = answer(host, "sinfo", *options, timeout_seconds=ORDER_SECONDS).stdout
     return tuple(dict.fromkeys(said.split()))
+
+
+def previewed(
+    kind: str, spec: RunSpec, row: Row | None, excluded: Sequence[str], settle_seconds: float
+) -> list[list[str]]:
+    """The commands of a step on a job, as they would be given; JOB where its number is not known."""
+    job_id = row.id if row else "JOB"
+    exclude = [f"ExcNodeList={','.join(excluded)}"] if excluded else []
+    if kind == "exclude":
+        return [["scontrol", "update", f"JobId={job_id}", *exclude]]
+    again = row is None or may_requeue(spec, row)
+    end = [["scontrol", "requeuehold", job_id] if again else ["scancel", job_id]]
+    if kind == "cancel":
+        return end
+    if not again:
+        return [
+            *end,
+            [*spec.command[:1], *(f"--exclude={','.join(excluded)}" for _ in exclude), *spec.command[1:]],
+        ]
+    when = f"StartTime=now+{_settled(settle_seconds)}"
+    return [*end, ["scontrol", "update", f"JobId={job_id}", *exclude, when], ["scontrol", "release", job_id]]
+
+
+def _settled(seconds: float) -> int:
+    return max(1, round(seconds))
 
 
 def submit_anew(spec: RunSpec, attempt: Attempt, before: Row | None) -> str:

@@ -63,13 +63,11 @@ def _default(path: str, row: Row) -> str:
     return path
 
 
-def with_paths(template: RunSpec, name: str, row: Row | None, first_node: str = "") -> RunSpec:
+def with_paths(template: RunSpec, name: str, row: Row, first_node: str = "") -> RunSpec:
     """The run that a job is: the template with the job's files, and its own working directory.
 
     A log path with `*`, `?` or `[` is a pattern: that of a job's own output is escaped.
     """
-    if row is None:
-        return dataclasses.replace(template, name=name)
     fill = partial(expanded, row=row, first_node=first_node)
     own = tuple(glob.escape(path) for path in output_paths(row, first_node))
     return dataclasses.replace(

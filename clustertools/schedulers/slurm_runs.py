@@ -104,7 +104,9 @@ def find(
 ) -> dict[str, Found]:
     """Every run that is there, or that was there and is not known to be over."""
     candidates: dict[str, _Candidates] = {}
+    there = set()
     for place in jobs:
+        there.add(place.row.id)
         entry = next((w for w in wanted if is_wanted(place.row, w)), None)
         if entry is None or (place.row.waiting_tasks and entry.array == "tasks"):
             continue
@@ -127,7 +129,13 @@ def find(
         _add_unknown(found, run, group.wanted, free, attempts.get(run, ()), now)
     for run, known in attempts.items():
         entry = entry_of(run, wanted)
-        if run not in found and entry is not None and _may_go_on(known, now):
+        # a job that is there and is not asked for any more (its name or comment was changed) is nobody's here
+        if (
+            run not in found
+            and last_number(known) not in there
+            and entry is not None
+            and _may_go_on(known, now)
+        ):
             found[run] = Found(run, entry)
     return found
 

@@ -178,6 +178,13 @@ def from_outcome(
     )
 
 
+def from_asking(action: Action, incident: Incident, time: float) -> Message:
+    """A reply in an incident's thread: something could be done, and waits for a person's word."""
+    deed = f"{_DEED.get(action.kind, plain(action.kind, 40))} {_place(action.target)}"
+    status = incident.finding.status
+    return note(action.because, status, f"may I {deed}?", time, lines=_intent(action))
+
+
 def note(key: str, status: Status, text: str, time: float, *, lines: Sequence[str] = ()) -> Message:
     """Something to say that is not a change of an incident: a reminder, a test message."""
     return Message(

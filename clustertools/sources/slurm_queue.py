@@ -153,7 +153,7 @@ def _row(words: list[str]) -> Row | None:
         said["JobID"], said["State"], _text(said["Reason"]), said["Name"],
         _text(said["Comment"]), _text(said["admin_comment"]), said["UserName"], _number(said["UserID"], -1),
         said["Partition"], wait_status(said["exit_code"]), _number(said["RestartCnt"]),
-        said["Requeue"] == "1", said["BatchFlag"] == "1", _number(said["PriorityLong"], 1),
+        said["Requeue"] == "1", said["BatchFlag"] not in ("0", "N/A"), _number(said["PriorityLong"], 1),
         _number(said["NumNodes"]), _time(said["StartTime"]), _time(said["EndTime"]),
         _time(said["EligibleTime"]), _time(said["SubmitTime"]),
         _text(said["NodeList"]), said["WorkDir"], _text(said["StdOut"]), _text(said["StdErr"]),

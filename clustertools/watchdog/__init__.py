@@ -34,7 +34,14 @@ from clustertools.model import (
 )
 from clustertools.policy import Ledger, Past, World
 from clustertools.schedulers import KnowsNodes, NodeState, RunSpec, Scheduler, Wanted
-from clustertools.sinks.message import Message, fold_messages, from_outcome, from_transition, note
+from clustertools.sinks.message import (
+    Message,
+    fold_messages,
+    from_asking,
+    from_outcome,
+    from_transition,
+    note,
+)
 from clustertools.sources.job_look import Looker
 from clustertools.store import ActionRow, Store
 from clustertools.text import plain
@@ -165,7 +172,9 @@ class Watchdog:
             drained={n.name: n.reason or "no reason given" for n in nodes.values() if n.is_drained},
             supported=self.scheduler.supported,
             class_size=max(self.settings.class_size, len(nodes)),
-            approved=frozenset(r.action.id for r in rows if r.approved_by),
+            approved=frozenset(
+                r.action.id for r in rows if policy.is_approved(r.approved_by, r.approved_at, now)
+            ),
             preview=self.scheduler.preview,
             judged=self._judged(after),
             decisions=decisions(shown, seen, attempts, nodes, self.host, now),
@@ -252,11 +261,16 @@ class Watchdog:
         tell, left = notices.due(transitions, after, owed, patterns, now)
         if left != owed:
             self.store.put_cursor("owed", "", left)
+        asking = self._asking(now) if tell or any(policy.asks(a) for a in planned) else {}
         told = [
             from_transition(
                 transition,
                 playbook=policy.playbook_for(transition.incident.finding.code, self.playbooks),
-                planned=[a for a in planned if a.because == transition.incident.key],
+                planned=[
+                    a
+                    for a in {**asking, **{a.id: a for a in planned}}.values()
+                    if a.because == transition.incident.key
+                ],
                 explains=[i for i in after.values() if i.explained_by == transition.incident.key],
             )
             for transition in tell
@@ -267,12 +281,24 @@ class Watchdog:
             for incident, who in lapsed
             if incident.key not in keys and not notices.is_quiet(incident, patterns, now)
         ]
+        reminders += [
+            from_asking(action, after[action.because], now)
+            for action in planned
+            if policy.asks(action)
+            and action.because not in keys
+            and not notices.is_quiet(after[action.because], patterns, now)
+        ]
         said = [
             note(key, after[key].finding.status, f"{_short(after[key])} · {text}", now)
             for key, text in self._said_by_people()
             if key in after and self.mail.heard(self.store, key)
         ]
         return [*said, *fold_messages(told, references=self.mail.references(self.store, keys)), *reminders]
+
+    def _asking(self, now: float) -> dict[str, Action]:
+        """What waits for a person's word, by its id."""
+        rows = self.store.actions(since=now - LEDGER_SECONDS)
+        return {r.action.id: r.action for r in rows if r.state == "blocked" and policy.asks(r.action)}
 
     def _said_by_people(self) -> list[tuple[str, str]]:
         """What people did to incidents since the last pass, as (key, sentence): the others want to know."""

@@ -165,8 +165,8 @@ def test_a_check_that_does_not_exist_and_a_sink_that_cannot_be_used(site):
     done = site.watch("--once")
     assert done.returncode == 3
     assert [line.split(": ", 2)[-1] for line in done.stderr.splitlines()] == [
-        "url must begin with https://, the token travels with each call",
-        "'nobody' is not a mail address such as oncall@example.org",
+        "sink a: url must begin with https://, the token travels with each call",
+        "sink b: 'nobody' is not a mail address such as oncall@example.org",
     ]
     assert f"{site.config}:" in done.stderr
     assert not site.state.exists()

@@ -1,7 +1,8 @@
 #!/bin/sh
 # What the tests need beside Python packages: the venv module, a C compiler for stand-ins of driver libraries
 # and, for the tests that only root can run, a FUSE file system that can hang, mkfs, a journal daemon, a Slurm,
-# a simulated InfiniBand fabric with its subnet manager and tools, a simulated BMC, a time service and a browser.
+# a simulated InfiniBand fabric with its subnet manager and tools, a simulated BMC, a time service, a browser,
+# sudo's own checker of its rules and an Alertmanager.
 # Installs them on Debian when root; otherwise says what is missing.
 set -eu
 python=${PYTHON3:-python3}
@@ -26,6 +27,8 @@ if [ "$(id -u)" -eq 0 ]; then
   [ -x /usr/sbin/sshd ] || missing="$missing openssh-server openssh-client"
   command -v ip >/dev/null 2>&1 || missing="$missing iproute2"
   command -v chromium >/dev/null 2>&1 || missing="$missing chromium"
+  command -v visudo >/dev/null 2>&1 || missing="$missing sudo"
+  command -v prometheus-alertmanager >/dev/null 2>&1 || missing="$missing prometheus-alertmanager"
   command -v smartctl >/dev/null 2>&1 || missing="$missing smartmontools"
 fi
 [ -n "$missing" ] || exit 0

@@ -267,6 +267,8 @@ def test_a_run_without_a_job_is_told_of_while_it_may_go_on() -> None:
     assert names([], pre=known(end="cancelled", ended_at=9_900.0, ended_by="person")) == {}
     assert names([], pre=known(end="exit code 1", ended_at=-90_000.0)) == {}
     assert names([], Wanted("other"), pre=known()) == {}
+    # it runs, under a name that nobody asked for: that is no end
+    assert names([row(name="mine now")], pre=known()) == {}
 
 
 def test_tasks_and_chains() -> None:
