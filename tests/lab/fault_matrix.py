@@ -11,6 +11,7 @@ fault after the other, one on each of its starts, for a start of PyTorch costs m
 from __future__ import annotations
 
 import contextlib
+import re
 import subprocess
 import time
 from collections.abc import Callable
@@ -33,8 +34,8 @@ class Fault:
     """A fault, and the right answer to it.
 
     It happens to `job` on its start `attempt` (0 is the first), by itself, or at the time that the matrix
-    notes under `moment`. One of `codes` has to be opened, none at all when there are none. `blames`: the node
-    on which it happened has to be found guilty. `starts`: the job goes on after it, from the checkpoint of
+    notes under `moment`. One of `codes` has to be opened, none at all when there are none. `names`: the node
+    on which it happened has to be named, and whatever node is named has to be that one. `starts`: the job goes on after it, from the checkpoint of
     `resumes`, begun anew by us (`ours`), or by us or Slurm itself.
     """
 
@@ -42,7 +43,7 @@ class Fault:
     job: str
     attempt: int = 0
     codes: tuple[str, ...] = ()
-    blames: bool = False
+    names: bool = False
     starts: bool = True
     ours: bool = True
     resumes: int | None = None
@@ -55,7 +56,7 @@ class Row:
 
     fault: Fault
     told: tuple[str, ...] = ()
-    blamed: tuple[str, ...] = ()
+    named: bool = False
     did: str = ""
     detect_seconds: float | None = None
     recover_seconds: float | None = None
@@ -64,11 +65,11 @@ class Row:
 
 
 FAULTS = (
-    Fault("a rank is stopped (SIGSTOP)", "frozen", 0, ("JobHung",), blames=True, resumes=20),
-    Fault("a rank waits for its data for ever", "frozen", 1, ("JobHung",), blames=True, resumes=40),
+    Fault("a rank is stopped (SIGSTOP)", "frozen", 0, ("JobHung",), names=True, resumes=20),
+    Fault("a rank waits for its data for ever", "frozen", 1, ("JobHung",), names=True, resumes=40),
     Fault("a rank is in another collective than the others", "collective", 0, ("JobHung",), resumes=20),
-    Fault("a rank is killed (SIGKILL)", "collective", 1, ("JobCrashed",), resumes=40),
-    Fault("the kernel kills a rank: out of memory", "memory", 0, ("JobCrashed",), resumes=20),
+    Fault("a rank is killed (SIGKILL)", "collective", 1, ("JobCrashed",), names=True, resumes=40),
+    Fault("the kernel kills a rank: out of memory", "memory", 0, ("JobCrashed",), names=True, resumes=20),
     Fault("a node goes down, with all that runs on it", "memory", 1, ours=False, moment="node down"),
     Fault("the disk is full while saving", "full", 0, ("JobCrashed",), resumes=20),
     Fault("the newest checkpoint is cut short", "torn", 0, ("JobCrashed",), resumes=10),
@@ -76,6 +77,7 @@ FAULTS = (
     Fault("the tracker is empty", "torn", 2, ("JobCrashed",), resumes=40),
     Fault("the newest checkpoint lacks a shard", "shard", 0, ("JobCrashed",), resumes=10),
     Fault("the loss is not a number", "nan", 0, ("LossNotFinite",), resumes=20),
+    Fault("a crash after that, beside whole checkpoints of the lost loss", "nan", 1, ("JobCrashed",), resumes=40),
     Fault("it crashes at the same step again", "same-step", -1, ("JobCrashed",), starts=False),
     Fault("a module is missing: fails at once", "mistake", 0, ("JobCrashed",), starts=False),
     Fault("a person drains a node of a job", "people", 0, moment="drained", starts=False),
@@ -124,7 +126,7 @@ class FaultMatrix:
         newest = {"kind": "newest"}
         plan("shard", *_steps(40), "--plain", "--layout", "dcp", "--resume", "newest",
              *_orders("shard@25", "kill@26"), ranks=2, resume=newest)  # fmt: skip
-        plan("nan", *_steps(400), "--plain", "--do", "nan@25")
+        plan("nan", *_steps(400), "--plain", *_orders("nan@25", "kill@46/1"))
         plan("same-step", *_steps(60), "--plain", "--do", "crash@25/*")
         plan("mistake", *_steps(60), "--plain", "--do", "import@start/*")
         plan("people", *_steps(5000), "--plain", **two)
@@ -197,7 +199,7 @@ class FaultMatrix:
 
     def _stop_nan(self) -> bool:
         """End the job with the loss that was no number, once it is seen to train again."""
-        if self.lab.trained("nan", 1) < 45:
+        if self.lab.trained("nan", 2) < 45:
             return False
         self.lab.slurm.run("scancel", self.lab.jobs["nan"].id)
         return True
@@ -253,11 +255,11 @@ class FaultMatrix:
             row.wrong.append(f"told: {[t.incident.finding.summary for t in serious]}")
         if mine:
             row.detect_seconds = mine[0].time - at
-            row.blamed = mine[-1].incident.finding.blamed
-            if fault.blames and row.blamed != (node,):
-                row.wrong.append(f"blamed {row.blamed or 'nobody'} instead of {node}")
-            elif not fault.blames and set(row.blamed) - {node}:
-                row.wrong.append(f"blamed {row.blamed}, and it was {node or 'nobody'}")
+            said = mine[-1].incident.finding
+            nodes = set(re.findall(r"\b(n\d+)(?= may be guilty| is guilty)", said.summary)) | set(said.blamed)
+            row.named = bool(nodes)
+            if nodes - {node} or (fault.names and not nodes):
+                row.wrong.append(f"named {nodes or 'nobody'}, and it was {node}: {said.summary}")
 
     def _follow(self, row: Row, fault: Fault, at: float) -> None:
         """Whether the job went on, once, from where, and by whom."""

@@ -34,7 +34,7 @@ it saves every 10 steps (one that its time limit ended, too).
 Measured on {machine}, all faults of the first table within {seconds:.0f} s. Made by
 `python -m tests.lab.fault_table --write`; the same plays are the tests `tests/test_fault_matrix.py`.
 
-| Fault | Told as | Blamed | Told after | What was done | From step | Trains again after |
+| Fault | Told as | Named | Told after | What was done | From step | Trains again after |
 | --- | --- | --- | ---: | --- | ---: | ---: |
 """
 
@@ -42,7 +42,7 @@ Measured on {machine}, all faults of the first table within {seconds:.0f} s. Mad
 def line(row: Row) -> str:
     """A row of the table."""
     fault = row.fault
-    whom = "the node" if row.blamed else "nobody" if row.told else "–"
+    whom = "the node" if row.named else "nobody" if row.told else "–"
     cells = (
         fault.name, ", ".join(row.told) or "–", whom,
         _seconds(row.detect_seconds), row.did, "–" if row.resumed is None else str(row.resumed),
