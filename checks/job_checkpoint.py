@@ -8,16 +8,24 @@ from dataclasses import dataclass
 from clustertools.check import Context, check
 from clustertools.errors import Absent
 from clustertools.model import Finding, Reading
-from clustertools.sources.checkpoints import CheckpointListing, CheckpointReport, checkpoints, last_good
+from clustertools.sources.checkpoints import (
+    CheckpointListing,
+    CheckpointReport,
+    checkpoints,
+    is_being_verified,
+    last_good,
+    verify_in_background,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """`max_age_seconds`: two hours of work are lost when the run dies now; teams that publish their interval
     save every 0.5 h to 3 h (OPT-175B, BLOOM 176B chronicles). `deep` reads every byte that has a checksum:
-    a checkpoint of 1.6 TB takes about 13 minutes at 2 GB/s, so it is off. `cache` is a file on the machine
-    that looks; with it only new files are read. `allow` names the site's own packages whose classes may be
-    in a checkpoint.
+    a checkpoint of 1.6 TB takes about 13 minutes at 2 GB/s, so it is off. `cache` is a folder (or a file) on
+    the machine that looks; with it only new files are read, and what does not end in time is read on by a
+    process of its own for `background_seconds`. `allow` names the site's own packages whose classes may be in
+    a checkpoint.
     """
 
     max_age_seconds: float = 7200.0
@@ -25,13 +33,14 @@ class Limits:
     deep: bool = False
     cache: str = ""
     allow: tuple[str, ...] = ()
-    timeout_seconds: float = 60.0
+    timeout_seconds: float = 20.0
+    background_seconds: float = 3600.0
 
 
 @check(
     limits=Limits,
     stages={"job"},
-    timeout_seconds=75.0,
+    timeout_seconds=45.0,
     interval_seconds=300.0,
     codes={
         "CheckpointTorn": "the newest checkpoint was refused, an older one is whole",
@@ -65,6 +74,7 @@ def job_checkpoint(ctx: Context) -> Iterator[Finding | Reading]:
     if good is not None and good.step is not None:
         yield ctx.reading("checkpoint_last_good_step", good.step)
     yield from _refused(ctx, listing, good)
+    _note_saves(ctx, listing.reports)
     yield from _age(ctx, listing.reports, good)
     tracker = listing.tracker
     if tracker is not None and not tracker.ok:
@@ -75,12 +85,15 @@ def job_checkpoint(ctx: Context) -> Iterator[Finding | Reading]:
 def _refused(ctx: Context, listing: CheckpointListing, good: CheckpointReport | None) -> Iterator[Finding]:
     reports = listing.reports
     newer = reports if good is None else reports[: reports.index(good)]
-    # one that is being written is neither good nor a fault
-    settled = [r for r in newer if r.verdict != "in_progress"]
+    # one that is being written is neither good nor a fault; a slow save may touch nothing for minutes, and is
+    # still another one than at the last look
+    settled = [r for r in newer if r.verdict != "in_progress" and not _has_grown(ctx, r)]
     refused = [r for r in settled if r.verdict != "unknown"]
     evidence = tuple(f"{r.name}: {r.verdict}: {r.reason}"[:400] for r in newer[:10])
     for report in settled:
-        if report.verdict == "unknown":
+        if report.late and ctx.limits.cache:
+            _read_on(ctx, report)
+        elif report.verdict == "unknown":
             ctx.unseen(f"{report.name}: {report.reason}")
     if not refused:
         return
@@ -103,6 +116,36 @@ def _refused(ctx: Context, listing: CheckpointListing, good: CheckpointReport | 
         )
 
 
+def _has_grown(ctx: Context, report: CheckpointReport) -> bool:
+    before = ctx.past.get("seen", {}).get(report.path)
+    return before is not None and before != _shape(report)
+
+
+def _shape(report: CheckpointReport) -> list[float]:
+    return [report.size_bytes, report.mtime, report.files]
+
+
+def _note_saves(ctx: Context, reports: tuple[CheckpointReport, ...]) -> None:
+    """Say which saves are under way, and keep what each looks like for the next look."""
+    for report in reports:
+        if report.verdict == "in_progress":
+            ctx.note(f"being saved: {report.name} ({report.reason})"[:300])
+        elif report.verdict != "good" and not report.late and _has_grown(ctx, report):
+            ctx.note(f"being saved: {report.name} changed since the last look ({report.reason})"[:300])
+    ctx.remember["seen"] = {r.path: _shape(r) for r in reports if r.verdict != "good" and not r.late}
+
+
+def _read_on(ctx: Context, report: CheckpointReport) -> None:
+    """Let a process of its own read what did not end in time; the next look finds it in the cache."""
+    folder, limits = (ctx.job.checkpoint_dir if ctx.job else ""), ctx.limits
+    ctx.note(f"reading every byte of {report.name} in the background")
+    if not is_being_verified(folder, limits.cache):
+        verify_in_background(
+            ctx.host, folder, limits.cache, seconds=limits.background_seconds, newest=limits.newest,
+            allow=limits.allow,
+        )  # fmt: skip
+
+
 def _age(
     ctx: Context, reports: tuple[CheckpointReport, ...], good: CheckpointReport | None
 ) -> Iterator[Finding | Reading]:
@@ -113,7 +156,8 @@ def _age(
     age = max(0.0, now - good.mtime)
     yield ctx.reading("checkpoint_age_seconds", age)
     # a run that was just restarted has had no time to save; one that is saving now is not stale
-    quiet = now - max(job.started_at, *(r.mtime for r in reports if r is good or r.verdict == "in_progress"))
+    counts = [r.mtime for r in reports if r is good or r.late or r.verdict == "in_progress"]
+    quiet = now - max(job.started_at, *counts)
     if job.state == "running" and quiet > limit:
         yield ctx.warning(
             "CheckpointStale",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from clustertools.actions import Scene
 from clustertools.errors import Absent, ActionFailed, Unobservable
@@ -22,8 +22,10 @@ from clustertools.sources.checkpoints import (
 LOOK_SECONDS = 20.0
 #: Reading every byte of the newest checkpoint may take this long: 1.2 TB at 2 GB/s.
 VERIFY_SECONDS = 600.0
-#: Causes of an end after which the newest checkpoint counts only when every byte of it was proved.
-DISK_FULL = frozenset(("disk-full", "storage-full", "no-space", "quota-exceeded"))
+#: Signatures of catalog/failures.yaml. After a full storage the newest checkpoint counts only when every byte
+#: of it was proved; after the other, the one that the start had to load does not count.
+DISK_FULL = "StorageFull"
+COULD_NOT_LOAD = "CheckpointTorn"
 #: A node that we left out is tried again after so long; if it is still bad, it was drained meanwhile.
 EXCLUDED_SECONDS = 7 * 86400.0
 #: More nodes than this share are not left out by a look at them: then the look is wrong, or the fabric is.
@@ -66,12 +68,8 @@ def choose_checkpoint(
         reports, note = _reports(spec, scene, before_step, seconds)
     except Absent:
         return Choice()
-    good = last_good(reports)
-    if good is not None and _is_suspect(action, ended) and not good.proved:
-        older = last_good(reports[reports.index(good) + 1 :])
-        if older is not None:
-            note += f"refused {good.path}: whole as far as can be told, but saved when the storage was full. "
-            good = older
+    reports = tuple(_distrusted(r, action, ended) for r in reports)
+    good = last_good(reports) or _least_bad(reports)
     if reports and good is None:
         raise ActionFailed(
             f"none of the {len(reports)} checkpoints in {spec.checkpoint_dir} can be resumed from "
@@ -81,8 +79,26 @@ def choose_checkpoint(
     return Choice(good, tuple(refused), note)
 
 
-def _is_suspect(action: Action, ended: Attempt | None) -> bool:
-    return bool(action.options.get("distrust_newest")) or (ended is not None and ended.cause in DISK_FULL)
+def _distrusted(report: CheckpointReport, action: Action, ended: Attempt | None) -> CheckpointReport:
+    """The report, refused when what ended the last attempt speaks against a checkpoint that looks whole."""
+    if report.verdict != "good" or ended is None:
+        return report
+    full = ended.cause == DISK_FULL or bool(action.options.get("distrust_newest"))
+    saved_then = not ended.started_at or report.mtime >= ended.started_at
+    if full and saved_then and not report.proved:
+        return replace(report, verdict="unknown", reason=_WHEN_FULL)
+    if ended.cause == COULD_NOT_LOAD and report.path == ended.resume_path and not ended.new_steps:
+        return replace(report, verdict="unknown", reason=_NOT_LOADED)
+    return report
+
+
+_WHEN_FULL = "whole as far as can be told, but saved by the attempt that ended on a full storage"
+_NOT_LOADED = "whole as far as can be told, but the last start could not load it"
+
+
+def _least_bad(reports: Sequence[CheckpointReport]) -> CheckpointReport | None:
+    """Where nothing else is left, one that is only distrusted: a start that fails is no loss."""
+    return next((r for r in reports if r.reason in (_WHEN_FULL, _NOT_LOADED)), None)
 
 
 def _reports(

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import base64
-import dataclasses
 import json
 import sys
 from collections.abc import Iterable, Mapping
@@ -149,7 +148,7 @@ class LogReader:
             "pending": base64.b64encode(self._pending).decode(),
             "pending_start": self._pending_start,
             "pending_bytes": self._pending_bytes,
-            "memory": dataclasses.asdict(self._memory),
+            "memory": {name: _copied(getattr(self._memory, name)) for name in formats.Memory.__slots__},
             "open": {k: dict(v, lines=list(v["lines"])) for k, v in self._open.items()},
             "steps": self._steps.state(),
             "told": [list(t) for t in self._told],
@@ -398,6 +397,8 @@ def follow(host: Host, path: str, memory: Mapping[str, Any], format: str | None 
     bytes of the file, never in characters: what is not UTF-8 becomes U+FFFD on the way.
     """
     info = host.stat(path)
+    if _is_unchanged(info, memory, format):
+        return Follow((), memory, info.size_bytes, info.mtime, memory["reader"]["format"])
     reader, offset = _remembered(memory, format)
     if reader is None:
         return _first_look(host, path, info, format)
@@ -415,6 +416,17 @@ def follow(host: Host, path: str, memory: Mapping[str, Any], format: str | None 
     reader.begin_anew()
     note = f"{path} was {'replaced' if rotated else 'truncated or written anew'}; read from its start"
     return _go_on(host, path, info, reader, 0, [], found, rotated=rotated, truncated=truncated, note=note)
+
+
+def _is_unchanged(info: FileStat, memory: Mapping[str, Any], format: str | None) -> bool:
+    """Whether nothing can be new: most looks at most logs find this, so it is asked before all else."""
+    try:
+        reader = memory["reader"]
+        was = memory["inode"], memory["size"], memory["mtime"], memory["offset"]
+        known = reader["version"] == _STATE_VERSION and reader["wanted"] == format and not reader["open"]
+    except (KeyError, TypeError):
+        return False
+    return known and was == (info.inode, info.size_bytes, info.mtime, info.size_bytes)
 
 
 def _remembered(memory: Mapping[str, Any], format: str | None) -> tuple[LogReader | None, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -361,10 +362,27 @@ def test_after_a_full_disk_the_newest_must_be_proved(stage: Stage, proved: bool)
     stage.spec = dataclasses.replace(stage.spec, resume="env", deep_verify=proved)
     for step in (30, 40):
         torch_zip(stage.folder / "ck" / f"step_{step}.pt")
-    stage.attempts = (dataclasses.replace(FIRST, cause="disk-full"),)
+    os.utime(stage.folder / "ck" / "step_30.pt", (1000, 1000))
+    stage.attempts = (dataclasses.replace(FIRST, cause="StorageFull", started_at=2000.0),)
     progress = stage.until("submit")
     assert stage.attempts[-1].resume_step == (40 if proved else 30)
-    assert ("saved when the storage was full" in progress.said) is not proved
+    assert ("saved by the attempt that ended on a full storage" in progress.said) is not proved
+
+
+def test_what_the_last_start_could_not_load_is_not_taken_again(stage: Stage) -> None:
+    stage.spec = dataclasses.replace(stage.spec, resume="env")
+    newest = torch_zip(stage.folder / "ck" / "step_40.pt")
+    failed = dataclasses.replace(
+        FIRST, cause="CheckpointTorn", resume_path=str(newest), resume_step=40, last_step=40
+    )
+    stage.attempts = (failed,)
+    stage.until("submit")
+    assert stage.attempts[-1].resume_step == 40, "there is no other: a start that fails is no loss"
+    torch_zip(stage.folder / "ck" / "step_30.pt")
+    stage.attempts = (failed,)
+    progress = stage.step("choose", {})
+    assert stage.attempts[-1].resume_step == 30
+    assert "but the last start could not load it" in progress.said
 
 
 # wait_step
@@ -385,8 +403,6 @@ def test_a_queue_is_waited_for_and_said_once(stage: Stage) -> None:
 def test_the_time_from_the_last_sign_of_life_to_the_first_new_step(stage: Stage) -> None:
     log = stage.folder / "train.log"
     log.write_text("step 45\n")
-    import os
-
     os.utime(log, (stage.now - 900, stage.now - 900))
     stage.become(log_paths=(str(log),))
     submit = stage.until("submit")

@@ -122,3 +122,60 @@ def test_hung_file_system_is_unknown(run: Run, folder: str) -> None:
     verdict = run("job_checkpoint", Hung(), job=job(folder))
     assert verdict.status is Status.UNKNOWN
     assert "did not answer" in verdict.blind
+
+
+def test_saves_under_way_are_noted(run: Run, tmp_path: Path) -> None:
+    torch_zip(tmp_path / "step_100.pt", age=600)
+    torch_zip(tmp_path / "step_200.pt.tmp", age=5)
+    verdict = look(run, tmp_path)
+    assert verdict.status is Status.OK
+    assert "being saved: step_200.pt.tmp" in verdict.detail
+
+
+def test_one_that_changed_between_two_looks_is_still_being_saved(run: Run, tmp_path: Path) -> None:
+    """A storage that stalls for minutes: nothing was touched lately, and yet it is not what it was."""
+    torch_zip(tmp_path / "step_100.pt", age=600)
+    newest = torch_zip(tmp_path / "step_200.pt", 4096)
+    whole = newest.read_bytes()
+    newest.write_bytes(whole[:1000])
+    aged(newest, 500)
+    first = look(run, tmp_path)
+    assert first.codes == {"CheckpointTorn"}
+    newest.write_bytes(whole[:9000])
+    aged(newest, 300)
+    again = run("job_checkpoint", LocalHost("here"), job=job(tmp_path), past=first.memory)
+    assert again.status is Status.OK
+    assert "step_200.pt changed since the last look" in again.detail
+    still = run("job_checkpoint", LocalHost("here"), job=job(tmp_path), past=again.memory)
+    assert still.codes == {"CheckpointTorn"}
+
+
+class OutOfTime(LocalHost):
+    """Reading every byte takes longer than a look may."""
+
+    def run(self, *argv: str, timeout_seconds: float = 10.0, stdin: str = "") -> Completed:
+        words = list(argv)
+        if "--deep" in words and "--background" not in words:
+            words[words.index("--seconds") + 1] = "0"
+        return super().run(*words, timeout_seconds=timeout_seconds, stdin=stdin)
+
+
+def test_what_takes_longer_is_read_on_and_known_at_the_next_look(run: Run, tmp_path: Path) -> None:
+    from clustertools.checks.job_checkpoint import Limits
+
+    folder, cache = tmp_path / "run", tmp_path / "cache"
+    torch_zip(folder / "step_100.pt", age=8 * 3600)
+    bad = torch_zip(folder / "step_200.pt", 2000, age=600)
+    data = bytearray(bad.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    bad.write_bytes(data)
+    aged(bad, 600)
+    limits = Limits(deep=True, cache=str(cache))
+    first = run("job_checkpoint", OutOfTime("here"), job=job(folder), limits=limits)
+    assert (first.status, first.findings, first.blind) == (Status.OK, (), "")
+    assert "reading every byte of step_200.pt in the background" in first.detail
+    end = time.monotonic() + 60
+    while not list(cache.glob("*.json")) and time.monotonic() < end:
+        time.sleep(0.05)
+    second = run("job_checkpoint", LocalHost("here"), job=job(folder), limits=limits, past=first.memory)
+    assert "CRC-32" in next(f for f in second.findings if f.code == "CheckpointTorn").summary
