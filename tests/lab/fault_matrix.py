@@ -35,8 +35,8 @@ class Fault:
 
     It happens to `job` on its start `attempt` (0 is the first), by itself, or at the time that the matrix
     notes under `moment`. One of `codes` has to be opened, none at all when there are none. `names`: the node
-    on which it happened has to be named, and whatever node is named has to be that one. `starts`: the job goes on after it, from the checkpoint of
-    `resumes`, begun anew by us (`ours`), or by us or Slurm itself.
+    on which it happened has to be named; no other may be. `starts`: the job goes on after it, from the
+    checkpoint of `resumes`, begun anew by us (`ours`), or by us or Slurm itself.
     """
 
     name: str
@@ -77,7 +77,7 @@ FAULTS = (
     Fault("the tracker is empty", "torn", 2, ("JobCrashed",), resumes=40),
     Fault("the newest checkpoint lacks a shard", "shard", 0, ("JobCrashed",), resumes=10),
     Fault("the loss is not a number", "nan", 0, ("LossNotFinite",), resumes=20),
-    Fault("a crash after that, beside whole checkpoints of the lost loss", "nan", 1, ("JobCrashed",), resumes=40),
+    Fault("a crash then, beside whole checkpoints of that loss", "nan", 1, ("JobCrashed",), resumes=40),
     Fault("it crashes at the same step again", "same-step", -1, ("JobCrashed",), starts=False),
     Fault("a module is missing: fails at once", "mistake", 0, ("JobCrashed",), starts=False),
     Fault("a person drains a node of a job", "people", 0, moment="drained", starts=False),
