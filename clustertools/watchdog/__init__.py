@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,7 @@ class Watchdog:
     evidence_folder: Path = Path("/var/lib/clustertools/evidence")
     wanted: Sequence[Wanted] = ()
     looker: Looker | None = None
+    node_check: Callable[[Sequence[str]], Mapping[str, str]] | None = None
     _seen: Seen = field(default_factory=Seen, repr=False)
 
     def once(self) -> Pass:
@@ -407,8 +408,10 @@ class Watchdog:
         job = self.scheduler.job(spec, attempts) if spec and (attempts or run in self._seen.jobs) else None
         name = f"{int(action.planned_at)}-{_safe(action.because)}"
         return actions.Scene(
-            self.host, self.scheduler, self.evidence_folder / name, now, spec, job, attempts, self.looker
-        )
+            self.host, self.scheduler, self.evidence_folder / name, now, spec, job, attempts, self.looker,
+            node_check=self.node_check if spec and spec.preflight else None,
+            checkpoint_cache=str(self.evidence_folder.parent / "checkpoint-cache"),
+        )  # fmt: skip
 
     def busy(self) -> bool:
         """Whether an action is under way that need not wait for the next pass to go on."""
