@@ -37,6 +37,7 @@ from clustertools.schedulers.slurm_states import (
     state_of,
     waits_for,
 )
+from clustertools.schedulers.slurm_submit import submit_anew
 from clustertools.sources.slurm_queue import Queue, Row, node_names, read_queue
 from clustertools.text import plain
 
@@ -144,7 +145,7 @@ class SlurmScheduler:
             row.id, spec.name, state, newest.number if newest else 0,
             nodes or (newest.nodes if newest else ()),
             started_at=newest.started_at if newest else 0.0,
-            ended_at=row.ends_at if is_ended(row) else 0.0,
+            ended_at=row.ends_at if is_ended(row) else newest.ended_at if newest and by == "us" else 0.0,
             exit_code=exit_code(row, now), exit_reason=why, log_paths=self._logs(spec),
             metrics_path=spec.metrics_path, checkpoint_dir=spec.checkpoint_dir, total_steps=spec.total_steps,
             attempts=attempts, user=row.user, reason=waits_for(row), ended_by=by,
@@ -256,7 +257,7 @@ class SlurmScheduler:
         if before is None and last_number(self._attempts.get(spec.name, ())):
             # whoever ran it, and where: root must not guess
             raise ActionFailed(f"{spec.name}: Slurm no longer knows its job: submit it by hand once")
-        return orders.submit_anew(spec, attempt, before)
+        return submit_anew(self._host, spec, attempt, before)
 
     def _refuse(self, spec: RunSpec, place: Place, look: _Look) -> None:
         """Raises ActionFailed where a start would be a second copy, or against a person's word."""

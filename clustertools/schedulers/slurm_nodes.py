@@ -21,7 +21,8 @@ COMMAND_SECONDS = 5.0
 LIST_SECONDS = 15.0
 
 #: Jobs may begin there, now or when those that run have ended; a reservation that is not for maintenance is
-#: somebody's who runs jobs in it. With `*` a node does not answer, with `!` or `%` it is being powered off.
+#: somebody's who runs jobs in it. With `*` a node does not answer, with `!` or `%` it is being powered off;
+#: `$`: a maintenance reservation holds it.
 _GOOD = frozenset("idle mixed allocated completing planned reserved blocked".split())
 
 # NodeName=n1 Arch=x86_64 ... State=MIXED+DRAIN ThreadsPerCore=1 ... Reason=bad fan [al@2026-11-21T13:47:45]
@@ -48,7 +49,7 @@ def parse_states(text: str) -> dict[str, NodeState]:
         word = re.fullmatch(r"([a-z_]+)([*~#!%$@^+-]*)", state)
         if not name or not bar or word is None:
             raise Unparsable("sinfo printed a line of an unknown form", line)
-        is_good = word[1] in _GOOD and not set(word[2]) & set("*!%")
+        is_good = word[1] in _GOOD and not set(word[2]) & set("*!%$")
         said = "" if reason.strip() == "none" else reason.strip()
         found[name] = NodeState(name, is_good, word[1].startswith("drain"), said, state)
     if not found:

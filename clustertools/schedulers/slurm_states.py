@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 from dataclasses import dataclass
 
 from clustertools.model import EndedBy, JobState
@@ -139,7 +140,9 @@ def exit_code(row: Row, now: float) -> int | None:
     if not is_ended(row):
         return None
     if os.WIFSIGNALED(row.exit_code):
-        return -os.WTERMSIG(row.exit_code)
+        number = os.WTERMSIG(row.exit_code)
+        # 0:125 is how Slurm says that memory ran out (SIG_OOM), and no signal
+        return -number if number < signal.NSIG else None
     code = row.exit_code >> 8 & 0xFF
     return code if code or row.state == "COMPLETED" else None
 

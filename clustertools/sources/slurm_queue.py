@@ -79,6 +79,11 @@ class Row:
     het_id: str = ""
     het_offset: int | None = None
 
+    @property
+    def target(self) -> str:
+        """What an order to Slurm names: the number of an array's last task would be the whole array."""
+        return self.id if self.task is None else f"{self.array_id}_{self.task}"
+
 
 @dataclass(frozen=True, slots=True)
 class Queue:
