@@ -101,7 +101,9 @@ def room(module: str) -> str:
     parts = module.split(".")
     if len(parts) < 2:
         return ""
-    return next((many for many in ("config", "performance") if parts[1].startswith(f"{many}_")), parts[1])
+    return next(
+        (many for many in ("config", "performance", "goodput") if parts[1].startswith(f"{many}_")), parts[1]
+    )
 
 
 def imports(source: str, module: str, names: set[str]) -> Iterator[str]:

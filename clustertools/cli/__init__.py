@@ -45,6 +45,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "restart": ("clustertools.cli.oncall:restart", "Restart a run from its last good checkpoint."),
     "checkpoints": ("clustertools.cli.oncall:checkpoints", "Which checkpoints are whole."),
     "stacks": ("clustertools.cli.oncall:stacks", "Where the ranks of a job are stuck."),
+    "goodput": ("clustertools.cli.goodput:goodput", "What share of a run's time was training that counts."),
     "plan": ("clustertools.cli.plan:plan", "How often a job should save, and what that gains."),
     "explain": ("clustertools.cli.dev:explain", "What a code or an Xid means and what to do about it."),
     "checks": ("clustertools.cli.dev:checks", "The checks there are."),

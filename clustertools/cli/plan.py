@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import click
 
 from clustertools import goodput
 from clustertools.cli.frame import Duration, Output, common, examples
+from clustertools.cli.goodput import in_units, measured, table
+from clustertools.cli.oncall import state_option
 from clustertools.config_units import parse_size
 from clustertools.errors import ConfigError
 from clustertools.goodput import Costs, Expected, Plan
+from clustertools.goodput_measured import Goodput
 from clustertools.model import to_data
 
 #: Kokolis et al. reckon with 5 minutes from a failure to the next step. Where the best interval lies does
@@ -41,8 +45,13 @@ class Told:
 @click.command(
     epilog=examples(
         "clustertools plan --nodes 128 --failures-per-node-day 0.0065 --save-seconds 30 --interval 1h",
+        "clustertools plan --run pretrain-70b",
         "clustertools plan --failures 419 --over 54d --save-seconds 60 --restart-seconds 180",
     )
+)
+@click.argument("logs", nargs=-1, metavar="[LOG]...", type=click.Path(path_type=Path))
+@click.option(
+    "--run", metavar="NAME", help="A run that a watchdog here looks after: its own failures and times."
 )
 @click.option("--nodes", type=click.IntRange(1), help="Nodes of the job.")
 @click.option(
@@ -78,9 +87,12 @@ class Told:
     show_default=True,
     help="Until a broken node is replaced: how many spare ones that takes.",
 )
+@state_option
 @common
 def plan(
     out: Output,
+    logs: tuple[Path, ...],
+    run: str | None,
     nodes: int | None,
     failures_per_node_day: float | None,
     failures: int | None,
@@ -92,11 +104,13 @@ def plan(
     step_seconds: float | None,
     checkpoint_size: str | None,
     repair: float,
+    state: Path | None,
 ) -> None:
     """Say how often to save, and what share of the time is training then (ETTR).
 
-    A rate of failures that was seen goes before one that was given: what stops a job is more than broken
-    hardware. Sources of the formulas: Kokolis 2024, Young 1974, Daly 2006, Aupy 2013.
+    From figures that are given, from logs of the job, or from what a watchdog wrote down of a run; what is
+    given goes first. A rate of failures that was seen goes before one by node: what stops a job is more than
+    broken hardware. Sources of the formulas: Kokolis 2024, Young 1974, Daly 2006, Aupy 2013.
     """
     told = Told(failures=failures, watched_seconds=over or 0.0)
     if (failures is None) != (over is None):
@@ -108,6 +122,8 @@ def plan(
         told.put(name, value, "given")
     if checkpoint_size is not None:
         told.put("checkpoint_bytes", _size(checkpoint_size), "given")
+    if logs or run is not None:
+        _learn(told, measured(out, logs, run, state))
     _rate(told, nodes, failures_per_node_day, mtbf)
     made, bounds = reckon(told)
     node_rate = failures_per_node_day or (made.failures_per_day / nodes if nodes else None)
@@ -135,11 +151,24 @@ def _size(text: str) -> float:
         raise click.BadParameter(str(exc), param_hint="--checkpoint-size") from exc
 
 
+def _learn(told: Told, found: Goodput) -> None:
+    """Take what was not given from a run's own history."""
+    told.put("step_seconds", found.step_seconds, "measured")
+    told.put("save_seconds", found.save_seconds, "measured")
+    told.put("restart_seconds", found.restart_seconds, "measured")
+    told.put("interval_seconds", found.interval_seconds, "measured")
+    if told.failures is None and found.wall_seconds:
+        told.failures, told.watched_seconds = found.failures, found.wall_seconds
+    if found.ettr is not None:
+        told.warnings.append(f"the ETTR of this run was {found.ettr:.3f} so far (clustertools goodput)")
+    told.warnings += found.notes
+
+
 def _rate(told: Told, nodes: int | None, rate: float | None, mtbf: float | None) -> None:
     """The mean time between failures: the one seen, else the one given, else that of the nodes' rate."""
     if told.failures and told.watched_seconds:
         seen = told.watched_seconds / told.failures
-        told.put("mtbf_seconds", seen, f"{told.failures} failures in {in_units(told.watched_seconds)}")
+        told.put("mtbf_seconds", seen, _count(told.failures, told.watched_seconds))
     told.put("mtbf_seconds", mtbf, "given")
     if rate is not None:
         if nodes is None:
@@ -162,6 +191,10 @@ def _rate(told: Told, nodes: int | None, rate: float | None, mtbf: float | None)
         told.put("mtbf_seconds", told.watched_seconds / 3, "no failure seen: a third of the time, cautiously")
 
 
+def _count(failures: int, seconds: float) -> str:
+    return f"{failures} failure{'s' if failures != 1 else ''} in {in_units(seconds)}"
+
+
 def reckon(told: Told) -> tuple[Plan, tuple[Plan, Plan] | None]:
     """The plan; and, where the failures were counted, those for the ends of what the true rate may be.
 
@@ -170,8 +203,8 @@ def reckon(told: Told) -> tuple[Plan, tuple[Plan, Plan] | None]:
     missing = []
     if "mtbf_seconds" not in told.values:
         missing.append(
-            "how often the job fails is not known: say --failures and --over, --mtbf, or --nodes and "
-            "--failures-per-node-day"
+            "how often the job fails is not known: say --failures and --over, --mtbf, --nodes and "
+            "--failures-per-node-day, or --run"
         )
     if "save_seconds" not in told.values:
         missing.append("how long a save holds training up is not known: say --save-seconds")
@@ -213,16 +246,6 @@ def _warnings(made: Plan) -> list[str]:
     return found
 
 
-def in_units(seconds: float) -> str:
-    """A time as the papers print it: `45 s`, `38.4 min`, `3.09 h`, `2.5 d`."""
-    if seconds < 120:
-        return f"{seconds:.3g} s"
-    for size, unit in ((60.0, "min"), (3600.0, "h")):
-        if seconds < size * 180:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds / 86400:.3g} d"
-
-
 _COLUMNS: tuple[tuple[str, Callable[[Expected], str]], ...] = (
     ("interval", lambda e: in_units(e.interval_seconds)),
     ("steps", lambda e: str(e.steps or "")),
@@ -254,27 +277,12 @@ def _text(made: Plan, told: Told, bounds: tuple[Plan, Plan] | None) -> list[str]
     if bounds is not None:
         few, many = sorted(bounds, key=lambda p: p.best.interval_seconds)
         lines.append(
-            f"{told.failures} failures are consistent (95 %) with one every "
+            f"{told.failures} seen: consistent (95 %) with one every "
             f"{in_units(few.costs.mtbf_seconds)} to {in_units(many.costs.mtbf_seconds)}: best "
             f"{in_units(few.best.interval_seconds)} to {in_units(many.best.interval_seconds)}."
         )
     methods = ", ".join(f"{name} {in_units(t)}" for name, t in made.methods.items() if t)
     return [*lines, *([f"By formula: {methods}."] if methods else [])]
-
-
-def table(head: list[str], rows: list[list[str]]) -> list[str]:
-    """Lines of a table; the first column to the left, numbers to the right, empty columns left out."""
-    kept = [i for i in range(len(head)) if i == 0 or any(row[i] for row in rows)]
-    every = [[row[i] for i in kept] for row in (head, *rows)]
-    widths = [max(len(row[i]) for row in every) for i in range(len(kept))]
-    lines = []
-    for row in every:
-        cells = [
-            cell.rjust(width) if i else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return lines
 
 
 def _data(made: Plan, told: Told, bounds: tuple[Plan, Plan] | None, spare: int | None) -> dict[str, Any]:

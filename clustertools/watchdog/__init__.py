@@ -11,12 +11,13 @@ from __future__ import annotations
 import dataclasses
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from clustertools import actions, incidents, notices, policy, precision, systemd
+from clustertools.actions.evidence_folder import folder_name, tidy
 from clustertools.actions.restart import attempt_token
 from clustertools.check import Check
 from clustertools.delivery import Mail
@@ -71,6 +72,7 @@ class Watchdog:
     evidence_folder: Path = Path("/var/lib/clustertools/evidence")
     wanted: Sequence[Wanted] = ()
     looker: Looker | None = None
+    node_check: Callable[[Sequence[str]], Mapping[str, str]] | None = None
     _seen: Seen = field(default_factory=Seen, repr=False)
 
     def once(self) -> Pass:
@@ -247,6 +249,7 @@ class Watchdog:
         if now - float(self.store.cursor("thinned").get("at", 0.0)) > 3600:
             self.store.thin(now)
             self.store.put_cursor("thinned", "", {"at": now})
+            tidy(self.evidence_folder, {k for k, i in after.items() if i.state == "open"}, now)
 
     def _messages(
         self,
@@ -405,10 +408,12 @@ class Watchdog:
         spec = self._seen.specs.get(run) or next((s for s in self.specs if s.name == run), None)
         attempts = tuple(self.store.attempts(spec.name)) if spec else ()
         job = self.scheduler.job(spec, attempts) if spec and (attempts or run in self._seen.jobs) else None
-        name = f"{int(action.planned_at)}-{_safe(action.because)}"
+        name = folder_name(action.planned_at, action.because)
         return actions.Scene(
-            self.host, self.scheduler, self.evidence_folder / name, now, spec, job, attempts, self.looker
-        )
+            self.host, self.scheduler, self.evidence_folder / name, now, spec, job, attempts, self.looker,
+            node_check=self.node_check if spec and spec.preflight else None,
+            checkpoint_cache=str(self.evidence_folder.parent / "checkpoint-cache"),
+        )  # fmt: skip
 
     def busy(self) -> bool:
         """Whether an action is under way that need not wait for the next pass to go on."""
@@ -473,10 +478,6 @@ def _with_history(progress: actions.Progress, now: float) -> dict[str, Any]:
     if progress.said:
         detail["history"] = [*detail.get("history", ()), [now, progress.said]]
     return detail
-
-
-def _safe(text: str) -> str:
-    return "".join(c if c.isalnum() or c in "-._" else "-" for c in text)[:80]
 
 
 def _sentence(
