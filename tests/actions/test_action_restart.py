@@ -26,7 +26,7 @@ FIRST = Attempt("r", 1, "t1", "r#1", 10.0, last_step=40)
 
 
 class Machine(LocalHost):
-    """This one; `too_slow`: reading every byte takes longer than a pass, `never`: for ever; `away`: silent."""
+    """This one; `too_slow`: reading every byte takes longer than a pass, `never`: ever; `away`: silent."""
 
     too_slow = never = away = False
 
@@ -211,7 +211,7 @@ def test_without_time_to_read_every_byte_the_structure_decides(stage: Stage) -> 
 
 
 def test_what_does_not_end_within_a_pass_is_read_on_and_survives_the_watchdog(stage: Stage) -> None:
-    """The first pass starts a process of its own and lets go; a later one, of any watchdog, has the result."""
+    """The first pass starts a process of its own and lets go; a later one, of any watchdog, has it."""
     good = torch_zip(stage.checkpoints / "step_30.pt")
     bad = torch_zip(stage.checkpoints / "step_40.pt", 2000)
     data = bytearray(bad.read_bytes())
