@@ -7,17 +7,19 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from clustertools.actions.capture import evidence, recorded
-from clustertools.fleet import job_looks
+from clustertools.fleet import Answer, Fate, Line, job_looks
 from clustertools.fleet.job_looks import FleetLooker, FleetSettings, LocalLooker, read_look
-from clustertools.host import LocalHost
+from clustertools.fleet.shipping import Archive
+from clustertools.host import Completed, LocalHost
 from clustertools.model import Job
 from clustertools.sources.job_look import GpuActivity, JobLook, LookOrder, LookRequest, NodeLook, text_of
 from tests.lab.slurm import Slurm, cluster, needs_slurm
@@ -275,6 +277,83 @@ def test_nobody_is_asked_where_the_config_says_so():
     assert set(looks["pretrain"].unseen) == {"n1", "n2"}
     assert "look: none" in looks["pretrain"].unseen["n1"]
     assert FleetLooker().look([]) == {}
+
+
+class Pretended:
+    """A way to nodes that answer, or that hold whoever asks until they are let go."""
+
+    name = "srun"
+
+    def __init__(self, hold: threading.Event | None = None) -> None:
+        self.hold, self.now, self.most, self.closed = hold, 0, 0, 0
+        self.lock = threading.Lock()
+
+    def __enter__(self) -> Pretended:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def talk(self, nodes: Sequence[str], argv: Sequence[str]) -> Pretended:
+        if self.hold:
+            self.hold.wait(60)
+        with self.lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+        self.nodes = nodes
+        return self
+
+    def send(self, text: str) -> None:
+        pass
+
+    def receive(self, seconds: float) -> Iterator[Line | Answer]:
+        time.sleep(0.05)
+        yield Line("n1", "{ hello")
+        yield Line("n1", text_of(replace(NODE, time=6.0)))
+        yield Line("elsewhere", text_of(NODE))
+        yield Answer("n1", Fate.COMPLETED, Completed((), 0, "", ""))
+        yield Answer("n1", Fate.LOST, reason="twice")
+        yield Answer("n2", Fate.COMPLETED, Completed((), 1, "", "Traceback\n\x1b[2Jboom\n"))
+        yield Answer("n3", Fate.TIMEOUT, reason="no end within 3 s")
+
+    def close(self) -> None:
+        with self.lock:
+            self.now -= 1
+            self.closed += 1
+
+
+def test_many_jobs_are_looked_at_side_by_side_and_not_all_at_once(monkeypatch):
+    srun = Pretended()
+    monkeypatch.setattr(job_looks, "SrunTransport", lambda *_, **__: srun)
+    monkeypatch.setattr(job_looks, "archive", lambda: Archive(b""))
+    orders = [LookOrder(LookRequest("1", f"run{i}"), ("n1", "n2", "n3", "n4"), "srun") for i in range(20)]
+    looks = FleetLooker(FleetSettings(at_once=4)).look(orders)
+    assert 2 <= srun.most <= 4
+    assert srun.closed == 20
+    assert len(looks) == 20
+    for look in looks.values():
+        assert look.nodes == (replace(NODE, time=6.0),)
+        assert look.unseen == {
+            "n2": "the look broke off with exit code 1: boom",
+            "n3": "no end within 3 s",
+            "n4": "no answer in time",
+        }
+
+
+def test_a_way_that_hangs_does_not_hold_us(monkeypatch):
+    hold = threading.Event()
+    monkeypatch.setattr(job_looks, "SrunTransport", lambda *_, **__: Pretended(hold))
+    monkeypatch.setattr(job_looks, "CLOSE_SECONDS", 0.2)
+    monkeypatch.setattr(job_looks, "START_SECONDS", 0.1)
+    began = time.monotonic()
+    try:
+        settings = FleetSettings(deadline_seconds=0.8, at_once=1)
+        orders = [LookOrder(LookRequest("1", run), ("n1",), "srun") for run in ("a", "b")]
+        looks = FleetLooker(settings).look(orders)
+        assert time.monotonic() - began < 10
+    finally:
+        hold.set()
+    assert looks == {run: JobLook((), {"n1": "no answer within 0.8 s"}) for run in ("a", "b")}
 
 
 def test_a_job_of_this_machine_is_looked_at_here():
