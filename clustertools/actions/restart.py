@@ -222,6 +222,8 @@ def _choose(action: Action, detail: Mapping[str, Any], scene: Scene) -> Progress
         return Progress("choose", waiting, said)
     good = choice.good
     wanted = tuple(str(n) for n in action.options.get("exclude") or ())
+    accused, told = scene.accuse() if scene.accuse is not None else ((), "")
+    wanted = tuple(dict.fromkeys((*wanted, *accused)))
     attempt = Attempt(
         spec.name, (scene.attempts[-1].number if scene.attempts else 0) + 1, attempt_token(action.id),
         resume_step=good.step if good else None, resume_path=good.path if good else "",
@@ -230,6 +232,7 @@ def _choose(action: Action, detail: Mapping[str, Any], scene: Scene) -> Progress
     why = action.options.get("reason")
     said = (f"{why}. " if why else "") + choice.in_words(action.options.get("before_step"))
     said += f", without {', '.join(attempt.excluded)}" if attempt.excluded else ""
+    said += f" ({told})" if told else ""
     kept = {
         **detail,
         "token": attempt.token,
