@@ -26,6 +26,7 @@ from clustertools.actions.choose import (
     steps_lost,
 )
 from clustertools.actions.resume_file import write_resume_file
+from clustertools.actions.spare_copy import put_back
 from clustertools.errors import Absent, ActionFailed, Unobservable
 from clustertools.model import Action, Attempt, Job
 from clustertools.schedulers import RunSpec
@@ -59,7 +60,7 @@ def _run(scene: Scene) -> tuple[RunSpec, Job]:
 
 
 def _capture(action: Action, detail: Mapping[str, Any], scene: Scene) -> Progress:
-    _, job = _run(scene)
+    spec, job = _run(scene)
     newest = _newest(scene)
     kept = {
         **detail,
@@ -69,7 +70,10 @@ def _capture(action: Action, detail: Mapping[str, Any], scene: Scene) -> Progres
         "was_ended_by": job.ended_by,
     }
     try:
-        told = evidence(scene.host, job, scene.evidence_folder)
+        told = evidence(
+            scene.host, job, scene.evidence_folder,
+            looker=scene.looker, how=spec.look, because=action.because,
+        )  # fmt: skip
     except ActionFailed as exc:
         # evidence on a full disk must not keep a thousand GPUs waiting
         return Progress("stop", kept, str(exc))
@@ -218,6 +222,8 @@ def _choose(action: Action, detail: Mapping[str, Any], scene: Scene) -> Progress
         return Progress("choose", waiting, said)
     good = choice.good
     wanted = tuple(str(n) for n in action.options.get("exclude") or ())
+    accused, told = scene.accuse() if scene.accuse is not None else ((), "")
+    wanted = tuple(dict.fromkeys((*wanted, *accused)))
     attempt = Attempt(
         spec.name, (scene.attempts[-1].number if scene.attempts else 0) + 1, attempt_token(action.id),
         resume_step=good.step if good else None, resume_path=good.path if good else "",
@@ -226,6 +232,7 @@ def _choose(action: Action, detail: Mapping[str, Any], scene: Scene) -> Progress
     why = action.options.get("reason")
     said = (f"{why}. " if why else "") + choice.in_words(action.options.get("before_step"))
     said += f", without {', '.join(attempt.excluded)}" if attempt.excluded else ""
+    said += f" ({told})" if told else ""
     kept = {
         **detail,
         "token": attempt.token,
@@ -306,6 +313,8 @@ def _prepare(spec: RunSpec, attempt: Attempt, detail: Mapping[str, Any], scene: 
     said = "".join(f"{tracker.set_aside(path)}. " for path in bad)
     if spec.resume == "file":
         return f"{said}{write_resume_file(spec, attempt)}. "
+    if spec.resume == "newest":
+        return said + put_back(attempt.resume_path)
     if spec.resume == "tracker" and attempt.resume_path:
         reports = checkpoints(scene.host, spec.checkpoint_dir).reports
         chosen = next((r for r in reports if r.path == attempt.resume_path), None)

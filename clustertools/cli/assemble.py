@@ -36,6 +36,8 @@ from clustertools.watchdog import Settings, Watchdog
 
 if TYPE_CHECKING:
     from clustertools.config import Config, Loaded, SinkConfig
+    from clustertools.fleet.job_looks import FleetLooker
+    from clustertools.sources.rank_files import JobFiles
 
 #: What is no change of an incident: whoever hears of an incident hears what became of it.
 _ALWAYS = KINDS - {"opened", "reopened", "worsened", "resolved"}
@@ -154,17 +156,18 @@ def _looker_of_a_command(host: Host, environ: Mapping[str, str] = os.environ) ->
 class _InsideJob:
     """Looks at all nodes of one Slurm job, whatever processes this machine has of it."""
 
-    looker: Looker
+    looker: FleetLooker
     job_id: str
     nodes: tuple[str, ...]
 
     def look(self, orders: Sequence[LookOrder]) -> Mapping[str, JobLook]:
-        return self.looker.look(
-            [
-                LookOrder(dataclasses.replace(o.request, job_id=self.job_id, roots=()), self.nodes, "srun")
-                for o in orders
-            ]
-        )
+        return self.looker.look([self._whole(order) for order in orders])
+
+    def bring(self, order: LookOrder, *, ask_dumps: bool = True) -> JobFiles:
+        return self.looker.bring(self._whole(order), ask_dumps=ask_dumps)
+
+    def _whole(self, order: LookOrder) -> LookOrder:
+        return LookOrder(dataclasses.replace(order.request, job_id=self.job_id, roots=()), self.nodes, "srun")
 
 
 def _with_limit(playbooks: Sequence[Playbook], restarts: int) -> list[Playbook]:
@@ -306,8 +309,8 @@ def mail(loaded: Loaded | None, *, terminal: bool) -> Mail:
     standing: dict[str, StandingSink] = {}
     problems: list[str] = []
     for name, said in (loaded.config.sinks if loaded else {}).items():
-        rule = SinkRule(said.min_status, frozenset(said.kinds) | _ALWAYS, said.only, said.remind_seconds)
         try:
+            rule = _rule(name, said, loaded.config if loaded else None)
             if said.kind in ("alertmanager", "deadman", "metrics"):
                 standing[name] = _standing_sink(name, said, rule)
             else:
@@ -322,6 +325,20 @@ def mail(loaded: Loaded | None, *, terminal: bool) -> Mail:
 
         sinks.setdefault("terminal", TerminalSink())
     return Mail(sinks, rules, standing)
+
+
+def _rule(name: str, said: SinkConfig, config: Config | None) -> SinkRule:
+    """What a sink hears of. Raises ConfigError for a node class that is not there."""
+    nodes: frozenset[str] | None = None
+    if said.classes and config:
+        from ClusterShell.NodeSet import NodeSet
+
+        wrong = [c for c in said.classes if c not in config.node_classes]
+        if wrong:
+            raise ConfigError(*(f"sinks.{name}.classes: there is no node class {c}" for c in wrong))
+        nodes = frozenset(node for c in said.classes for node in NodeSet(config.node_classes[c].nodes))
+    kinds = frozenset(said.kinds) | _ALWAYS
+    return SinkRule(said.min_status, kinds, said.only, said.remind_seconds, nodes)
 
 
 def _sink(name: str, said: SinkConfig, cluster: str) -> Sink:

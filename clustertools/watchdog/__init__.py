@@ -9,6 +9,7 @@ anything is done. Each action then advances by at most one step a pass, each ste
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -17,9 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from clustertools import actions, incidents, notices, policy, precision, systemd
+from clustertools.actions.capture import recorded
+from clustertools.actions.evidence_folder import folder_name, tidy
 from clustertools.actions.restart import attempt_token
 from clustertools.check import Check
 from clustertools.delivery import Mail
+from clustertools.diagnose import Evidence, diagnose
 from clustertools.errors import Absent, ActionFailed, StoreError, Unobservable
 from clustertools.host import Host
 from clustertools.model import (
@@ -29,6 +33,7 @@ from clustertools.model import (
     Outcome,
     Playbook,
     Status,
+    Subject,
     Transition,
     Verdict,
 )
@@ -73,6 +78,7 @@ class Watchdog:
     looker: Looker | None = None
     node_check: Callable[[Sequence[str]], Mapping[str, str]] | None = None
     _seen: Seen = field(default_factory=Seen, repr=False)
+    _evidence: dict[str, Evidence] = field(default_factory=dict, repr=False)
 
     def once(self) -> Pass:
         """One pass. Raises StoreError when nothing could be written down; nothing was done then."""
@@ -80,6 +86,7 @@ class Watchdog:
         paused = self._pause_file()
         seen = self._observer().look(now)
         verdicts, self._seen = seen.verdicts, seen
+        self._evidence = {r: e for r, e in self._evidence.items() if r in seen.jobs} | seen.evidence
         with self.store.transaction():
             # read inside: what a person marks at this moment is neither missed nor written over
             paused = paused or self._paused(now)
@@ -95,7 +102,7 @@ class Watchdog:
         sentences += self._deliver(now)
         blind = tuple(f"{v.check} on {v.subject}: {v.blind}" for v in verdicts if v.blind)
         self._heartbeat(now, blind, paused)
-        sentences += self.mail.after_pass(self.store, now, complete=not blind)
+        sentences += self.mail.after_pass(self.store, now, complete=lambda: self._sees_everything(seen))
         sentence = _sentence(verdicts, transitions, planned, steps, sentences)
         return Pass(
             tuple(verdicts), tuple(transitions), tuple(planned), tuple(steps), tuple(outcomes),
@@ -248,6 +255,7 @@ class Watchdog:
         if now - float(self.store.cursor("thinned").get("at", 0.0)) > 3600:
             self.store.thin(now)
             self.store.put_cursor("thinned", "", {"at": now})
+            tidy(self.evidence_folder, {k for k, i in after.items() if i.state == "open"}, now)
 
     def _messages(
         self,
@@ -262,16 +270,12 @@ class Watchdog:
         tell, left = notices.due(transitions, after, owed, patterns, now)
         if left != owed:
             self.store.put_cursor("owed", "", left)
-        asking = self._asking(now) if tell or any(policy.asks(a) for a in planned) else {}
+        wanted = {**(self._asking(now) if tell else {}), **{a.id: a for a in planned}}
         told = [
             from_transition(
                 transition,
                 playbook=policy.playbook_for(transition.incident.finding.code, self.playbooks),
-                planned=[
-                    a
-                    for a in {**asking, **{a.id: a for a in planned}}.values()
-                    if a.because == transition.incident.key
-                ],
+                planned=[a for a in wanted.values() if a.because == transition.incident.key],
                 explains=[i for i in after.values() if i.explained_by == transition.incident.key],
             )
             for transition in tell
@@ -406,12 +410,27 @@ class Watchdog:
         spec = self._seen.specs.get(run) or next((s for s in self.specs if s.name == run), None)
         attempts = tuple(self.store.attempts(spec.name)) if spec else ()
         job = self.scheduler.job(spec, attempts) if spec and (attempts or run in self._seen.jobs) else None
-        name = f"{int(action.planned_at)}-{_safe(action.because)}"
+        name = folder_name(action.planned_at, action.because)
         return actions.Scene(
             self.host, self.scheduler, self.evidence_folder / name, now, spec, job, attempts, self.looker,
             node_check=self.node_check if spec and spec.preflight else None,
             checkpoint_cache=str(self.evidence_folder.parent / "checkpoint-cache"),
+            accuse=functools.partial(self._accuse, run, self.evidence_folder / name),
         )  # fmt: skip
+
+    def _accuse(self, run: str, folder: Path) -> tuple[tuple[str, ...], str]:
+        """Who is guilty by the ranks' flight recorders and all that was seen before the end."""
+        seen, dumps = self._evidence.get(run), recorded(folder)
+        if seen is None or not dumps.states or "exclude" not in self.scheduler.supported:
+            return (), ""
+        told = diagnose(
+            dataclasses.replace(
+                seen, recorded=dumps.states, world_size=dumps.world_size,
+                rank_nodes={**dumps.rank_nodes, **seen.rank_nodes},
+            )
+        )  # fmt: skip
+        most = max(1, len(seen.job.nodes) // 10)
+        return told.blamed[:most], told.summary if told.blamed else ""
 
     def busy(self) -> bool:
         """Whether an action is under way that need not wait for the next pass to go on."""
@@ -433,6 +452,17 @@ class Watchdog:
         return (*steps, *self._deliver(now))
 
     # heartbeat
+
+    def _sees_everything(self, seen: Seen) -> bool:
+        """Whether every check saw everything at its last look, which need not have been in this pass."""
+        names = {check.name for check in self.checks} | {v.check for v in seen.verdicts}
+        cluster = self.settings.cluster
+        subjects = {str(Subject(cluster=cluster, run=run)) for run in seen.specs}
+        subjects |= {
+            str(Subject(cluster=cluster, node=self.host.name)),
+            *(str(v.subject) for v in seen.verdicts),
+        }
+        return not any(name in names and subject in subjects for name, subject in self.store.unseen())
 
     def _heartbeat(self, now: float, blind: Sequence[str], paused: str) -> None:
         """Write down that a pass ended, and (`seen`) when one last could see everything.
@@ -476,10 +506,6 @@ def _with_history(progress: actions.Progress, now: float) -> dict[str, Any]:
     if progress.said:
         detail["history"] = [*detail.get("history", ()), [now, progress.said]]
     return detail
-
-
-def _safe(text: str) -> str:
-    return "".join(c if c.isalnum() or c in "-._" else "-" for c in text)[:80]
 
 
 def _sentence(

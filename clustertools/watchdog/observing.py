@@ -51,6 +51,7 @@ class Seen:
     specs: dict[str, RunSpec] = field(default_factory=dict)
     jobs: dict[str, Job] = field(default_factory=dict)
     looks: dict[str, JobLook] = field(default_factory=dict)
+    evidence: dict[str, Evidence] = field(default_factory=dict)
     diagnoses: dict[str, Diagnosis] = field(default_factory=dict)
     news: dict[str, list[Attempt]] = field(default_factory=dict)
     first_bad_steps: dict[str, int] = field(default_factory=dict)
@@ -230,8 +231,8 @@ class Observer:
             return
         for run in sorted(troubled & seen.jobs.keys()):
             mine = [v for v in seen.verdicts if v.subject.run == run]
-            diagnosis = diagnose(evidence(seen.jobs[run], mine, seen.looks.get(run), incidents))
-            seen.diagnoses[run] = diagnosis
+            seen.evidence[run] = evidence(seen.jobs[run], mine, seen.looks.get(run), incidents)
+            seen.diagnoses[run] = diagnosis = diagnose(seen.evidence[run])
             if diagnosis.cause or diagnosis.suspects:
                 seen.verdicts[:] = [_told(v, diagnosis) if v.subject.run == run else v for v in seen.verdicts]
 
