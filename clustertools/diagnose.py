@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from clustertools.catalog.failures import Advice, FailureLine, Signature, signature
+from clustertools.catalog.failures import KERNEL, Advice, FailureLine, Signature, signature
 from clustertools.model import Incident, Job, RankState, Status
 
 
@@ -96,6 +96,12 @@ _HARDWARE_CODES = (
 )  # fmt: skip
 #: What a rank says that ends because of another one.
 _LOST_A_PEER = frozenset({"PeerLost", "CollectiveTimeout", "CollectiveTeardown", "CollectiveWatchdogStuck"})
+#: Faults that show as exceptions, which a program may print and handle; then nobody ends by them.
+_EXCEPTIONS = frozenset({"user", "environment", "service"})
+#: Who ends so was not ended by an exception.
+_BY_SIGNAL = frozenset({"ProcessKilled", "SegmentationFault", "BusError"})
+#: Those of a host whose load, or whose servers, may be the reason: no reason to leave it out at once.
+_SOFT_CODES = ("HostOomKill", "HostHungTask", "HostMount", "TaskStuck", "Nfs", "Lustre")
 #: Those that come after another fault and say nothing of its place.
 _CONSEQUENCES = frozenset({"XidChannelStopped", "XidChannelTornDown"})
 
@@ -118,8 +124,11 @@ def diagnose(evidence: Evidence) -> Diagnosis:
     The root is the earliest root line over all ranks; a cascade names nobody. Errors of the run's own code,
     arguments or environment blame no node, whatever else is seen.
     """
-    lines = in_time(evidence.lines)
-    root = _root(lines)
+    lines = in_time([line for line in evidence.lines if _is_timely(line, evidence.job)])
+    root = _root(lines, evidence)
+    # torchrun's list of failures tells where a rank lives
+    told = {line.rank: line.node for line in lines if line.rank is not None and line.node}
+    evidence = dataclasses.replace(evidence, rank_nodes={**told, **evidence.rank_nodes})
     known = signature(root.signature) if root is not None else None
     cause, advice = _cause(evidence, root, known)
     row = signature(cause) if cause else None
@@ -134,6 +143,13 @@ def diagnose(evidence: Evidence) -> Diagnosis:
     return Diagnosis(
         cause, advice, _sentence(evidence, cause, row, root, lines, suspects), suspects, _proof(root, lines)
     )
+
+
+def _is_timely(line: FailureLine, job: Job) -> bool:
+    """Whether a line of a kernel log is of about when the run failed; those of the run's own logs are."""
+    if not line.path.startswith(KERNEL) or line.time is None or job.state != "ended" or not job.ended_at:
+        return True
+    return job.ended_at - BEFORE_SECONDS <= line.time <= job.ended_at + AFTER_SECONDS
 
 
 def in_time(lines: Sequence[FailureLine]) -> list[FailureLine]:
@@ -156,16 +172,21 @@ def in_time(lines: Sequence[FailureLine]) -> list[FailureLine]:
     return [item[-1] for item in sorted(keyed, key=lambda k: (k[0], k[2], k[3]))]
 
 
-def _root(lines: Sequence[FailureLine]) -> FailureLine | None:
+def _root(lines: Sequence[FailureLine], evidence: Evidence) -> FailureLine | None:
     """The earliest root; one that is weak only when there is no other. None: nothing but symptoms."""
     weak = None
     lost = {line.rank for line in lines if line.role == "cascade" and line.signature in _LOST_A_PEER}
+    by_signal = any(line.signature in _BY_SIGNAL for line in lines) and not any(
+        line.signature == "ProcessFailed" and line.rank not in lost for line in lines
+    )
     for line in lines:
         if line.role != "root":
             continue
         if line.signature == "ProcessFailed" and (line.rank in lost or (line.rank is None and lost)):
             continue  # it ended since it had lost a peer; torchrun calls it the root cause all the same
         known = signature(line.signature)
+        if known is not None and known.kind in _EXCEPTIONS and (by_signal or _lives_on(line, evidence)):
+            continue
         if known is not None and known.weak:
             weak = weak or line
             continue
@@ -175,12 +196,20 @@ def _root(lines: Sequence[FailureLine]) -> FailureLine | None:
     return weak
 
 
+def _lives_on(line: FailureLine, evidence: Evidence) -> bool:
+    """Whether an exception was handled, as far as one can see: whoever printed it still runs."""
+    if evidence.job.state == "ended":
+        return False
+    return line.rank is None or not evidence.rank_nodes or line.rank in evidence.rank_nodes
+
+
 def _cause(evidence: Evidence, root: FailureLine | None, known: Signature | None) -> tuple[str, Advice]:
     job = evidence.job
     weak = known is None or known.weak
     if job.ended_by == "node-failed" and weak:
         return "SlurmNodeFailure", "exclude"
-    if job.ended_by == "out-of-memory" and (weak or known.kind == "collective"):  # type: ignore[union-attr]
+    killed = any(code == "HostOomKill" for code, _ in _incidents(evidence))
+    if weak and (job.ended_by == "out-of-memory" or killed):
         return "HostOutOfMemory", "same"
     if root is not None:
         return root.signature, root.advice
@@ -193,7 +222,7 @@ def _cause(evidence: Evidence, root: FailureLine | None, known: Signature | None
 def _clues(
     evidence: Evidence, lines: Sequence[FailureLine], root: FailureLine | None, known: Signature | None
 ) -> Iterator[_Clue]:
-    yield from _by_root(evidence, root, known)
+    yield from _by_root(evidence, lines, root, known)
     job = evidence.job
     for node in job.failed_nodes:
         yield _Clue(node, _SLURM_NAMES, "the scheduler says that it failed", "scheduler", hard=True)
@@ -201,7 +230,7 @@ def _clues(
     yield from _by_recorder(evidence)
     yield from _by_stacks(evidence)
     yield from _by_timeouts(evidence, lines)
-    nodes = set(job.nodes) or set(evidence.rank_nodes.values())
+    nodes = _all_nodes(evidence)
     unseen = {n: why for n, why in evidence.unseen_nodes.items() if n in nodes or not nodes}
     # when many do not answer it is our way to them that is broken
     if unseen and len(unseen) * 3 <= max(len(nodes), 1):
@@ -218,25 +247,49 @@ def _node_of(line: FailureLine, evidence: Evidence) -> str:
     return next(iter(nodes)) if len(nodes) == 1 else ""
 
 
-def _by_root(evidence: Evidence, root: FailureLine | None, known: Signature | None) -> Iterator[_Clue]:
+def _by_root(
+    evidence: Evidence, lines: Sequence[FailureLine], root: FailureLine | None, known: Signature | None
+) -> Iterator[_Clue]:
     if root is None or known is None:
         return
     hard = known.advice == "exclude"
-    if root.about:
-        yield _Clue(root.about, _LINE_NAMES, f"named by the line itself ({known.meaning})", "line", hard=hard)
+    named = {line.about for line in lines if line.about and line.signature == root.signature}
+    for node in sorted(named):
+        yield _Clue(node, _LINE_NAMES, f"the log names it: {known.meaning}", "line", hard=hard)
+    if named:
         return
-    node = _node_of(root, evidence)
-    if not node or not known.blames:
+    if not known.blames:
         return
-    where = f"rank {root.rank}" if root.rank is not None else "one of its processes"
-    yield _Clue(node, known.blames, f"{where} was the first to fail", "line", root.rank, hard)
+    first: dict[str, FailureLine] = {}
+    for line in lines:
+        if line.signature == root.signature and (node := _node_of(line, evidence)):
+            first.setdefault(node, line)
+    shared = _is_shared(first, evidence)
+    for node, line in first.items():
+        where = f"rank {line.rank}" if line.rank is not None else "one of its processes"
+        # of what need not be the node's fault, the first alone is suspect, and the less the more there are
+        if line is root or (hard and not shared) or (root.rank is None and not root.node):
+            weight = known.blames / (3 if shared else 1 if hard else len(first))
+            why = f"{where} was the first to fail" if line is root else f"{where} failed in the same way"
+            yield _Clue(node, weight, why, "line", line.rank, hard and not shared)
 
 
-def _by_incidents(evidence: Evidence) -> Iterator[_Clue]:
+def _is_shared(nodes: Collection[str], evidence: Evidence) -> bool:
+    """Whether so many nodes show the same that it is the fabric's, the storage's or a power feed's fault."""
+    return len(nodes) > max(2, 0.2 * len(_all_nodes(evidence)))
+
+
+def _all_nodes(evidence: Evidence) -> set[str]:
+    return set(evidence.job.nodes) or set(evidence.rank_nodes.values())
+
+
+def _incidents(evidence: Evidence) -> Iterator[tuple[str, Incident]]:
+    """Code and incident of each fault of a node of the run that was seen about when the run failed."""
     job = evidence.job
     end = job.ended_at if job.state == "ended" and job.ended_at else 0.0
-    nodes = set(job.nodes) or set(evidence.rank_nodes.values())
-    found: dict[str, list[Incident]] = defaultdict(list)
+    # a run that hangs has no end: what began while it ran may explain it
+    first, last = (end or job.started_at) - BEFORE_SECONDS, end + AFTER_SECONDS if end else float("inf")
+    nodes = _all_nodes(evidence)
     for incident in evidence.incidents:
         finding = incident.finding
         node = finding.subject.node
@@ -244,21 +297,22 @@ def _by_incidents(evidence: Evidence) -> Iterator[_Clue]:
             continue
         if not finding.code.startswith(_HARDWARE_CODES) or finding.code in _CONSEQUENCES:
             continue
-        # a run that hangs has no end: what began while it ran may explain it
-        first, last = (end or job.started_at) - BEFORE_SECONDS, end + AFTER_SECONDS if end else float("inf")
-        if not any(first <= t <= last for t in (finding.time, incident.first_seen, incident.opened_at) if t):
-            continue
-        found[finding.code].append(incident)
+        if any(first <= t <= last for t in (finding.time, incident.first_seen, incident.opened_at) if t):
+            yield finding.code, incident
+
+
+def _by_incidents(evidence: Evidence) -> Iterator[_Clue]:
+    found: dict[str, list[Incident]] = defaultdict(list)
+    for code, incident in _incidents(evidence):
+        found[code].append(incident)
     for code, several in found.items():
-        hit = {i.finding.subject.node for i in several}
-        # the same on many nodes is the fabric's, the storage's or a power feed's fault
-        shared = len(hit) > max(2, 0.2 * len(nodes))
+        shared = _is_shared({i.finding.subject.node for i in several}, evidence)
         for incident in several:
-            critical = incident.finding.status is Status.CRITICAL
-            weight = _CRITICAL_INCIDENT if critical else _WARNING_INCIDENT
+            hard = incident.finding.status is Status.CRITICAL and not code.startswith(_SOFT_CODES)
+            weight = _CRITICAL_INCIDENT if hard else _WARNING_INCIDENT
             yield _Clue(
                 incident.finding.subject.node, weight / 3 if shared else weight,
-                f"{code}: {incident.finding.summary}", f"incident:{code}", hard=critical and not shared,
+                f"{code}: {incident.finding.summary}", f"incident:{code}", hard=hard and not shared,
             )  # fmt: skip
 
 

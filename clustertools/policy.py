@@ -151,6 +151,8 @@ def plan(
         for action in _actions(incident, book, world, now):
             if action.id in under_way or (action.kind in ON_RUNS and action.target.run in busy):
                 continue
+            if incident.explained_by and incident.finding.subject.run and action.target.node:
+                continue  # what is done to the nodes of a run is for the root of its trouble to say
             if action.kind in HARMLESS | ON_RUNS and key not in world.fresh:
                 continue  # a run that is not seen to be in trouble now is left alone
             why = _guards(action, incident, book, ledger, planned, world, now, budgets)

@@ -43,9 +43,9 @@ class Limits:
     `launch_retries`: how often a run that never made a step is tried again
     (Aegis: 73 % of failures come within 10 min of the launch). `early_seconds` and `early_steps` are what
     counts as early. What happened longer ago than `window_seconds` is forgotten: blame and exclusions.
-    At most `exclude_share` of the job's nodes are left out, one at least, and never more than there are
-    spares (5 to 10 % of spare nodes are advised, ml-engineering). `backoff_seconds` doubles with each failure
-    of a service or storage in a row, up to `backoff_at_most_seconds`.
+    At most `exclude_share` of the job's nodes are left out, one at least, two of four or more, and never more
+    than there are spares (5 to 10 % of spare nodes are advised, ml-engineering). `backoff_seconds` doubles
+    with each failure of a service or storage in a row, up to `backoff_at_most_seconds`.
     """
 
     launch_retries: int = 1
@@ -110,7 +110,7 @@ def decide(
     )  # fmt: skip
     case = _Case.of(attempts, job, diagnosis, around, limits)
     told = _by_the_end(job, diagnosis, around)
-    for rule in (_numeric, _user, _resource, _same_step, _hardware, _launch, _again):
+    for rule in (_numeric, _user, _resource, _checkpoint, _same_step, _hardware, _launch, _again):
         told = told or rule(case)
     assert told is not None, "the last rule always answers"
     return (_budget(case) or told) if told.kind == "restart" else told
@@ -285,8 +285,9 @@ class _Case:
     @property
     def most(self) -> int:
         """How many nodes may be left out at all."""
-        share = math.ceil(self.limits.exclude_share * len(self.last.nodes or self.job.nodes))
-        return min(max(1, share), self.limits.exclude_at_most)
+        size = len(self.last.nodes or self.job.nodes)
+        share = math.ceil(self.limits.exclude_share * size)
+        return min(max(1 if size < 4 else 2, share), self.limits.exclude_at_most)
 
     @property
     def room(self) -> int:
@@ -314,10 +315,12 @@ def _numeric(case: _Case) -> Decision | None:
     if len(earlier) >= 2:
         return Decision("stop", "the loss became no number for the third time: the data or the code")
     why = "the loss is no number: from a checkpoint before it"
-    if earlier:
-        swap = case.suspected
+    guilty = case.guilty if case.advice == "exclude" else ()
+    if earlier or guilty:
+        swap = guilty or case.suspected
         where = f", without {_listed(swap)}" if swap else "; nobody knows which node to change"
-        return case.restart(f"{why}, for the second time{where}", swap, before_step=before_step)
+        again = ", for the second time" if earlier else ""
+        return case.restart(f"{why}{again}{where}", swap, before_step=before_step)
     return case.restart(why, before_step=before_step)
 
 
@@ -340,7 +343,8 @@ def _resource(case: _Case) -> Decision | None:
     storage = full or case.row.kind == "storage"
     if storage and case.around.storage_works is False:
         return Decision("hold", f"{case.row.meaning}: started again when a probe of it passes", counts=False)
-    if not (storage and case.around.storage_works):
+    # a run that hangs has waited long enough by itself
+    if case.job.state == "ended" and not (storage and case.around.storage_works):
         times = 1 + sum(case.repeats)
         wait = min(case.limits.backoff_seconds * 2 ** (times - 1), case.limits.backoff_at_most_seconds)
         left = case.last.ended_at + wait - case.around.now
@@ -352,6 +356,14 @@ def _resource(case: _Case) -> Decision | None:
     return case.restart(
         f"{case.row.meaning}, and it is time to try again", suspects, before_step=step if full else None,
     )  # fmt: skip
+
+
+def _checkpoint(case: _Case) -> Decision | None:
+    """What it was begun from could not be loaded: the program is a better judge of that than we are."""
+    if case.row is None or case.row.kind != "checkpoint" or case.last.new_steps or not case.last.resume_step:
+        return None
+    step = case.last.resume_step
+    return case.restart(f"the checkpoint of step {step} could not be loaded: an older one", before_step=step)
 
 
 def _same_step(case: _Case) -> Decision | None:

@@ -104,6 +104,20 @@ def test_stacks_and_recorder_agree_and_contradict():
     assert {s.node for s in differ.suspects} == {"n1", "n4"}
 
 
+def test_who_lags_behind_is_explained_by_broken_hardware_elsewhere():
+    behind = [RankState(r, "0", 8 if r == 6 else 9, 8) for r in range(8)]
+    told = diagnose(evidence(recorded=behind, incidents=[incident("n1")]))
+    assert told.blamed == ("n1",)
+    assert [(s.node, s.confidence) for s in told.suspects][1] == ("n4", 0.35)
+
+
+def test_kernel_lines_count_when_they_are_of_the_time_of_the_failure():
+    gone = "NVRM: Xid (PCI:0000:3b:00): 119, pid=1, Timeout after 6s"
+    told = diagnose(evidence(line(gone, node="n2", path="kernel log of n2", time=4900.0)))
+    assert (told.cause, told.blamed) == ("XidHardware", ("n2",))
+    assert diagnose(evidence(line(gone, node="n2", path="kernel log of n2", time=1000.0))).cause == ""
+
+
 def test_an_incident_of_the_node_in_time_explains_a_crash_without_words():
     told = diagnose(evidence(incidents=[incident("n2")]))
     assert (told.blamed, told.advice) == (("n2",), "exclude")
@@ -111,6 +125,31 @@ def test_an_incident_of_the_node_in_time_explains_a_crash_without_words():
     assert diagnose(evidence(incidents=[incident("elsewhere")])).suspects == ()
     shared = diagnose(evidence(incidents=[incident(n, "NfsNotResponding") for n in NODES]))
     assert shared.blamed == ()
+
+
+def test_memory_that_ran_out_is_the_cause_and_the_node_may_stay():
+    told = diagnose(
+        evidence(line("  exitcode  : -9 (pid: 4242)", rank=2), incidents=[incident("n2", "HostOomKill")])
+    )
+    assert (told.cause, told.advice, told.blamed) == ("HostOutOfMemory", "same", ())
+    assert told.suspects[0].node == "n2"
+
+
+def test_torchruns_list_tells_where_a_rank_lives():
+    told = diagnose(
+        evidence(
+            line(ECC, rank=5), line("  exitcode  : 1 (pid: 42)", rank=5, node="n4", order=9), rank_nodes={}
+        )
+    )
+    assert told.blamed == ("n4",)
+
+
+def test_storage_that_fails_on_one_node_names_it_and_on_many_none():
+    stale = "OSError: [Errno 116] Stale file handle: '/data/x.bin'"
+    one = diagnose(evidence(line(stale, rank=2)))
+    assert [(s.node, s.confidence) for s in one.suspects] == [("n2", 0.35)]
+    many = diagnose(evidence(*(line(stale, rank=r, order=r) for r in (0, 2, 4, 6))))
+    assert many.suspects[0].confidence < 0.15
 
 
 def test_what_the_scheduler_says_of_a_node():
@@ -128,6 +167,22 @@ def test_errors_of_the_user_blame_no_node_whatever_else_is_seen():
     )
     assert (told.cause, told.advice, told.suspects) == ("CodeError", "stop", ())
     assert "no node is to blame" in told.summary
+
+
+def test_an_exception_of_a_rank_that_still_runs_was_handled():
+    hung = Job("1", "big", "running", nodes=NODES)
+    told = diagnose(evidence(line("KeyError: 'x'", rank=2), job=hung, odd_ranks={5: "state T"}))
+    assert (told.cause, [s.node for s in told.suspects]) == ("", ["n3"])
+    gone = {rank: node for rank, node in RANKS.items() if rank != 2}
+    assert diagnose(evidence(line("KeyError: 'x'", rank=2), job=hung, rank_nodes=gone)).cause == "CodeError"
+
+
+def test_who_ends_by_a_signal_did_not_end_by_an_exception():
+    handled = line("requests.exceptions.HTTPError: 503 Server Error: Service Unavailable", rank=0)
+    killed = line("  exitcode  : -9 (pid: 4242)", rank=3, order=9)
+    assert diagnose(evidence(handled, killed)).cause == "ProcessKilled"
+    failed = line("  exitcode  : 1 (pid: 4242)", rank=0, order=8)
+    assert diagnose(evidence(handled, failed, killed)).cause == "ServiceAway"
 
 
 def test_a_node_that_does_not_answer_while_the_others_do():

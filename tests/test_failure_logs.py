@@ -63,8 +63,29 @@ def test_what_a_real_crash_is_taken_for(name):
         assert decision.kind == kind, decision
 
 
+# what srun and slurmstepd of a real Slurm write: cause, nodes that are blamed, the first that is named
+SLURM = {
+    "slurm-exit": ("ProcessFailed", (), ""),
+    "slurm-signal": ("ProcessKilled", (), "n1"),
+    "slurm-segv": ("SegmentationFault", (), "n2"),
+    "slurm-launch": ("FileMissing", (), ""),
+    "slurm-nodefail": ("SlurmNodeFailure", ("n2",), "n2"),
+    # these ends are the scheduler's to tell
+    "slurm-cancelled": ("", (), ""),
+    "slurm-requeued": ("", (), ""),
+    "slurm-timelimit": ("", (), ""),
+}
+
+
+@pytest.mark.parametrize("name", SLURM)
+def test_what_the_words_of_slurm_are_taken_for(name):
+    cause, blamed, named = SLURM[name]
+    nodes = ("n1", "n2")
+    look = read_failures(LocalHost(), str(LOGS / f"{name}.log"), {}, now=NOW, nodes=nodes)
+    told = diagnose(Evidence(Job("1", "big", "ended", 1, nodes, ended_at=NOW), look.lines))
+    assert (told.cause, told.blamed) == (cause, blamed)
+    assert [s.node for s in told.suspects][:1] == ([named] if named else [])
+
+
 def test_every_log_is_expected_to_be_something():
     assert {path.stem for path in LOGS.glob("*.log")} == EXPECTED.keys() | SLURM.keys()
-
-
-SLURM: dict[str, str] = {}

@@ -33,6 +33,7 @@ from clustertools.policy import (
     plan,
     playbook_for,
 )
+from clustertools.restarts import Decision
 from clustertools.schedulers.local import LocalScheduler
 from clustertools.sinks.message import plain_block
 from docs.make_reference import own_checks, told
@@ -72,6 +73,26 @@ def test_an_open_incident_gets_its_steps():
     (action,) = decide(incident())
     assert (action.kind, action.target, action.blocked) == ("drain", Subject(node="gpu-017"), "")
     assert action.because == incident().key
+
+
+def test_a_run_drains_whom_it_is_certain_of_and_leaves_the_drain_to_the_root_where_there_is_one():
+    book = playbook_for("JobHung", OURS)
+    one = hung()
+    guilty = dataclasses.replace(one, finding=dataclasses.replace(one.finding, blamed=("gpu-017", "gpu-018")))
+    without = {"decisions": {"big": Decision("restart", "why", exclude=("gpu-017",))}}
+
+    def done(found, **more):
+        return [
+            (a.kind, str(a.target), a.options.get("reason", ""))
+            for a in decide(found, playbooks=(book,), **more)
+        ]
+
+    drain = ("drain", "gpu-017", "clustertools: JobHung, this node is to blame")
+    assert done(one) == done(guilty) == [("restart", "run:big", "")]
+    assert done(guilty, **without) == [drain, ("restart", "run:big", "")]
+    assert done(dataclasses.replace(guilty, explained_by="XidGpuLost:gpu-017"), **without) == [
+        ("restart", "run:big", "")
+    ]
 
 
 @pytest.mark.parametrize("state", ["pending", "resolved"])
@@ -302,7 +323,7 @@ TOOLS = set(
     "cat chronyc clustertools compute-sanitizer dcgmi df dkms dmesg dmidecode du ethtool free fuser "
     "grep hwclock iblinkinfo ibportstate ibqueryerrors ipmitool journalctl lfs lsmod lsof lspci "
     "mlxlink modprobe mount nvidia-bug-report.sh nvidia-smi perfquery ps quota ras-mc-ctl saquery "
-    "scontrol smartctl sminfo systemctl timedatectl umount".split()
+    "sacct scancel scontrol sinfo smartctl sminfo squeue systemctl timedatectl umount".split()
 )
 
 

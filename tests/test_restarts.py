@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from clustertools.catalog.failures import signature
 from clustertools.diagnose import Diagnosis, Suspect
@@ -103,13 +108,14 @@ def test_a_node_that_was_only_present_is_left_out_the_third_time():
 
 
 def test_never_more_nodes_are_left_out_than_spares_and_share_allow():
-    two = found("GpuLost", "n2", "n3")
-    told = ask(attempt(1), diagnosis=two)
-    assert told.exclude == ("n2",)
-    assert "n3 cannot be left out as well" in told.why
-    assert ask(attempt(1), diagnosis=two, spares=0).exclude == ()
+    three = found("GpuLost", "n2", "n3", "n4")
+    told = ask(attempt(1), diagnosis=three)
+    assert told.exclude == ("n2", "n3")
+    assert "n4 cannot be left out as well" in told.why
+    assert ask(attempt(1), diagnosis=three, spares=0).exclude == ()
+    assert ask(attempt(1, nodes=("n1", "n2")), diagnosis=three).exclude == ("n2",)
     many = tuple(f"n{i}" for i in range(40))
-    assert ask(attempt(1, nodes=many), diagnosis=two, spares=9).exclude == ("n2", "n3")
+    assert ask(attempt(1, nodes=many), diagnosis=three, spares=9).exclude == ("n2", "n3", "n4")
 
 
 def test_what_was_left_out_stays_out_for_a_day():
@@ -168,6 +174,14 @@ def test_three_starts_without_a_step_stop_it_and_progress_refills():
     assert ask(*loop[:2], attempt(3), attempt(4, new=0)).kind == "restart"
 
 
+def test_what_the_scheduler_interrupts_spends_nothing():
+    taken = [attempt(n, new=0, ended_by="preempted") for n in (1, 2, 3)]
+    assert ask(*taken, attempt(4, new=0)).kind == "restart"
+    # a run that only ever reaches its time limit without a step leads nowhere all the same
+    limit = [attempt(n, new=0, ended_by="time-limit") for n in (1, 2, 3)]
+    assert ask(*limit, ended_by="time-limit", on_time_limit="restart").kind == "stop"
+
+
 def test_unknown_progress_counts_nothing():
     assert ask(*(attempt(n, new=None) for n in range(1, 9))).kind == "restart"
 
@@ -190,6 +204,13 @@ def test_storage_full_waits_for_the_probe_and_distrusts_the_newest_checkpoint():
     assert (told.kind, told.before_step) == ("restart", 140)
 
 
+def test_a_checkpoint_that_cannot_be_loaded_is_passed_over():
+    told = ask(attempt(1, resume=400, new=0), diagnosis=found("CheckpointTorn"))
+    assert (told.kind, told.before_step) == ("restart", 400)
+    # it had trained since: what is torn is another file
+    assert ask(attempt(1, resume=400, new=9), diagnosis=found("CheckpointTorn")).before_step is None
+
+
 def test_a_service_that_is_away_is_waited_for_ever_longer():
     away = found("ServiceAway")
     assert ask(attempt(1), diagnosis=away, now=1959.0).kind == "hold"
@@ -197,6 +218,21 @@ def test_a_service_that_is_away_is_waited_for_ever_longer():
     twice = [attempt(1, cause="ServiceAway"), attempt(2, new=0)]
     assert ask(*twice, diagnosis=away, now=2961.0).kind == "hold"
     assert ask(*twice, diagnosis=away, now=3021.0).kind == "restart"
+
+
+def test_a_hang_is_not_held_for_a_service():
+    hung = {"state": "running", "ended_by": "", "exit_code": None, "codes": frozenset({"JobHung"})}
+    stale = found("StorageFault")
+    assert ask(attempt(1, end=""), diagnosis=stale, **hung).kind == "restart"
+    assert ask(attempt(1, end=""), diagnosis=stale, storage_works=False, **hung).kind == "hold"
+
+
+def test_a_loss_that_is_no_number_on_a_broken_node():
+    told = ask(
+        attempt(1, resume=400, new=120), codes=frozenset({"LossNotFinite"}), first_bad_step=500,
+        diagnosis=found("GpuLost", "n3"),
+    )  # fmt: skip
+    assert (told.exclude, told.before_step) == (("n3",), 500)
 
 
 def test_a_loss_that_is_no_number():
@@ -211,3 +247,91 @@ def test_a_loss_that_is_no_number():
     assert (nan(one, two).exclude, nan(one, two).before_step) == (("n2",), 500)
     assert nan(one, two, three).kind == "stop"
     assert nan(one, attempt(2, resume=600, new=999), step=1500).exclude == ()
+
+
+class Life(RuleBasedStateMachine):
+    """A run with every kind of trouble, one attempt after the other, as a watchdog would go on with it."""
+
+    causes = ("", "GpuLost", "GpuIllegalAccess", "ProcessKilled", "StorageFull", "ServiceAway", "PortTaken")
+
+    def __init__(self):
+        super().__init__()
+        self.attempts, self.step, self.clock, self.over = [], 0, 1000.0, False
+        self.in_vain = 0
+
+    def begin(self, exclude=(), before_step=None):
+        nodes = tuple(n for n in (f"n{i}" for i in range(1, 9)) if n not in exclude)[:4]
+        number = len(self.attempts) + 1
+        self.attempts.append(
+            Attempt("big", number, str(number), started_at=self.clock, nodes=nodes, excluded=tuple(exclude),
+                    resume_step=self.step)
+        )  # fmt: skip
+
+    def end(self, last_step, cause, blamed, ended_by):
+        if not self.attempts:
+            self.begin()
+        self.clock += 700.0
+        last = dataclasses.replace(
+            self.attempts[-1], last_step=last_step, ended_at=self.clock, end="it ended", cause=cause,
+            blamed=blamed, ended_by=ended_by,
+        )  # fmt: skip
+        self.attempts[-1] = last
+        told = Diagnosis(cause, signature(cause).advice if cause else "none", "it", tuple(
+            Suspect(n, 0.9, "x") for n in blamed))  # fmt: skip
+        ended = job(ended_by=ended_by, nodes=last.nodes, ended_at=self.clock)
+        self.clock += 3600.0
+        return decide(self.attempts, ended, told, codes=frozenset({"JobCrashed"}), now=self.clock, spares=3)
+
+    @rule(cause=st.sampled_from(causes), steps=st.sampled_from([0, 0, None, 7, 300]), node=st.integers(0, 3))
+    def fails(self, cause, steps, node):
+        if self.over:
+            return
+        nodes = self.attempts[-1].nodes if self.attempts else ("n1", "n2", "n3", "n4")
+        blamed = (nodes[node],) if cause == "GpuLost" else ()
+        told = self.end(None if steps is None else self.step + steps, cause, blamed, "itself")
+        self.step += steps or 0
+        self.in_vain = self.in_vain + 1 if steps == 0 else self.in_vain if steps is None else 0
+        # never beyond the budget, and never stopped for what nobody knows
+        assert told.kind in ("restart", "stop")
+        assert self.in_vain < 3 or told.kind == "stop"
+        assert len(told.exclude) <= 2
+        assert set(blamed) <= set(told.exclude) or told.kind != "restart"
+        if told.kind == "stop":
+            more = decide([*self.attempts[:-1], self.attempts[-1], self.attempts[-1]], job(), found(cause),
+                          codes=frozenset({"JobCrashed"}), now=self.clock)  # fmt: skip
+            assert more.kind == "stop" or self.in_vain < 3
+            self.over = True
+        else:
+            self.begin(told.exclude, told.before_step)
+
+    @rule(by=st.sampled_from(["preempted", "requeued"]))
+    def is_interrupted(self, by):
+        if self.over:
+            return
+        told = self.end(self.step, "", (), by)
+        assert (told.kind, told.counts) == ("leave", False)
+        self.begin(self.attempts[-1].excluded)
+
+    @rule()
+    def is_cancelled_by_a_person(self):
+        if self.over:
+            return
+        assert self.end(self.step + 5, "GpuLost", (self.attempts[-1].nodes[:1] if self.attempts else ()),
+                        "person").kind == "leave"  # fmt: skip
+        self.over = True
+
+
+Life.TestCase.settings = settings(deadline=None, max_examples=60, stateful_step_count=14)
+TestLife = pytest.mark.slow(Life.TestCase)
+
+
+@given(st.lists(st.sampled_from([None, 0, 40]), min_size=1, max_size=9))
+@settings(deadline=None, max_examples=80)
+def test_what_nobody_knows_changes_nothing(news):
+    """Attempts of unknown progress in a history count neither way."""
+
+    def decided(steps):
+        return ask(*(attempt(n, new=new, resume=500 + n) for n, new in enumerate(steps, 1))).kind
+
+    if news[-1] is not None:
+        assert decided(news) == decided([n for n in news if n is not None])

@@ -24,6 +24,8 @@ class Scene:
 
     `looker` is the way to the job's nodes; None: everything is on this machine. `node_check` looks at nodes
     by the passive checks: node -> what is wrong there; it raises Unobservable when nobody could look.
+    `accuse` judges once more with what the ranks' flight recorders said when they were asked before the end:
+    the nodes to leave out as well, and that in words.
     `checkpoint_cache` is the folder that remembers what was read of checkpoints; "": beside the evidence.
     """
 
@@ -37,6 +39,7 @@ class Scene:
     looker: Looker | None = None
     node_check: Callable[[Sequence[str]], Mapping[str, str]] | None = None
     checkpoint_cache: str = ""
+    accuse: Callable[[], tuple[tuple[str, ...], str]] | None = None
 
 
 @dataclass(frozen=True, slots=True)

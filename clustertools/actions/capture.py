@@ -69,17 +69,24 @@ def evidence(
         return saved.told
 
 
-def recorded(folder: Path) -> tuple[tuple[RankState, ...], int]:
-    """What the flight recorders' dumps in that folder said: the ranks' states, and of how many ranks.
+@dataclasses.dataclass(frozen=True, slots=True)
+class Recorded:
+    """What flight recorders said: the ranks' states, of how many ranks, and where each of them lives."""
 
-    None where there is nothing that can be read.
-    """
+    states: tuple[RankState, ...] = ()
+    world_size: int = 0
+    rank_nodes: Mapping[int, str] = dataclasses.field(default_factory=dict)
+
+
+def recorded(folder: Path) -> Recorded:
+    """What the flight recorders' dumps in that folder said; nothing where there is none that can be read."""
     try:
         data = json.loads((folder / "flight-recorder.json").read_text(encoding="utf-8"))
         dumps = [from_data(flight_recorder.Dump, one) for one in data["dumps"]]
-        return tuple(state for dump in dumps for state in dump.states), int(data["world_size"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return (), 0
+        nodes = {int(rank): str(node) for rank, node in data.get("nodes", {}).items()}
+        return Recorded(tuple(s for dump in dumps for s in dump.states), int(data["world_size"]), nodes)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return Recorded()
 
 
 def _save(saved: EvidenceFolder, name: str, source: str, gather: Callable[[], str]) -> None:
@@ -181,7 +188,8 @@ def _files(brought: JobFiles, saved: EvidenceFolder) -> None:
     dumps = [dump for about in brought.gathered.values() for dump in about.dumps]
     world = max((about.world_size for about in brought.gathered.values()), default=0)
     if dumps:
-        data = json.dumps({"world_size": world, "dumps": to_data(dumps)}, indent=1)
+        nodes = {str(d.rank): node for node, about in brought.gathered.items() for d in about.dumps}
+        data = json.dumps({"world_size": world, "nodes": nodes, "dumps": to_data(dumps)}, indent=1)
         said = "\n".join(flight_recorder.summary(dumps, world)) or "all ranks are at the same place"
         saved.add("flight-recorder.txt", said, f"{len(dumps)} dumps")
         saved.add("flight-recorder.json", data, f"{len(dumps)} dumps")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from clustertools.actions import Scene
+from clustertools.actions.spare_copy import keep_copy
 from clustertools.errors import Absent, ActionFailed, Unobservable
 from clustertools.model import Action, Attempt, Job
 from clustertools.schedulers import KnowsNodes, RunSpec
@@ -76,7 +77,8 @@ def choose_checkpoint(
             f"(newest: {reports[0].reason}); not started from the beginning without being told to"
         )
     refused = reports if good is None else reports[: reports.index(good)]
-    return Choice(good, tuple(refused), note)
+    kept = keep_copy(good, reports) if good is not None else ""
+    return Choice(good, tuple(refused), note + (f"{kept}. " if kept else ""))
 
 
 def _distrusted(report: CheckpointReport, action: Action, ended: Attempt | None) -> CheckpointReport:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from clustertools.actions import Progress, Scene, StepFunction, tracker
@@ -26,10 +26,11 @@ from clustertools.actions.choose import (
     steps_lost,
 )
 from clustertools.actions.resume_file import write_resume_file
+from clustertools.actions.spare_copy import put_back
 from clustertools.errors import Absent, ActionFailed, Unobservable
 from clustertools.model import Action, Attempt, Job
 from clustertools.schedulers import RunSpec
-from clustertools.sources.checkpoints import checkpoints
+from clustertools.sources.checkpoints import CheckpointReport, checkpoints
 
 #: After SIGKILL a process that is still there hangs in the kernel; a second copy must not be started.
 KILL_SECONDS = 60.0
@@ -59,7 +60,7 @@ def _run(scene: Scene) -> tuple[RunSpec, Job]:
 
 
 def _capture(action: Action, detail: Mapping[str, Any], scene: Scene) -> Progress:
-    _, job = _run(scene)
+    spec, job = _run(scene)
     newest = _newest(scene)
     kept = {
         **detail,
@@ -69,7 +70,10 @@ def _capture(action: Action, detail: Mapping[str, Any], scene: Scene) -> Progres
         "was_ended_by": job.ended_by,
     }
     try:
-        told = evidence(scene.host, job, scene.evidence_folder)
+        told = evidence(
+            scene.host, job, scene.evidence_folder,
+            looker=scene.looker, how=spec.look, because=action.because,
+        )  # fmt: skip
     except ActionFailed as exc:
         # evidence on a full disk must not keep a thousand GPUs waiting
         return Progress("stop", kept, str(exc))
@@ -218,6 +222,8 @@ def _choose(action: Action, detail: Mapping[str, Any], scene: Scene) -> Progress
         return Progress("choose", waiting, said)
     good = choice.good
     wanted = tuple(str(n) for n in action.options.get("exclude") or ())
+    accused, told = scene.accuse() if scene.accuse is not None else ((), "")
+    wanted = tuple(dict.fromkeys((*wanted, *accused)))
     attempt = Attempt(
         spec.name, (scene.attempts[-1].number if scene.attempts else 0) + 1, attempt_token(action.id),
         resume_step=good.step if good else None, resume_path=good.path if good else "",
@@ -226,14 +232,20 @@ def _choose(action: Action, detail: Mapping[str, Any], scene: Scene) -> Progress
     why = action.options.get("reason")
     said = (f"{why}. " if why else "") + choice.in_words(action.options.get("before_step"))
     said += f", without {', '.join(attempt.excluded)}" if attempt.excluded else ""
+    said += f" ({told})" if told else ""
     kept = {
         **detail,
         "token": attempt.token,
         "number": attempt.number,
-        "refused": [part for r in choice.refused for part in (r.parts or (r.path,))],
+        "refused": _files(choice.refused),
+        "poisoned": _files(r for r in choice.refused if r.verdict == "poisoned"),
         "lost": steps_lost(ended, good),
     }
     return Progress("preflight" if spec.preflight else "submit", kept, said, attempt=attempt)
+
+
+def _files(reports: Iterable[CheckpointReport]) -> list[str]:
+    return [part for r in reports for part in (r.parts or (r.path,))]
 
 
 def _own_attempt(detail: Mapping[str, Any], scene: Scene) -> Attempt:
@@ -262,8 +274,10 @@ def _preflight(action: Action, detail: Mapping[str, Any], scene: Scene) -> Progr
 def _submit(action: Action, detail: Mapping[str, Any], scene: Scene) -> Progress:
     spec, job = _run(scene)
     attempt = _own_attempt(detail, scene)
-    # after a crash it may run already: what would have stopped it comes too late then
-    if not (job.attempt == attempt.number and job.state in ("running", "completing")):
+    # after a crash it may run already: what would have stopped it comes too late then, and what it has saved
+    # since must neither be set aside nor be passed over
+    runs = job.attempt == attempt.number and job.state in ("running", "completing")
+    if not runs:
         try:
             _may_go_on(action, detail, scene)
             _kill_switch(spec, scene)
@@ -275,7 +289,7 @@ def _submit(action: Action, detail: Mapping[str, Any], scene: Scene) -> Progress
             return Progress("", detail, str(exc), ok=False, attempt=given_up)
     said = ""
     try:
-        said = _prepare(spec, attempt, detail, scene)
+        said = "" if runs else _prepare(spec, attempt, detail, scene)
         job_id = scene.scheduler.submit(spec, attempt)
     except ActionFailed as exc:
         # it counts as a start that made no step, or a place that starts nothing would be asked for ever
@@ -294,17 +308,20 @@ def _submit(action: Action, detail: Mapping[str, Any], scene: Scene) -> Progress
 
 def _prepare(spec: RunSpec, attempt: Attempt, detail: Mapping[str, Any], scene: Scene) -> str:
     """Make the framework resume where we decided; in words, what was changed. Raises ActionFailed."""
+    # whole files, of steps that are made anew: nothing but their name can keep a later restart from them
+    bad = detail.get("refused" if spec.resume == "newest" else "poisoned", ())
+    said = "".join(f"{tracker.set_aside(path)}. " for path in bad)
     if spec.resume == "file":
-        return f"{write_resume_file(spec, attempt)}. "
+        return f"{said}{write_resume_file(spec, attempt)}. "
     if spec.resume == "newest":
-        return "".join(f"{tracker.set_aside(path)}. " for path in detail.get("refused", ()))
+        return said + put_back(attempt.resume_path)
     if spec.resume == "tracker" and attempt.resume_path:
         reports = checkpoints(scene.host, spec.checkpoint_dir).reports
         chosen = next((r for r in reports if r.path == attempt.resume_path), None)
         if chosen is None:
             raise ActionFailed(f"{attempt.resume_path} is gone since it was verified")
-        return f"{tracker.repair_tracker(spec.checkpoint_dir, chosen)}. "
-    return ""
+        return f"{said}{tracker.repair_tracker(spec.checkpoint_dir, chosen)}. "
+    return said
 
 
 # wait_step

@@ -31,6 +31,8 @@ Kind = Literal[
 ]  # fmt: skip
 
 SITE_FOLDER = "/etc/clustertools/failures.d"
+#: The path of a line of a node's kernel log, before the node's name.
+KERNEL = "kernel log of "
 
 
 @dataclass(frozen=True, slots=True)

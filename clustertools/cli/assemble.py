@@ -36,6 +36,8 @@ from clustertools.watchdog import Settings, Watchdog
 
 if TYPE_CHECKING:
     from clustertools.config import Config, Loaded, SinkConfig
+    from clustertools.fleet.job_looks import FleetLooker
+    from clustertools.sources.rank_files import JobFiles
 
 #: What is no change of an incident: whoever hears of an incident hears what became of it.
 _ALWAYS = KINDS - {"opened", "reopened", "worsened", "resolved"}
@@ -154,17 +156,18 @@ def _looker_of_a_command(host: Host, environ: Mapping[str, str] = os.environ) ->
 class _InsideJob:
     """Looks at all nodes of one Slurm job, whatever processes this machine has of it."""
 
-    looker: Looker
+    looker: FleetLooker
     job_id: str
     nodes: tuple[str, ...]
 
     def look(self, orders: Sequence[LookOrder]) -> Mapping[str, JobLook]:
-        return self.looker.look(
-            [
-                LookOrder(dataclasses.replace(o.request, job_id=self.job_id, roots=()), self.nodes, "srun")
-                for o in orders
-            ]
-        )
+        return self.looker.look([self._whole(order) for order in orders])
+
+    def bring(self, order: LookOrder, *, ask_dumps: bool = True) -> JobFiles:
+        return self.looker.bring(self._whole(order), ask_dumps=ask_dumps)
+
+    def _whole(self, order: LookOrder) -> LookOrder:
+        return LookOrder(dataclasses.replace(order.request, job_id=self.job_id, roots=()), self.nodes, "srun")
 
 
 def _with_limit(playbooks: Sequence[Playbook], restarts: int) -> list[Playbook]:

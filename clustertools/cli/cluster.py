@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,9 @@ from clustertools.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from clustertools.config import JobConfig, Loaded
+
+#: All passive checks of a node take about a second; a node that hangs in one of them is given this long.
+NODE_CHECK_SECONDS = 30.0
 
 
 def watches_jobs(loaded: Loaded) -> bool:
@@ -105,9 +108,47 @@ def cluster_watchdog(
         scheduler=SlurmScheduler(host),
         wanted=wanted,
         looker=FleetLooker(host=host),
+        node_check=node_check(loaded),
         # what a playbook allows a run is the run's own to say
         playbooks=_without_run_limits(policy.load_playbooks()),
     )
+
+
+def node_check(loaded: Loaded) -> Callable[[Sequence[str]], Mapping[str, str]]:
+    """The light preflight: all passive checks of some nodes at once; node -> what is wrong there.
+
+    A node that cannot be reached, or whose look does not end, is wrong as well: nothing is started on it
+    unseen. Raises Unobservable when no node answers: that is the way to them, not the nodes.
+    """
+    from clustertools.cli.node_requests import requests_for
+    from clustertools.fleet.looking import look_all
+    from clustertools.fleet.shipping import Tool
+    from clustertools.fleet.srun import SrunSettings
+    from clustertools.fleet.transports import open_transport
+    from clustertools.model import Status
+
+    said = loaded.config.preflight
+    way = "srun" if said.transport == "auto" else said.transport
+    slurm = SrunSettings(said.partition, said.account, said.qos, said.reservation)
+
+    def look(nodes: Sequence[str]) -> dict[str, str]:
+        requests, _ = requests_for(nodes, loaded, without=said.without, facts=False)
+        wrong: dict[str, str] = {}
+        with open_transport(way, slurm=slurm, nodes=tuple(nodes)) as transport:
+            tool = Tool.install(transport, nodes)
+            wrong |= {node: answer.reason for node, answer in tool.missing.items()}
+            wanted = {node: requests[node] for node in tool.nodes}
+            for told in look_all(transport, tool, wanted, timeout_seconds=NODE_CHECK_SECONDS):
+                findings = [f for v in told.verdicts for f in v.findings if f.status is Status.CRITICAL]
+                if findings:
+                    wrong[told.node] = f"{findings[0].code}: {findings[0].summary}"
+                elif told.why_not:
+                    wrong[told.node] = told.why_not
+        if len(tool.missing) == len(nodes):
+            raise Unobservable(f"no node answers over {way}: {next(iter(wrong.values()), '')}")
+        return wrong
+
+    return look
 
 
 def _without_run_limits(playbooks: Any) -> list[Any]:

@@ -64,6 +64,8 @@ SHIP_SECONDS = 6.0
 MOST_CHARACTERS = 2000
 #: Of what all nodes of a job say for one look or one gathering; of one node at least so much.
 MOST_CHARACTERS_OF_ALL, LEAST_BYTES = 96 << 20, 128 << 10
+#: A node that does not answer srun is given so long to answer ssh.
+SSH_SECONDS = 8.0
 #: How long ranks may take over their dumps.
 DUMP_SECONDS = 8.0
 
@@ -192,6 +194,8 @@ class _Asking:
         self.settings, self.order, self.words, self.line_of = looker.settings, order, words, line_of
         self.until, self._tell = until, tell
         self.host = Hurried(looker.host, until)
+        #: Whether ssh is tried at the nodes that srun does not reach, and why srun did not.
+        self.may_go_on, self.refused = False, dict[str, str]()
         #: Node -> what it said so far.
         self.left: dict[str, list[str]] = {node: [] for node in order.nodes}
         self.room = MOST_CHARACTERS_OF_ALL
@@ -209,49 +213,53 @@ class _Asking:
 
     def _go(self) -> str:
         """Why nodes that are still left were not looked at."""
-        order, refused = self.order, ""
+        order = self.order
         if order.how == "none":
             return "the config says that the nodes of this run are not to be looked at (look: none)"
-        if self.until - time.monotonic() < START_SECONDS:
+        if not self._has_time():
             return "there was no time left for it: many jobs were to be looked at"
-        if order.how != "ssh" and (order.how == "srun" or order.request.job_id):
+        if order.how == "srun" or (order.how == "auto" and order.request.job_id):
+            self.may_go_on = order.how == "auto"
             try:
                 with self._srun() as transport:
                     self._ask(transport)
-                return ""
             except (ConfigError, Unobservable) as exc:
-                if order.how == "srun":
+                if not self.may_go_on:
                     raise
-                refused = f"; srun: {exc}"
-        with open_transport("ssh", ssh_config=self.settings.ssh_config, connect_timeout_seconds=8.0) as ssh:
-            self._ask(ssh, refused)
+                self.refused = dict.fromkeys(self.left, str(exc))
+        self.may_go_on = False
+        if self.left and order.how != "srun" and self._has_time():
+            config = self.settings.ssh_config
+            with open_transport("ssh", ssh_config=config, connect_timeout_seconds=SSH_SECONDS) as transport:
+                self._ask(transport)
         return ""
+
+    def _has_time(self) -> bool:
+        return self.until - time.monotonic() >= START_SECONDS
 
     def _srun(self) -> SrunTransport:
         # a node that does not start the step is given up in time for the others to be asked without it
         settings = SrunSettings(launch_seconds=8.0, silence_seconds=12.0, python=self.settings.python)
         return SrunTransport(settings, job_id=self.order.request.job_id, host=self.host)
 
-    def _ask(self, transport: Transport, refused: str = "") -> None:
-        lacking = self._converse(transport, self._tool({}), tuple(self.left), refused)
+    def _ask(self, transport: Transport) -> None:
+        lacking = self._converse(transport, self._tool(), tuple(self.left))
         if lacking and self.until - time.monotonic() > SHIP_SECONDS:
             tool = Tool.install(
                 _Brief(transport, self.until), lacking, python=self.settings.python,
                 installed=self.settings.installed,
             )  # fmt: skip
             for node, answer in tool.missing.items():
-                self._told(node, f"{_why(answer)}{refused}")
-            self._converse(transport, tool, tool.nodes, refused)
+                self._told(node, _why(answer))
+            self._converse(transport, tool, tool.nodes)
         for node in lacking:
             self._told(node, "there was no time left to send clustertools to it")
 
-    def _tool(self, ready: Mapping[str, Any]) -> Tool:
+    def _tool(self) -> Tool:
         """The tool as if every node had it: one that does not says so, which takes no step of its own."""
-        return Tool(self.settings.python, archive().sha256, self.settings.installed or "", ready, {})
+        return Tool(self.settings.python, archive().sha256, self.settings.installed or "", {}, {})
 
-    def _converse(
-        self, transport: Transport, tool: Tool, nodes: Sequence[str], refused: str
-    ) -> tuple[str, ...]:
+    def _converse(self, transport: Transport, tool: Tool, nodes: Sequence[str]) -> tuple[str, ...]:
         """Ask `nodes`; gives those that lack the tool."""
         if not nodes:
             return ()
@@ -267,7 +275,7 @@ class _Asking:
                     lacking.append(said.node)
                 else:
                     done = said.completed
-                    self._told(said.node, f"{_why(said)}{refused}" if done is None or done.returncode else "")
+                    self._told(said.node, _why(said) if done is None or done.returncode else "")
         finally:
             conversation.close()
         return tuple(node for node in lacking if node in self.left)
@@ -280,8 +288,15 @@ class _Asking:
 
     def _told(self, node: str, why: str) -> None:
         """That was all of a node; `why` it is not whole, or nothing. Only its first end counts."""
-        if node in self.left:
-            self._tell((self.order.request.run, node, tuple(self.left.pop(node)), plain(why)))
+        if node not in self.left:
+            return
+        if why and self.may_go_on:
+            self.refused[node] = why
+            self.left[node].clear()
+            return
+        if why and node in self.refused:
+            why += f"; srun: {self.refused[node]}"
+        self._tell((self.order.request.run, node, tuple(self.left.pop(node)), plain(why)))
 
 
 class _Brief:

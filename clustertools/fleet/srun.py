@@ -22,7 +22,7 @@ from types import TracebackType
 
 from clustertools.errors import Absent, ConfigError, Unobservable
 from clustertools.fleet import Answer, Conversation
-from clustertools.fleet.srun_session import Launch, Session, slurm_environment
+from clustertools.fleet.srun_session import Launch, Owner, Session, slurm_environment
 from clustertools.host import OUTPUT_CAP_BYTES, Host, LocalHost
 from clustertools.sources.slurm import SlurmNode
 from clustertools.sources.slurm_jobs import JobAllocation, job_nodes, node_records
@@ -65,6 +65,9 @@ class _Held:
 
 class SrunTransport:
     """Many nodes through srun, in the job `job_id`, or in allocations of our own when it is empty.
+
+    In a job programs run as its user: root becomes that user, for Slurm takes steps of nobody else ("Unable
+    to create step for job 4711: Access/permission denied", 22.05 says to root as well).
 
     Nodes that are down or busy are answers (UNREACHABLE). Raises ConfigError for a job that is not ours, is
     over or does not hold a node; Absent without Slurm here, Unobservable when it does not answer.
@@ -124,10 +127,16 @@ class SrunTransport:
         session = Session(
             launches, away, tuple(argv), timeout_seconds=seconds, cap_bytes=cap, host=self.host,
             python=self.settings.python, launch_seconds=self.settings.launch_seconds,
-            silence_seconds=self.settings.silence_seconds,
+            silence_seconds=self.settings.silence_seconds, owner=self._owner(),
         )  # fmt: skip
         self._sessions.append(session)
         return session
+
+    def _owner(self) -> Owner | None:
+        """As whom steps are started, where not as ourselves."""
+        if self._job is None or os.geteuid() != 0 or self._job.user_id == 0:
+            return None
+        return Owner.of(self._job.user_id)
 
     def _launches(self, nodes: tuple[str, ...]) -> tuple[list[Launch], dict[str, str]]:
         """The steps to start, and why the other nodes are away."""

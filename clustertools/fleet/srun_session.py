@@ -7,6 +7,7 @@ import contextlib
 import functools
 import importlib.resources
 import os
+import pwd
 import queue
 import re
 import secrets
@@ -20,9 +21,9 @@ from dataclasses import dataclass, field
 
 from ClusterShell.NodeSet import NodeSet, NodeSetException
 
-from clustertools.errors import Absent, Unobservable
+from clustertools.errors import Absent, ConfigError, Unobservable
 from clustertools.fleet import Answer, Fate, Line
-from clustertools.host import Completed, Host
+from clustertools.host import DEFAULT_PATH, Completed, Host
 from clustertools.text import plain
 
 #: Of Slurm's own variables srun gets only those that say which cluster this is, and who we are. All others
@@ -87,6 +88,41 @@ def slurm_environment() -> dict[str, str]:
     return environment
 
 
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """The user of a job, as whom root starts steps in it: Slurm refuses those of anybody else."""
+
+    name: str
+    user_id: int
+    group_id: int
+    groups: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, user_id: int) -> Owner:
+        """Raises ConfigError for a number that this machine does not know."""
+        try:
+            entry = pwd.getpwuid(user_id)
+        except KeyError as exc:
+            raise ConfigError(f"user {user_id} is not known here: nothing can be started as they") from exc
+        groups = os.getgrouplist(entry.pw_name, entry.pw_gid)
+        return cls(entry.pw_name, user_id, entry.pw_gid, tuple(groups))
+
+    def environment(self) -> dict[str, str]:
+        """Nothing of ours, which may hold what only root should know; srun hands it on to the nodes.
+
+        Without a home the archive is kept below /var/tmp: it is no file of theirs.
+        """
+        kept = {name: os.environ[name] for name in ("SLURM_CONF", "SLURM_CLUSTERS") if name in os.environ}
+        return {
+            **kept,
+            "PATH": DEFAULT_PATH,
+            "HOME": "/",
+            "USER": self.name,
+            "LOGNAME": self.name,
+            "LC_ALL": "C",
+        }
+
+
 class Session:
     """A Conversation with a program on the nodes of `launches`; also one that only runs to its end.
 
@@ -96,8 +132,9 @@ class Session:
     def __init__(
         self, launches: Sequence[Launch], away: Mapping[str, str], argv: tuple[str, ...], *,
         timeout_seconds: float, cap_bytes: int, host: Host, python: str, launch_seconds: float,
-        silence_seconds: float,
+        silence_seconds: float, owner: Owner | None = None,
     ) -> None:  # fmt: skip
+        self.owner = owner
         self.argv, self.host, self.python = argv, host, python
         self.timeout_seconds, self.cap_bytes = timeout_seconds, cap_bytes
         self.launch_seconds, self.silence_seconds = launch_seconds, silence_seconds
@@ -188,11 +225,13 @@ class Session:
         ]  # fmt: skip
         # With this srun goes on when the connection to one slurmstepd breaks, instead of ending the step on
         # all nodes; it is how srun --pty says so (step_launch_notify_io_failure in src/api/step_launch.c).
-        environment = {**slurm_environment(), "SLURM_PTY_PORT": "0"}
+        owner = self.owner
+        environment = {**(owner.environment() if owner else slurm_environment()), "SLURM_PTY_PORT": "0"}
         try:
             process = subprocess.Popen(
                 argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment,
-                start_new_session=True, cwd="/",
+                start_new_session=True, cwd="/", user=owner.user_id if owner else None,
+                group=owner.group_id if owner else None, extra_groups=owner.groups if owner else None,
             )  # fmt: skip
         except OSError as exc:
             raise Absent(f"srun: {exc.strerror}: Slurm's tools are not here") from exc

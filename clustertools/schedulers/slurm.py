@@ -215,8 +215,19 @@ class SlurmScheduler:
         if found is None:
             raise ActionFailed(f"job {job.id} is not {spec.name} (any more): it is left alone")
         if found.place is not None and found.place.row.id == job.id:
-            orders.stop(self._host, spec, found.place, self._looked().queue.at)
+            # of a chain the next task takes over as soon as this one is over
+            requeue = self._next_task(found) is None
+            orders.stop(self._host, spec, found.place, self._looked().queue.at, requeue=requeue)
             self._look = None
+
+    def _next_task(self, found: Found) -> Row | None:
+        """What waits of an array that is a chain, behind the task that tells of the run."""
+        row = found.place.row if found.place else None
+        if row is None or row.task is None or found.wanted.array != "chain":
+            return None
+        over = state_of(row, self._looked().queue.at) in ("running", "ended")
+        waiting = (place.row for place in self._looked().by_id.values() if place.row.waiting_tasks)
+        return next((one for one in waiting if over and one.array_id == row.array_id), None)
 
     def leftovers(self, spec: RunSpec, job: Job) -> list[int]:
         """None by their numbers: what still runs of a job is why Slurm calls it COMPLETING."""
@@ -239,6 +250,13 @@ class SlurmScheduler:
             if found is None and last_number(self._attempts.get(spec.name, ())):
                 raise ActionFailed(f"the job of {spec.name} is not asked for in the config (any more)")
             if found is not None and found.place is not None:
+                following = self._next_task(found)
+                if following is not None:
+                    orders.exclude(self._host, following, attempt.excluded)
+                    raise Unobservable(f"{spec.name} waits for the next task of array {following.id}")
+                last = last_number(self._attempts.get(spec.name, ()))
+                if found.wanted.array == "chain" and last and found.place.row.id != last:
+                    return found.place.row.id  # which began by itself
                 self._refuse(spec, found.place, look)
                 if orders.may_requeue(spec, found.place.row):
                     return orders.begin_again(

@@ -65,9 +65,16 @@ def followed(
             ),
         )
     before_it = next((attempt for attempt in reversed(known) if attempt.job_id), None)
-    if not last.job_id and (before_it is None or is_same(before_it, row, now) or held_by_us(row, now)):
-        # decided and not begun, or not to be begun: the row is that of the job before it
-        return known
+    if not last.job_id:
+        told = before_it is None or is_same(before_it, row, now) or held_by_us(row, now)
+        if told or not (has_begun(row) or is_ended(row)):
+            # decided, and not begun or not to be: the row is that of a job before it, or of one that waits
+            return known
+        if row.task is not None and not last.end:
+            # the next task of a chain is what was decided, and begins by itself
+            started = dataclasses.replace(new, number=last.number, token=last.token)
+            started = dataclasses.replace(started, resume_step=last.resume_step, excluded=last.excluded)
+            return (*known[:-1], dataclasses.replace(started, resume_path=last.resume_path))
     if not last.end:
         last = dataclasses.replace(
             last, end=before.why or _coded(before.exit_code), ended_by=before.by, ended_at=before.at or now,

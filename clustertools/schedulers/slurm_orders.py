@@ -59,15 +59,17 @@ def refused(done: Completed, words: Sequence[str]) -> Exception:
     return ActionFailed(f"Slurm refused `{order}`: {said}")
 
 
-def stop(host: Host, spec: RunSpec, place: Place, now: float) -> None:
+def stop(host: Host, spec: RunSpec, place: Place, now: float, *, requeue: bool = True) -> None:
     """End a job: hold it where it can be requeued, else cancel it. Raises ActionFailed, Unobservable."""
+    if place.row.waiting_tasks:
+        raise ActionFailed(f"{spec.name} waits for the next task of array {place.row.id}: nothing of it runs")
     # what the last look told may be half a minute old: an ended job must not be held, nor be ended twice
     fresh = read_queue(host, (place.row.target,)).rows
     row = next((row for row in fresh if row.id == place.row.id), None)
     if row is None or is_ended(row) or held_by_us(row, now) or state_of(row, now) == "completing":
         return
     _write_mark(host, row, Mark("stop", row.restarts))
-    if may_requeue(spec, row) and state_of(row, now) == "running":
+    if requeue and may_requeue(spec, row) and state_of(row, now) == "running":
         try:
             scontrol(host, "requeuehold", row.target)
             return
@@ -138,6 +140,12 @@ def begin_again(host: Host, place: Place, attempt: Attempt, settle_seconds: floa
             scontrol(host, "update", f"JobId={other.target}", *_exclusion(host, other, attempt.excluded))
     scontrol(host, "release", row.target)
     return row.id
+
+
+def exclude(host: Host, row: Row, excluded: Sequence[str]) -> None:
+    """Keep what waits off some nodes, beside those that its owner excluded. Raises ActionFailed."""
+    if set(excluded) - set(own_exclusions(host, row)):
+        scontrol(host, "update", f"JobId={row.target}", *_exclusion(host, row, excluded))
 
 
 def let_go(host: Host, row: Row) -> str:

@@ -15,11 +15,13 @@ from fnmatch import fnmatchcase
 
 from clustertools.model import Attempt
 from clustertools.schedulers import Wanted
-from clustertools.schedulers.slurm_states import held_by_us, is_ended, mark_of, unmarked
+from clustertools.schedulers.slurm_states import ended_by, held_by_us, is_ended, mark_of, unmarked
 from clustertools.sources.slurm_queue import Row
 
 #: A run whose last start failed stays known for this long after Slurm forgot the job: it may be begun anew.
 REMEMBERED_SECONDS = 86400.0
+#: For so long a task of a chain that we stopped is told of, unless the next start is decided before.
+CHAIN_SECONDS = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +178,11 @@ def _add_unknown(
             name = f"{run}.{place.row.id}"
             found[name] = Found(name, wanted, place)
         return
+    if last is not None and last.place is not None and ended_by(last.place.row, now)[0] == "us":
+        row = last.place.row
+        if row.task is not None and row.id == known[-1].job_id and now - row.ends_at < CHAIN_SECONDS:
+            return  # the next task of a chain may run already; who stopped this one has to see its end first
+        waiting = []  # what we stopped we begin anew; what waits behind it does not take its place
     # of jobs that wait for each other the first comes next; of those that failed unseen, the last counts
     chosen = begun or sorted(waiting, key=_number)[:1] or sorted(failed, key=_number)[-1:]
     if chosen:

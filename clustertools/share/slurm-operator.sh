@@ -6,5 +6,5 @@ sacctmgr -i add user @USER@ account=clustertools adminlevel=Operator
 # What it has then:
 sacctmgr -nP show user @USER@ format=user,adminlevel
 # Without accounting there are no operators: run the watchdog as SlurmUser (User= in the unit), or as root.
-# An operator can start jobs only in its own name: a job that cannot be requeued (--no-requeue) is begun anew
-# by its owner, or through a rule such as `@USER@ ALL=(alice) NOPASSWD: /usr/bin/sbatch /home/alice/train.sbatch`.
+# An operator can start jobs only in its own name: a job that cannot be requeued (--no-requeue) is submitted anew
+# only by a watchdog that runs as the job's owner or as root.

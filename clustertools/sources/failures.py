@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from clustertools.catalog.failures import FailureLine, Signature, anchors, matched
+from clustertools.catalog.failures import KERNEL, FailureLine, Signature, anchors, matched
 from clustertools.errors import Absent
 from clustertools.host import FileStat, Host
 from clustertools.model import from_data, to_data
@@ -360,7 +360,7 @@ class FailureReader:
         if frame is not None and (where := _where(frame)):
             text = f"{plain(body, TEXT_CHARACTERS - 100)} ({where})"
         named = match.groupdict()
-        for about in _names(named.get("about") or named.get("about2") or ""):
+        for about in _names(named.get("about") or ""):
             line = FailureLine(
                 row.name, row.role, row.advice, text, self.path, place, at, rank, node, about
             )  # fmt: skip
@@ -500,7 +500,28 @@ def _moment(parts: Mapping[str, str | None], year: int) -> float | None:
     return moment + shift if zone[0] == "-" else moment - shift
 
 
-# what torchrun leaves beside the log
+# other places than logs
+
+
+def kernel_failures(node: str, lines: Sequence[str]) -> tuple[FailureLine, ...]:
+    """What the kernel lines of a look (`NodeLook.kernel`) say of failures.
+
+    Each begins with its time: `2026-11-21T19:30:12Z NVRM: Xid (PCI:0000:3b:00): 79, ...`.
+    """
+    found = []
+    for order, text in enumerate(lines):
+        stamp, _, said = text.partition(" ")
+        known = matched(said)
+        if known is None:
+            continue
+        row, match = known
+        about = match.groupdict().get("about") or ""
+        told, at = plain(said, TEXT_CHARACTERS), _time(stamp, 0.0)
+        path = f"{KERNEL}{node}"
+        found.append(
+            FailureLine(row.name, row.role, row.advice, told, path, order, at, None, node, about)
+        )  # fmt: skip
+    return tuple(found)
 
 
 def error_files(

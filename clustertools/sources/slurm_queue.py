@@ -18,7 +18,7 @@ import secrets
 from dataclasses import dataclass
 from functools import lru_cache
 
-from clustertools.errors import Unobservable, Unparsable
+from clustertools.errors import Absent, Unobservable, Unparsable
 from clustertools.host import Completed, Host
 from clustertools.sources.slurm_jobs import hostnames
 
@@ -104,6 +104,8 @@ def slurm_command(*words: str) -> tuple[str, ...]:
 def answer(host: Host, *words: str, timeout_seconds: float) -> Completed:
     """What one of Slurm's commands says. Raises Unobservable when it fails, or says more than is kept."""
     done = host.run(*slurm_command(*words), timeout_seconds=timeout_seconds)
+    if done.returncode == 127:  # env(1): the command was not found
+        raise Absent(f"{words[0]} is not installed")
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip() or "it said nothing").splitlines()[-1]
         raise Unobservable(f"{words[0]} failed with exit code {done.returncode}: {said[:200]}")

@@ -16,12 +16,13 @@ import math
 import os
 import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from clustertools.errors import Unparsable
 from clustertools.host import PYTHON, Host
+from clustertools.sources.protobuf import fields
 from clustertools.sources.training_values import Event, Point, StepsBack, canonical, from_json, to_json
 
 #: A longer record is an image or an embedding: no scalar. It is skipped, its checksum not computed.
@@ -129,6 +130,11 @@ class EventReader:
                 found.append(Event("restart_marker", step, text, "", wall_time, None, offset))
             found.append(Point(step, wall_time, {canonical(tag): value}, offset_bytes=offset))
 
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes behind `position` that were read and not used yet."""
+        return len(self._pending)
+
     def state(self) -> dict[str, Any]:
         """JSON-ready; `from_state` goes on from it."""
         return {
@@ -150,49 +156,15 @@ class EventReader:
         return reader
 
 
-def _fields(message: bytes) -> Iterator[tuple[int, int, Any]]:
-    """(field number, wire type, value) of a protobuf message; ends where it stops making sense."""
-    place, end = 0, len(message)
-    while place < end:
-        key, place = _varint(message, place)
-        wire = key & 7
-        value: Any
-        if wire == 0:
-            value, place = _varint(message, place)
-        elif wire == 2:
-            length, place = _varint(message, place)
-            value, place = message[place : place + length], place + length
-        elif wire in (1, 5):
-            size = 8 if wire == 1 else 4
-            value, place = message[place : place + size], place + size
-        else:
-            return
-        if place > end:
-            return
-        yield key >> 3, wire, value
-
-
-def _varint(message: bytes, place: int) -> tuple[int, int]:
-    value = shift = 0
-    while place < len(message) and shift < 70:
-        byte = message[place]
-        place += 1
-        value |= (byte & 0x7F) << shift
-        if not byte & 0x80:
-            return value, place
-        shift += 7
-    return value, len(message) + 1
-
-
 def _decode_event(payload: bytes) -> tuple[float | None, int, list[tuple[str, float]]]:
     wall_time, step, scalars = None, 0, []
-    for number, wire, value in _fields(payload):
+    for number, wire, value in fields(payload):
         if number == 1 and wire == 1:
             wall_time = struct.unpack("<d", value)[0]
         elif number == 2 and wire == 0:
             step = value - (1 << 64) if value >= 1 << 63 else value
         elif number == 5 and wire == 2:
-            scalars += [s for n, w, v in _fields(value) if n == 1 and w == 2 and (s := _decode_value(v))]
+            scalars += [s for n, w, v in fields(value) if n == 1 and w == 2 and (s := _decode_value(v))]
     if wall_time is not None and not math.isfinite(wall_time):
         wall_time = None
     return wall_time, step, scalars
@@ -201,7 +173,7 @@ def _decode_event(payload: bytes) -> tuple[float | None, int, list[tuple[str, fl
 def _decode_value(message: bytes) -> tuple[str, float] | None:
     """(tag, number) of a Summary.Value: `simple_value`, or a tensor with one number."""
     tag, scalar = "", None
-    for number, wire, value in _fields(message):
+    for number, wire, value in fields(message):
         if number == 1 and wire == 2:
             tag = value.decode("utf-8", "replace")
         elif number == 2 and wire == 5:
@@ -220,7 +192,7 @@ _PACKED = {5: "<f", 6: "<d"}
 def _decode_tensor(message: bytes) -> float | None:
     """The number of a TensorProto that has just one; None for texts, histograms and the like."""
     kind, found = 0, None
-    for number, wire, value in _fields(message):
+    for number, wire, value in fields(message):
         if number == 1 and wire == 0:
             kind = value
         elif number == 4 and wire == 2 and kind in _CONTENT and len(value) == struct.calcsize(_CONTENT[kind]):
@@ -251,7 +223,8 @@ def read_events(
     host: Host, path: str, after: int = 0, *, state: Mapping[str, Any] | None = None,
     timeout_seconds: float = 20.0,
 ) -> Events:  # fmt: skip
-    """The records of an event file after byte `after` (a record's beginning), or after an earlier `state`.
+    """The records of an event file after byte `after` (a record's beginning), or after an earlier `state`; of
+    a `.wandb` file as well.
 
     The file is binary, so a child reads it. Raises Unparsable for a damaged file, Unobservable otherwise.
     """
@@ -289,6 +262,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Read one file and print one JSON object, or a line for each record."""
     import sys
 
+    from clustertools.sources.wandb_file import WandbReader
+
     parser = argparse.ArgumentParser(prog="python -m clustertools.sources.tensorboard", description=__doc__)
     parser.add_argument("file")
     parser.add_argument("--after", type=int, default=0, help="byte at which a record begins")
@@ -297,14 +272,15 @@ def main(arguments: list[str] | None = None) -> int:
         "--state-from-stdin", action="store_true", help="go on from the state of an earlier run"
     )
     options = parser.parse_args(arguments)
-    reader = EventReader()
+    kind = WandbReader if options.file.endswith(".wandb") else EventReader
+    reader = kind()
     reader.position = options.after
     if options.state_from_stdin:
-        reader = EventReader.from_state(json.load(sys.stdin))
+        reader = kind.from_state(json.load(sys.stdin))
     # bytes of a record that is not whole are kept in the state, behind `position`
     with open(options.file, "rb") as file:
         size = os.fstat(file.fileno()).st_size
-        file.seek(reader.position + len(reader._pending))
+        file.seek(reader.position + reader.pending_bytes)
         data = file.read(READ_CAP_BYTES)
     answer: dict[str, Any] = {"size_bytes": size}
     try:

@@ -15,7 +15,7 @@ from typing import Any
 from clustertools.errors import Absent, Unobservable, Unparsable
 from clustertools.host import Host
 from clustertools.model import Job
-from clustertools.sources.tensorboard import EventReader, read_events
+from clustertools.sources.tensorboard import read_events
 from clustertools.sources.training_log import follow
 from clustertools.sources.training_loggers import (
     read_mlflow,
@@ -31,8 +31,8 @@ FILES_AT_MOST = 4
 CLOCK_SLACK_SECONDS = 120.0
 #: What is looked for in a folder.
 _IN_FOLDERS = (
-    "*tfevents*", "files/wandb-summary.json", "files/output.log", "metrics.csv", "trainer_log.jsonl",
-    "trainer_state.json", "metrics/*", "*.jsonl", "*.log", "*.out",
+    "*tfevents*", "run-*.wandb", "files/wandb-summary.json", "files/output.log", "metrics.csv",
+    "trainer_log.jsonl", "trainer_state.json", "metrics/*", "*.jsonl", "*.log", "*.out",
 )  # fmt: skip
 #: Files that are written anew as a whole, or in which each record is a single value: they tell progress, but
 #: say nothing of what is between their records.
@@ -155,7 +155,7 @@ def _read(
     host: Host, path: str, memory: Mapping[str, Any]
 ) -> tuple[list[Point | Event], Mapping[str, Any], dict[str, Any]]:
     name = path.rsplit("/", 1)[-1]
-    if "tfevents" in name:
+    if "tfevents" in name or name.endswith(".wandb"):
         return _read_events(host, path, memory)
     if name in _WHOLE:
         return _read_whole(host, path, name, memory)
@@ -177,19 +177,20 @@ def _read_events(
     host: Host, path: str, memory: Mapping[str, Any]
 ) -> tuple[list[Point | Event], Mapping[str, Any], dict[str, Any]]:
     info = host.stat(path)
+    kind = "wandb" if path.endswith(".wandb") else "tensorboard"
     size, state = int(memory.get("size", 0)), memory.get("state")
     if memory.get("damaged") or (state is not None and info.size_bytes == size):
-        return [], memory, _told("tensorboard", False)
+        return [], memory, _told(kind, False)
     if state is not None and info.size_bytes < size:
         state = None
     try:
-        seen = read_events(host, path, state=state or EventReader().state())
+        seen = read_events(host, path, state=state)
     except Unparsable as exc:
         # what follows a damaged length cannot be found: this file tells nothing more
         damaged = {"size": info.size_bytes, "damaged": str(exc)}
-        return [], damaged, _told("tensorboard", False, False, f"{path} is damaged: {exc}")
+        return [], damaged, _told(kind, False, False, f"{path} is damaged: {exc}")
     kept = {"size": info.size_bytes if not seen.behind_bytes else 0, "state": seen.state}
-    return list(seen.items), kept, _told("tensorboard", True, not seen.behind_bytes)
+    return list(seen.items), kept, _told(kind, True, not seen.behind_bytes)
 
 
 def _read_whole(

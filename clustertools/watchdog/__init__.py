@@ -9,17 +9,21 @@ anything is done. Each action then advances by at most one step a pass, each ste
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from clustertools import actions, incidents, notices, policy, precision, systemd
+from clustertools.actions.capture import recorded
+from clustertools.actions.evidence_folder import folder_name, tidy
 from clustertools.actions.restart import attempt_token
 from clustertools.check import Check
 from clustertools.delivery import Mail
+from clustertools.diagnose import Evidence, diagnose
 from clustertools.errors import Absent, ActionFailed, StoreError, Unobservable
 from clustertools.host import Host
 from clustertools.model import (
@@ -71,7 +75,9 @@ class Watchdog:
     evidence_folder: Path = Path("/var/lib/clustertools/evidence")
     wanted: Sequence[Wanted] = ()
     looker: Looker | None = None
+    node_check: Callable[[Sequence[str]], Mapping[str, str]] | None = None
     _seen: Seen = field(default_factory=Seen, repr=False)
+    _evidence: dict[str, Evidence] = field(default_factory=dict, repr=False)
 
     def once(self) -> Pass:
         """One pass. Raises StoreError when nothing could be written down; nothing was done then."""
@@ -79,6 +85,7 @@ class Watchdog:
         paused = self._pause_file()
         seen = self._observer().look(now)
         verdicts, self._seen = seen.verdicts, seen
+        self._evidence = {r: e for r, e in self._evidence.items() if r in seen.jobs} | seen.evidence
         with self.store.transaction():
             # read inside: what a person marks at this moment is neither missed nor written over
             paused = paused or self._paused(now)
@@ -247,6 +254,7 @@ class Watchdog:
         if now - float(self.store.cursor("thinned").get("at", 0.0)) > 3600:
             self.store.thin(now)
             self.store.put_cursor("thinned", "", {"at": now})
+            tidy(self.evidence_folder, {k for k, i in after.items() if i.state == "open"}, now)
 
     def _messages(
         self,
@@ -405,10 +413,27 @@ class Watchdog:
         spec = self._seen.specs.get(run) or next((s for s in self.specs if s.name == run), None)
         attempts = tuple(self.store.attempts(spec.name)) if spec else ()
         job = self.scheduler.job(spec, attempts) if spec and (attempts or run in self._seen.jobs) else None
-        name = f"{int(action.planned_at)}-{_safe(action.because)}"
+        name = folder_name(action.planned_at, action.because)
         return actions.Scene(
-            self.host, self.scheduler, self.evidence_folder / name, now, spec, job, attempts, self.looker
-        )
+            self.host, self.scheduler, self.evidence_folder / name, now, spec, job, attempts, self.looker,
+            node_check=self.node_check if spec and spec.preflight else None,
+            checkpoint_cache=str(self.evidence_folder.parent / "checkpoint-cache"),
+            accuse=functools.partial(self._accuse, run, self.evidence_folder / name),
+        )  # fmt: skip
+
+    def _accuse(self, run: str, folder: Path) -> tuple[tuple[str, ...], str]:
+        """Who is guilty by the ranks' flight recorders and all that was seen before the end."""
+        seen, dumps = self._evidence.get(run), recorded(folder)
+        if seen is None or not dumps.states or "exclude" not in self.scheduler.supported:
+            return (), ""
+        told = diagnose(
+            dataclasses.replace(
+                seen, recorded=dumps.states, world_size=dumps.world_size,
+                rank_nodes={**dumps.rank_nodes, **seen.rank_nodes},
+            )
+        )  # fmt: skip
+        most = max(1, len(seen.job.nodes) // 10)
+        return told.blamed[:most], told.summary if told.blamed else ""
 
     def busy(self) -> bool:
         """Whether an action is under way that need not wait for the next pass to go on."""
@@ -473,10 +498,6 @@ def _with_history(progress: actions.Progress, now: float) -> dict[str, Any]:
     if progress.said:
         detail["history"] = [*detail.get("history", ()), [now, progress.said]]
     return detail
-
-
-def _safe(text: str) -> str:
-    return "".join(c if c.isalnum() or c in "-._" else "-" for c in text)[:80]
 
 
 def _sentence(

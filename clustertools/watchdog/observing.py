@@ -20,15 +20,19 @@ from clustertools.diagnose import Diagnosis, Evidence, diagnose
 from clustertools.errors import Unobservable
 from clustertools.host import Host
 from clustertools.model import Attempt, Incident, Job, Status, Subject, Verdict, from_data
+from clustertools.policy import STARTS
 from clustertools.schedulers import FindsRuns, RunSpec, Scheduler, Wanted
 from clustertools.shared_host import SharedHost
 from clustertools.sources.job_look import JobLook, Looker, LookOrder, LookRequest
 from clustertools.sources.stacks import odd_ranks
 from clustertools.store import Store
+from clustertools.text import plain
 from clustertools.watchdog.settings import Settings
 
 #: Findings of these codes are worth a diagnosis: the run stands still, or ended in a way that nobody wanted.
 DIAGNOSED = frozenset({"JobHung", "JobCrashed", "JobIdle", "JobSlow", "LossNotFinite"})
+#: A summary is one line of a message; the whole diagnosis stands in the evidence.
+SUMMARY_CHARACTERS = 160
 #: Kernel lines this long before the trouble may explain it (Meta RSC: a check up to 10 min before counts).
 KERNEL_SECONDS = 3600.0
 #: What is open about a run that ended and is in no queue any more is over after so long.
@@ -47,6 +51,7 @@ class Seen:
     specs: dict[str, RunSpec] = field(default_factory=dict)
     jobs: dict[str, Job] = field(default_factory=dict)
     looks: dict[str, JobLook] = field(default_factory=dict)
+    evidence: dict[str, Evidence] = field(default_factory=dict)
     diagnoses: dict[str, Diagnosis] = field(default_factory=dict)
     news: dict[str, list[Attempt]] = field(default_factory=dict)
     first_bad_steps: dict[str, int] = field(default_factory=dict)
@@ -80,10 +85,28 @@ class Observer:
             self._look_at_run(seen, spec, job_checks, host, now)
             systemd.alive()
         self._look_at_nodes(seen, job_checks, host, now)
+        self._keep_open(seen, now)
         incidents = [i for i in self.store.incidents().values() if i.state == "open"]
         self._explain(seen, incidents)
         self._forget(seen, incidents, now)
         return seen
+
+    def _keep_open(self, seen: Seen, now: float) -> None:
+        """A run that we stop shows no trouble any more, but is not well before it is started again."""
+        stopped = {
+            row.action.target.run
+            for row in self.store.actions(since=now)
+            if row.action.kind in STARTS and row.state == "running" and row.step != "wait_step"
+        }
+        for number, verdict in enumerate(seen.verdicts):
+            if (
+                verdict.subject.run in stopped
+                and verdict.status is Status.OK
+                and verdict.check != "job_state"
+            ):
+                seen.verdicts[number] = dataclasses.replace(
+                    verdict, status=Status.SKIPPED, detail="the run is being restarted"
+                )
 
     def _forget(self, seen: Seen, incidents: Iterable[Incident], now: float) -> None:
         """End what is open about runs that nobody runs any more: their owner has had a day to hear of it."""
@@ -208,8 +231,8 @@ class Observer:
             return
         for run in sorted(troubled & seen.jobs.keys()):
             mine = [v for v in seen.verdicts if v.subject.run == run]
-            diagnosis = diagnose(evidence(seen.jobs[run], mine, seen.looks.get(run), incidents))
-            seen.diagnoses[run] = diagnosis
+            seen.evidence[run] = evidence(seen.jobs[run], mine, seen.looks.get(run), incidents)
+            seen.diagnoses[run] = diagnosis = diagnose(seen.evidence[run])
             if diagnosis.cause or diagnosis.suspects:
                 seen.verdicts[:] = [_told(v, diagnosis) if v.subject.run == run else v for v in seen.verdicts]
 
@@ -276,13 +299,14 @@ def attempts_seen(job: Job, seen: Seen, now: float) -> list[Attempt]:
 
 def _told(verdict: Verdict, diagnosis: Diagnosis) -> Verdict:
     """The verdict, with what the diagnosis says in those of its findings that it is about."""
+    told = plain(diagnosis.summary, SUMMARY_CHARACTERS)
     return dataclasses.replace(
         verdict,
         findings=tuple(
             dataclasses.replace(
                 f, cause=diagnosis.cause, blamed=diagnosis.blamed,
-                summary=f"{f.summary}; {diagnosis.summary}" if diagnosis.summary else f.summary,
-                evidence=tuple(dict.fromkeys((*diagnosis.lines, *f.evidence))),
+                summary=f"{f.summary}; {told}" if told else f.summary,
+                evidence=tuple(dict.fromkeys((diagnosis.summary, *diagnosis.lines, *f.evidence))),
             )
             if f.code in DIAGNOSED
             else f

@@ -80,10 +80,10 @@ class Stage:
         self.evidence = folder / "evidence"
         self.job = Job("r#1", "r", "running", 1, ("n1",))
 
-    def step(self, name: str, detail: Mapping[str, Any] | None = None) -> Progress:
+    def step(self, name: str, detail: Mapping[str, Any] | None = None, action: Action = ACTION) -> Progress:
         job = dataclasses.replace(self.job, attempts=self.attempts)
         scene = Scene(self.host, self.scheduler, self.evidence, self.now, self.spec, job, self.attempts)
-        return advance(ACTION, name, detail or {}, scene)
+        return advance(action, name, detail or {}, scene)
 
     def ended(self, code: int | None = 0, reason: str = "") -> None:
         self.job = dataclasses.replace(self.job, state="ended", exit_code=code, exit_reason=reason)
@@ -294,6 +294,40 @@ def test_a_checkpoint_that_is_gone_meanwhile_is_not_named_by_the_tracker(stage: 
     assert lost.attempt is not None
     assert lost.attempt.end, "or it would stand there as one that is about to begin"
     assert stage.scheduler.asked == []
+
+
+@pytest.mark.parametrize("resume", ["tracker", "file", "env", "newest"])
+def test_checkpoints_of_a_loss_that_was_no_number_are_set_aside(stage: Stage, resume: Any) -> None:
+    stage.spec = dataclasses.replace(stage.spec, resume=resume, resume_file=str(stage.evidence.parent / "r"))
+    (stage.checkpoints / "latest").write_text("step_90.pt")
+    # more of them than are looked at by default
+    steps = range(10, 100, 10)
+    for step in steps:
+        torch_zip(stage.checkpoints / f"step_{step}.pt")
+    action = dataclasses.replace(ACTION, options={"before_step": 25})
+    progress = stage.step("choose", action=action)
+    assert progress.attempt is not None
+    assert progress.attempt.resume_step == 20
+    stage.attempts = (FIRST, progress.attempt)
+    progress = stage.step("submit", progress.detail, action=action)
+    assert progress.step == "wait_step", progress.said
+    # a restart of the next start must not take one of these whole files for the newest
+    assert sorted(p.name for p in stage.checkpoints.glob("*.pt")) == ["step_10.pt", "step_20.pt"]
+    assert ((stage.checkpoints / "latest").read_text() == "step_20.pt") == (resume == "tracker")
+
+
+def test_what_a_start_has_saved_since_a_crash_of_ours_is_not_set_aside(stage: Stage) -> None:
+    stage.spec = dataclasses.replace(stage.spec, resume="newest")
+    torn = torch_zip(stage.checkpoints / "step_40.pt")
+    torn.write_bytes(torn.read_bytes()[:400])
+    progress = chosen(stage)
+    stage.step("submit", progress.detail)
+    assert not torn.exists()
+    # the watchdog died before it wrote down that it had begun; the new start has come by the same step
+    torch_zip(torn)
+    stage.job = dataclasses.replace(stage.job, attempt=2)
+    assert stage.step("submit", progress.detail).step == "wait_step"
+    assert torn.exists()
 
 
 # wait_step

@@ -106,7 +106,9 @@ def test_all_that_is_seen_is_in_the_folder_with_where_it_came_from(tmp_path, hea
     assert text["flight-recorder.txt"].startswith("rank 2 is behind in default_pg (0)")
     assert "no dump of ranks 1,3" in text["flight-recorder.txt"]
     assert (folder / "n2-flight-recorder-rank2").read_bytes() == b"\x80\x02}."
-    assert recorded(folder) == (tuple(s for d in fleet.dumps for s in d.states), 4)
+    said = recorded(folder)
+    assert (said.states, said.world_size) == (tuple(s for d in fleet.dumps for s in d.states), 4)
+    assert set(said.rank_nodes) == {d.rank for d in fleet.dumps}
     assert "look at n3: not seen: no route to host" in text["missing.txt"]
     assert "rank 3 gave none" in text["missing.txt"]
     # the head is not a node of the job: its kernel says nothing of it

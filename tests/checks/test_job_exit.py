@@ -152,7 +152,7 @@ def test_a_crash_loop_is_told_with_each_end(run):
     verdict = run("job_restarts", MemoryHost(), job=job(exit_code=1, attempts=attempts(5, 0, 0, 0)))
     (finding,) = verdict.findings
     assert finding.code == "JobCrashLoop"
-    assert finding.evidence == tuple(f"attempt {n}: exit code {n}" for n in (2, 3, 4))
+    assert finding.evidence == tuple(f"attempt {n} from step 10: exit code {n}" for n in (2, 3, 4))
 
 
 @pytest.mark.parametrize("history", [(0, 0), (0, 0, 0, 1), (None, None, None), ()])

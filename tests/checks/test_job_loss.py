@@ -70,6 +70,8 @@ def test_the_search_for_a_loss_scale_is_normal(big: FollowedRun) -> None:
     lines = [megatron(n, "", skipped=1, nan=1, norm="inf") for n in range(2, 20)]
     assert big.look(*lines).codes == OK
     assert big.look(megatron(20)).codes == OK
+    lines = [megatron(n, skipped=1, nan=1) for n in (30, 40, 50)]
+    assert big.look(*lines).codes == OK, "the mean of ten iterations without the one that was skipped"
     assert "first_bad_step" not in big.memory
 
 

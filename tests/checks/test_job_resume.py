@@ -47,6 +47,7 @@ def test_a_restart_that_goes_on_is_right(big: FollowedRun) -> None:
     big.again(1000)
     for text in steps(1005, 60):
         assert big.look(text).codes == OK
+    assert big.memory["history"][-1][0] == 1300, "what it trains now is what the next start is compared with"
     big.again(1200, truncate=True)
     for text in steps(1205, 20):
         assert big.look(text).codes == OK
@@ -76,6 +77,14 @@ def test_what_is_wrong_is_told_within_three_lines(
     assert big.look(*lines[3:]).codes == WRONG, "it stays for this start"
     big.again(1000)
     assert big.look(*steps(1005)).codes == OK, "what the wrong start trained is not what it is compared with"
+
+
+def test_the_last_lines_of_the_old_start_are_not_the_new_ones(big: FollowedRun) -> None:
+    """They were in a buffer, or nobody looked: they come when the new start is known already."""
+    big.say(*steps(1210, 4))
+    big.again(1000)
+    assert big.look().codes == OK
+    assert big.look(*steps(1005)).codes == OK
 
 
 def test_a_start_from_nothing_after_a_requeue(big: FollowedRun) -> None:
@@ -117,15 +126,16 @@ def test_a_bar_at_zero_before_it_jumps_is_no_first_step() -> None:
     assert run.look(bar(0), bar(501), bar(502)).codes == OK
 
 
-def test_a_bar_of_batches_is_not_compared_with_steps() -> None:
-    """Four batches a step: the bar stands at 2001 when the checkpoint is of step 500."""
+@pytest.mark.parametrize("steps_a_line", [0.25, 10])
+def test_a_count_of_something_else_is_not_compared_with_steps(steps_a_line: float) -> None:
+    """Four batches a step: the bar stands at 2001 when the checkpoint is of step 500. Or tens of steps."""
     run = FollowedRun("job_resume")
     for n in range(1, 2200):
         run.say(f"step {n}/8000 | loss 2.5")
         if n % 400 == 0:
-            run.say(f"Saved checkpoint at step {n // 4}")
+            run.say(f"Saved checkpoint at step {int(n * steps_a_line)}")
     run.look()
-    run.again(500)
+    run.again(int(2000 * steps_a_line))
     assert run.look("step 2001/8000 | loss 2.5", "step 2002/8000 | loss 2.5").codes == OK
 
 

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from clustertools.fleet import Fate
+from clustertools.fleet.job_looks import FleetLooker, FleetSettings
 from clustertools.fleet.looking import Request, look_all
 from clustertools.fleet.shipping import Tool, archive, build_archive
+from clustertools.sources.job_look import LookOrder, LookRequest
 from tests.lab.sshd import USER_ID, Sshds, needs_sshd
 
 pytestmark = [needs_sshd, pytest.mark.slow, pytest.mark.root]
@@ -113,3 +115,20 @@ def test_a_forced_command_can_look_and_nothing_else(lab, ssh, tmp_path):
     # the archive cannot be sent to such a node, and that is told with the node's own words
     refused = Tool.install(ssh, ["lab3"], installed=None).missing["lab3"]
     assert "not JSON" in refused.reason
+
+
+def test_a_job_is_looked_at_where_srun_does_not_reach(lab, ssh):
+    """By an ordinary user, on a node with a rank, on one without, and on one that is no more."""
+    words = ("env", "SLURM_JOB_ID=77", "RANK=3", "python3", "-c", "print(1, flush=True); input()")
+    training = ssh.talk(lab.nodes[:1], words)
+    try:
+        assert next(training.receive(20)).text == "1"
+        settings = FleetSettings(installed=None, ssh_config=lab.ssh_config)
+        nodes = (*lab.nodes[:2], "gone")
+        order = LookOrder(LookRequest("77", "pretrain"), nodes, "auto")
+        looks = FleetLooker(settings).look([order])["pretrain"]
+    finally:
+        training.close()
+    assert [(one.node, set(one.ranks)) for one in looks.nodes] == [(nodes[0], {"3"}), (nodes[1], set())]
+    assert set(looks.unseen) == {"gone"}
+    assert "srun: " in looks.unseen["gone"]

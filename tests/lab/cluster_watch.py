@@ -80,7 +80,7 @@ class ClusterWatch:
         self.folder, self.config = folder, dict(config or {})
         self.slurm = Slurm(folder / "slurm", nodes=nodes)
         self.jobs: dict[str, PlannedJob] = {}
-        self.state = folder / "state"
+        self.state_folder = folder / "state"
         self.watchdogs: list[subprocess.Popen[bytes]] = []
         (folder / "jobs").mkdir(parents=True, exist_ok=True)
 
@@ -151,8 +151,20 @@ class ClusterWatch:
     def done(self, name: str) -> bool:
         return bool(self.trace(name, "done"))
 
-    def squeue(self, name: str, format: str = "%T") -> str:
-        return self.slurm.run("squeue", "-h", "-j", self.jobs[name].id, "-o", format, check=False).strip()
+    def state(self, name: str) -> str:
+        """The job's state in Slurm's word; empty while Slurm does not answer."""
+        argv = ("squeue", "-h", "-a", "-t", "all", "-j", self.jobs[name].id, "-o", "%T")
+        return self.slurm.run(*argv, check=False).strip()
+
+    def ended(self, name: str) -> bool:
+        return self.state(name) in (
+            "COMPLETED",
+            "FAILED",
+            "CANCELLED",
+            "TIMEOUT",
+            "NODE_FAIL",
+            "OUT_OF_MEMORY",
+        )
 
     def nodes_of(self, name: str) -> list[str]:
         """The nodes that the job runs on now."""
@@ -193,16 +205,16 @@ class ClusterWatch:
 
     def environment(self) -> dict[str, str]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "CLUSTERTOOLS"))}
-        return {**kept, "SLURM_CONF": str(self.slurm.conf), "CLUSTERTOOLS_STATE": str(self.state)}
+        return {**kept, "SLURM_CONF": str(self.slurm.conf), "CLUSTERTOOLS_STATE": str(self.state_folder)}
 
     def watch(self, *words: str, program: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
         """Start `clustertools watch --act`, or what stands in for it."""
-        argv = [*(program or (str(BIN / "clustertools"), "watch")), "--act", "--interval", "500ms"]
-        argv += ["--config", str(self.folder / "config.yaml"), *words]
+        argv = [sys.executable, *(program or ("-m", "clustertools", "watch"))]
+        argv += ["--act", "--interval", "500ms", "--config", str(self.folder / "config.yaml"), *words]
         with open(self.folder / f"watch{len(self.watchdogs)}.log", "wb") as out:
             child = subprocess.Popen(
                 ["setpriv", "--pdeathsig", "KILL", *argv], env=self.environment(), stdin=subprocess.DEVNULL,
-                stdout=out, stderr=out, cwd="/",
+                stdout=out, stderr=out, cwd=CHECKS.parent,
             )  # fmt: skip
         self.watchdogs.append(child)
         return child
@@ -237,7 +249,7 @@ class ClusterWatch:
 
     @contextlib.contextmanager
     def store(self) -> Any:
-        store = Store(self.state / "state.db", read_only=True)
+        store = Store(self.state_folder / "state.db", read_only=True)
         try:
             yield store
         finally:
@@ -263,6 +275,11 @@ class ClusterWatch:
             for t in sorted(found, key=lambda t: t.time)
             if t.kind in ("opened", "reopened", "worsened") and code in ("", t.incident.finding.code)
         ]
+
+    def heartbeat(self) -> dict[str, Any]:
+        """What the watchdog wrote down at the end of its last pass: `at`, `seen`, `blind`."""
+        with self.store() as store:
+            return dict(store.cursor("heartbeat"))
 
     def timeline(self, name: str) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.run("timeline", name, "--json").splitlines()]

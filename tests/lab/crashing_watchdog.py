@@ -18,14 +18,9 @@ from clustertools import cli
 from clustertools.cli import assemble
 from clustertools.store import Store
 
-NUMBER, WHEN = int(sys.argv[1]), sys.argv[2]
 
-
-class CrashingStore(Store):
-    """The real store; its process ends at one commit."""
-
-    count = 0
-    idle_counted = False
+class TellingStore(Store):
+    """The real store, which says what is new in each of its commits: `commit_of(news)` makes it."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -35,19 +30,15 @@ class CrashingStore(Store):
 
     def commit(self) -> None:
         news, self.news = self.news, []
-        counts = bool(news) or not CrashingStore.idle_counted
-        CrashingStore.idle_counted = not news
-        CrashingStore.count += counts
-        mine = counts and CrashingStore.count == NUMBER
-        if mine and WHEN == "before":
-            self.die(news)
-        super().commit()
-        if mine:
-            self.die(news)
+        self.commit_of(news)
 
-    def die(self, news: list[str]) -> None:
-        what = "; ".join(news) or "nothing new"
-        sys.stderr.write(f"\ncrash point {NUMBER} {WHEN}: {what}\n")
+    def commit_of(self, news: list[str]) -> None:
+        super().commit()
+
+    @staticmethod
+    def die(point: str) -> None:
+        """End this process here and now, as the power cut would; the last line on stderr says where."""
+        sys.stderr.write(f"\ncrash point {point}\n")
         sys.stderr.flush()
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -91,7 +82,29 @@ class CrashingStore(Store):
         super().delivered(id, now)
 
 
+class CrashingStore(TellingStore):
+    """Its process ends at one commit, before or after it."""
+
+    count = 0
+    idle_counted = False
+    number, when = 0, ""
+
+    def commit_of(self, news: list[str]) -> None:
+        kind = CrashingStore
+        counts = bool(news) or not kind.idle_counted
+        kind.idle_counted = not news
+        kind.count += counts
+        mine = counts and kind.count == kind.number
+        point = f"{kind.number} {kind.when}: {'; '.join(news) or 'nothing new'}"
+        if mine and kind.when == "before":
+            self.die(point)
+        super().commit_of(news)
+        if mine:
+            self.die(point)
+
+
 if __name__ == "__main__":
+    CrashingStore.number, CrashingStore.when = int(sys.argv[1]), sys.argv[2]
     assemble.Store = CrashingStore  # type: ignore[misc]
     code = cli.main(["run", *sys.argv[3:]])
     sys.stderr.write(f"\ncommits: {CrashingStore.count}\n")

@@ -75,7 +75,8 @@ class Trace:
         self.file = os.open(folder / "trace.jsonl", os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o644)
 
     def tell(self, what: str, step: int = 0, **more: Any) -> None:
-        said = {"time": time.time(), "what": what, "step": step, "attempt": ATTEMPT, "rank": RANK, **more}
+        where = {"attempt": ATTEMPT, "rank": RANK, "node": os.uname().nodename}
+        said = {"time": time.time(), "what": what, "step": step, **where, **more}
         os.write(self.file, json.dumps(said).encode() + b"\n")
 
 
@@ -97,7 +98,7 @@ def arguments() -> argparse.Namespace:
 OPTIONS = arguments()
 TRACE = Trace(OPTIONS.folder)
 if RANK == 0:
-    TRACE.tell("began", nodes=int(os.environ.get("SLURM_NNODES") or 1))
+    TRACE.tell("began")
 for _order in OPTIONS.do:
     if _order.kind == "import" and _order.is_due("start"):
         TRACE.tell("fault", kind="import")

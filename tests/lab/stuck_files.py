@@ -19,32 +19,58 @@ needs_fuse = pytest.mark.skipif(
 )
 
 
-@contextlib.contextmanager
-def stuck(folder: Path) -> Iterator[Path]:
-    """A FUSE mount with a `file` in it: its server takes a request and waits for a second, stopped one.
+class Mounted:
+    """A FUSE mount of `real`, as `outer`, until `end`: its server hands each request to a second server.
 
-    A request that a server has taken is waited for uninterruptibly (fs/fuse/dev.c, request_wait_answer). What
-    waits goes on when the context ends.
+    While that one is stopped (`freeze`), whoever reads waits in the kernel: a request that a server has taken
+    is waited for uninterruptibly (fs/fuse/dev.c, request_wait_answer). `thaw` lets them go on.
     """
-    real, inner, outer = (folder / name for name in ("real", "inner", "outer"))
-    for each in (real, inner, outer):
-        each.mkdir()
-    (real / "file").write_text("x")
-    servers: list[subprocess.Popen[bytes]] = []
-    try:
-        for source, point in ((real, inner), (inner, outer)):
+
+    def __init__(self, folder: Path) -> None:
+        self.real, self.inner, self.outer = (folder / name for name in ("real", "inner", "outer"))
+        for each in (self.real, self.inner, self.outer):
+            each.mkdir(parents=True)
+        (self.real / "file").write_text("x")
+        self.servers: list[subprocess.Popen[bytes]] = []
+
+    def begin(self) -> None:
+        for source, point in ((self.real, self.inner), (self.inner, self.outer)):
             argv = ["bindfs", "-f", "-o", "attr_timeout=0,entry_timeout=0", str(source), str(point)]
-            servers.append(subprocess.Popen(argv))
+            self.servers.append(subprocess.Popen(["setpriv", "--pdeathsig", "KILL", *argv]))
             until = time.monotonic() + 5
             while not (point / "file").exists() and time.monotonic() < until:
                 time.sleep(0.02)
-        servers[0].send_signal(signal.SIGSTOP)
-        yield outer
-    finally:
-        for server in servers:
+
+    def freeze(self) -> None:
+        self.servers[0].send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        for server in self.servers:
             server.send_signal(signal.SIGCONT)
-        for point in (outer, inner):
+
+    def end(self) -> None:
+        self.thaw()
+        for point in (self.outer, self.inner):
             subprocess.run(["umount", "-l", str(point)], check=False)
-        for server in servers:
+        for server in self.servers:
             server.terminate()
             server.wait(5)
+
+
+@contextlib.contextmanager
+def mounted(folder: Path) -> Iterator[Mounted]:
+    """A mount that can be frozen. What waits goes on when the context ends."""
+    mount = Mounted(folder)
+    try:
+        mount.begin()
+        yield mount
+    finally:
+        mount.end()
+
+
+@contextlib.contextmanager
+def stuck(folder: Path) -> Iterator[Path]:
+    """The same, frozen from the start; there is a `file` in it."""
+    with mounted(folder) as mount:
+        mount.freeze()
+        yield mount.outer

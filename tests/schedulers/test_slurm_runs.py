@@ -247,6 +247,12 @@ def test_what_waits_behind_another_is_the_next_start_of_its_run() -> None:
     assert names([over("FAILED"), row(id="8"), later], pre=known()) == {"pre": "8"}
 
 
+def test_what_waits_behind_one_that_we_stopped_does_not_take_its_place() -> None:
+    waits = row(id="8", state="PENDING", reason="Dependency")
+    assert names([held(admin_comment="[clustertools stop 0]"), waits], pre=known()) == {"pre": "7"}
+    assert names([held(), waits], pre=known()) == {"pre": "7"}
+
+
 def test_one_of_ours_is_known_by_its_token_whatever_its_number() -> None:
     ours = row(id="9", comment="[clustertools start 0 tok]")
     other = row(id="8")
@@ -348,6 +354,14 @@ def test_our_start_is_the_attempt_that_was_decided() -> None:
 def test_a_start_that_could_not_be_made_does_not_make_the_old_job_a_new_one() -> None:
     lost = (*known(end="exit code 1"), Attempt("pre", 2, "tok", end="sbatch failed"))
     assert follow(lost, over("FAILED")) == lost
+
+
+def test_the_next_task_of_a_chain_is_what_was_decided() -> None:
+    decided = (*known("11", end="us"), Attempt("pre", 2, "tok", resume_path="/c", excluded=("n9",)))
+    assert follow(decided, row(id="10", state="PENDING", array_id="10", waiting_tasks="2-4")) == decided
+    (_, ours) = follow(decided, row(id="12", array_id="10", task=2))
+    assert (ours.number, ours.token, ours.job_id, ours.requeues) == (2, "tok", "12", 0)
+    assert (ours.resume_path, ours.excluded) == ("/c", ("n9",))
 
 
 def test_another_job_that_waits_has_begun_nothing() -> None:

@@ -7,7 +7,7 @@ import itertools
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -279,16 +279,31 @@ def test_tasks_of_an_array_are_runs_of_their_own(lab: Lab) -> None:
 
 def test_a_chain_is_one_run(lab: Lab) -> None:
     lab.wanted = dataclasses.replace(lab.wanted, array="chain")
-    lab.submit(
-        "--array=1-2%1",
-        script="#!/bin/sh\nsleep 1.5\n[ $SLURM_ARRAY_TASK_ID = 2 ] && exec sleep 300\nexit 4\n",
-    )
+    script = "#!/bin/sh\n[ $SLURM_ARRAY_TASK_ID = 1 ] && sleep 1 && exit 4\nexec sleep 300\n"
+    number = lab.submit("--array=1-4%1", script=script)
     lab.until("running")
     until(lambda: len(lab.job().attempts) == 2, "the second task")
+    first = lab.until("running")
+    assert [a.number for a in first.attempts] == [1, 2]
+    assert first.attempts[0].job_id != first.attempts[1].job_id
+    # the second hangs: it is cancelled, the third takes over, and the fourth still waits
+    lab.cancel()
+    lab.cancel()
+    assert lab.until("ended").ended_by == "us"
+    attempt = lab.decide()
+    until(lambda: _taken(lambda: lab.begin(attempt)), "the third task")
     job = lab.until("running")
-    assert [a.number for a in job.attempts] == [1, 2]
-    assert job.attempts[0].job_id != job.attempts[1].job_id
+    assert (job.attempt, job.attempts[-1].token) == (3, attempt.token)
+    assert lab.tell(number, "%T").split().count("PENDING") == 1
     assert list(lab.look()) == [lab.key]
+
+
+def _taken(step: Callable[[], object]) -> bool:
+    """Whether a step that waits for Slurm could be taken now."""
+    try:
+        return bool(step())
+    except Unobservable:
+        return False
 
 
 def test_a_heterogeneous_job_is_one_run(lab: Lab) -> None:

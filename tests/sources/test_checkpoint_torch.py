@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -160,3 +162,56 @@ def test_megatrons_own_end_marks(run: Path, place: str) -> None:
 def test_folder_given_itself(run: Path) -> None:
     report = newest(run / "step-100")
     assert (report.verdict, report.step) == ("good", 100)
+
+
+SHARDED = """
+import sys, torch, torch.distributed as dist, torch.distributed.checkpoint as dcp
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
+rank, rendezvous, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+mesh = init_device_mesh("cpu", (2,))
+weight = distribute_tensor(torch.arange(4096.0).reshape(64, 64), mesh, [Shard(0)])
+dcp.save({"model": {"weight": weight}, "step": 100, "rng": torch.get_rng_state()}, checkpoint_id=folder)
+dist.destroy_process_group()
+"""
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One tensor that two ranks saved a half of each, over gloo."""
+    folder = tmp_path_factory.mktemp("sharded")
+    words = [sys.executable, "-c", SHARDED]
+    places = [str(folder / "rendezvous"), str(folder / "run" / "step-100")]
+    ranks = [subprocess.Popen([*words, str(rank), *places], stderr=subprocess.PIPE) for rank in (0, 1)]
+    try:
+        for rank in ranks:
+            _, said = rank.communicate(timeout=120)
+            assert rank.returncode == 0, said.decode()
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+    return aged(folder / "run")
+
+
+def test_what_two_ranks_saved(sharded: Path, tmp_path: Path) -> None:
+    report = newest(sharded, deep=True)
+    assert (report.verdict, report.layout, report.proved) == ("good", "dcp", True), report.reason
+    for lost, said in (
+        ("__1_0.distcp", "__1_0.distcp, which .metadata names, is missing"),
+        (".metadata", ".metadata, which is written last, is missing"),
+    ):
+        copy = Path(shutil.copytree(sharded, tmp_path / lost.strip("._")))
+        (copy / "step-100" / lost).unlink()
+        aged(copy)
+        assert said in newest(copy).reason
+    copy = Path(shutil.copytree(sharded, tmp_path / "holed"))
+    other = copy / "step-100" / "__1_0.distcp"
+    data = bytearray(other.read_bytes())
+    at = data.index(torch.arange(2048.0, 4096.0).numpy().tobytes())
+    data[at : at + 1024] = bytes(1024)
+    other.write_bytes(data)
+    aged(copy)
+    assert newest(copy).verdict == "good", "its size is right"
+    assert newest(copy, deep=True).reason.startswith("__1_0.distcp: ")

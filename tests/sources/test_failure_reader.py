@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clustertools.sources.failures import FailureReader, parse_error_file, read_failures
+from clustertools.sources.failures import FailureReader, kernel_failures, parse_error_file, read_failures
 from tests.lab.memory_host import MemoryHost
 
 LOG = "/scratch/train.log"
@@ -148,6 +148,8 @@ def test_the_end_of_the_attempt_before_is_not_taken_for_this_one():
     assert read(OLD, since=since, mixed=True).lines == ()
     mine = read(OLD + "KeyError: 'new'\n", since=since, mixed=True).lines
     assert [line.text for line in mine] == ["KeyError: 'new'"]
+    # a first attempt, in a log that an older run has written to
+    assert [line.text for line in read(OLD + "KeyError: 'new'\n", since=since).lines] == ["KeyError: 'new'"]
     # nothing tells to which attempt it belongs
     assert read("KeyError: 'old or new'\n", since=since, mixed=True).lines == ()
     assert len(read("KeyError: 'x'\n", since=since).lines) == 1
@@ -171,6 +173,17 @@ def test_an_error_file_of_torchrun():
     assert (found.signature, found.time, found.rank) == ("CodeError", 1795290531.0, 3)
     for odd in ("", "[]", '{"message": 3}', '{"message": "all well"}', "[" * 9999):
         assert parse_error_file(odd, "x") == ()
+
+
+def test_kernel_lines_of_a_look_are_failure_lines_too():
+    lines = (
+        "2026-11-21T08:02:03Z NVRM: Xid (PCI:0000:3b:00): 119, pid=1, Timeout after 6s",
+        "2026-11-21T08:02:04Z nothing to see here",
+        "2026-11-21T08:02:05Z Memory cgroup out of memory: Killed process 4242 (python) total-vm:1kB",
+    )
+    found = kernel_failures("n2", lines)
+    assert [(x.signature, x.node) for x in found] == [("XidHardware", "n2"), ("HostOutOfMemory", "n2")]
+    assert found[0].time == 1795248123.0
 
 
 @settings(deadline=None, max_examples=60)
