@@ -198,6 +198,7 @@ class SinkConfig:
     only: tuple[str, ...] = option(
         (), "only incidents whose key one of these patterns matches, as for `clustertools silence`"
     )
+    classes: tuple[str, ...] = option((), "only incidents on nodes of these classes, beside those of `only`")
     remind_seconds: float = option(
         0.0, "tell again what is CRITICAL, open and in nobody's hands, so often; 0s: never", at_least=0
     )

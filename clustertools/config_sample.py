@@ -90,6 +90,7 @@ sinks:
     min_status: WARNING
     kinds: [opened, reopened, worsened, resolved]
     only: []                        # patterns of incident keys, such as ["Job*:run:pretrain-*", "Gpu*"]
+    classes: []                     # those on nodes of these node_classes, beside those of `only`
     remind: 4h                      # tell again what is CRITICAL, open and in nobody's hands; 0s: never
   chat:
     kind: webhook

@@ -7,7 +7,7 @@ the thread of those before, whether they came in one pass or in several.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,10 +71,10 @@ class Mail:
         """Send what is due. Raises StoreError when it cannot be written down that something was sent."""
         return deliver_due(StoreOutbox(store), self.sinks, now)
 
-    def after_pass(self, store: Store, now: float, *, complete: bool) -> list[str]:
+    def after_pass(self, store: Store, now: float, *, complete: Callable[[], bool]) -> list[str]:
         """Remind, and bring the standing sinks up to date; sentences about those that failed.
 
-        `complete`: the pass could see everything that it was to see. Raises StoreError.
+        `complete()`: everything that is to be seen was seen. Raises StoreError.
         """
         reminding = [name for name in self.sinks if self._rule(name).remind_seconds > 0]
         if not reminding and not self.standing:
@@ -170,7 +170,8 @@ class StoreOutbox:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._keys: dict[int, tuple[str, tuple[str, ...]]] = {}
-        self._incidents: Mapping[str, Incident] | None = None
+        self._marks: Mapping[str, tuple[str, str]] | None = None
+        self._told: dict[str, dict[str, str]] = {}
 
     def due(self, now: float, limit: int) -> list[Pending]:
         held: set[tuple[str, str]] = set()
@@ -194,20 +195,21 @@ class StoreOutbox:
         return found
 
     def in_context(self, message: Message, sink: str, reference: str) -> Message:
-        if self._incidents is None:
-            self._incidents = self._store.incidents()  # nothing changes them while we deliver
+        if self._marks is None:
+            self._marks = self._store.marks()  # nothing changes them while we deliver
         others = []
         if reference:
-            told = self._store.cursors(f"told:{sink}")
-            others = [key for key, kept in told.items() if kept["reference"] == reference]
+            if sink not in self._told:
+                kept = self._store.cursors(f"told:{sink}")
+                self._told[sink] = {key: str(each["reference"]) for key, each in kept.items()}
+            others = [key for key, known in self._told[sink].items() if known == reference]
         every = tuple(dict.fromkeys((*others, *message.keys)))
-        known = [self._incidents[key] for key in every if key in self._incidents]
-        mine = [self._incidents[key] for key in message.keys if key in self._incidents]
+        marks = self._marks
         return dataclasses.replace(
             message,
             together=every if len(every) > 1 else (),
-            left_open=sum(i.state == "open" for i in known),
-            taken_by=next((i.acknowledged_by for i in mine), ""),
+            left_open=sum(marks[key][0] == "open" for key in every if key in marks),
+            taken_by=next((marks[key][1] for key in message.keys if key in marks), ""),
         )
 
     def sent(self, id: int, reference: str, now: float) -> None:
@@ -217,6 +219,8 @@ class StoreOutbox:
             for key in keys:
                 kept = self._store.cursor(f"told:{sink}", key)
                 self._store.put_cursor(f"told:{sink}", key, {**kept, "reference": reference})
+        if sink in self._told:
+            self._told[sink].update(dict.fromkeys(keys, reference))
 
     def failed(self, id: int, reason: str, next_try: float | None, now: float) -> None:
         with self._store.transaction():

@@ -263,6 +263,11 @@ class Store:
         found = self._values(Incident, "SELECT data FROM incident")
         return {incident.key: incident for incident in found}
 
+    def marks(self) -> dict[str, tuple[str, str]]:
+        """Of every incident its state and who has it, without reading the rest."""
+        sql = "SELECT key, state, coalesce(json_extract(data, '$.acknowledged_by'), '') FROM incident"
+        return {key: (state, by) for key, state, by in self._all(sql)}
+
     def save_incidents(self, before: Mapping[str, Incident], after: Mapping[str, Incident]) -> None:
         """Write what differs between the two."""
         for key in before.keys() - after.keys():
@@ -317,6 +322,14 @@ class Store:
         rows = self._all("SELECT time, data FROM verdict ORDER BY subject, name")
         with self._content():
             return [from_data(Verdict, {**json.loads(data), "time": time}) for time, data in rows]
+
+    def unseen(self) -> list[tuple[str, str]]:
+        """(check, subject) of every latest verdict that could not see, or not all."""
+        sql = (
+            "SELECT name, subject FROM verdict WHERE json_extract(data, '$.status') = 'UNKNOWN' "
+            "OR coalesce(json_extract(data, '$.blind'), '') != ''"
+        )
+        return [(name, subject) for name, subject in self._all(sql)]
 
     def memory(self, check: str, subject: Subject) -> dict[str, Any]:
         """What a check remembered of a subject; empty at first."""

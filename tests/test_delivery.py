@@ -18,7 +18,7 @@ from clustertools.sinks.secret import Secret
 from clustertools.sinks.slack import SlackSink
 from tests.lab.service_stub import Answer, ServiceStub
 from tests.lab.slack_stub import SlackStub
-from tests.lab.watching import WatchLab
+from tests.lab.watching import Machine, WatchLab, check_of
 
 GREEN, RED = "\N{LARGE GREEN CIRCLE}", "\N{LARGE RED CIRCLE}"
 
@@ -244,6 +244,21 @@ def test_the_switch_hears_of_good_passes_only(service, tmp_path):
     lab.machine.fault("GpuLost")  # something is wrong, and somebody is looking
     lab.pass_(60)
     assert len(service.asked) == 3
+
+
+def test_a_check_that_is_rarely_due_and_could_not_look_keeps_the_switch_silent(service, tmp_path):
+    """Between two of its looks nobody is blind, and yet nobody sees what it looks at."""
+    lab = WatchLab(tmp_path, mail=Mail(standing={"beat": DeadManSink(name="beat", url=service.url)}))
+    rare = Machine()
+    rare.time = lab.machine.time
+    lab.watchdog.checks = [*lab.watchdog.checks, check_of(rare, "rare_check", interval_seconds=600.0)]
+    rare.blind = "the tool hangs"
+    lab.passes(5, 60)
+    assert service.asked == []
+    rare.blind = ""
+    lab.passes(8, 60)
+    assert len(service.asked) == 3  # from its next look on
+    lab.watchdog.checks = lab.watchdog.checks[:1]
 
 
 def test_a_standing_sink_that_fails_is_told_rests_and_harms_nobody(service, tmp_path):

@@ -309,8 +309,8 @@ def mail(loaded: Loaded | None, *, terminal: bool) -> Mail:
     standing: dict[str, StandingSink] = {}
     problems: list[str] = []
     for name, said in (loaded.config.sinks if loaded else {}).items():
-        rule = SinkRule(said.min_status, frozenset(said.kinds) | _ALWAYS, said.only, said.remind_seconds)
         try:
+            rule = _rule(name, said, loaded.config if loaded else None)
             if said.kind in ("alertmanager", "deadman", "metrics"):
                 standing[name] = _standing_sink(name, said, rule)
             else:
@@ -325,6 +325,20 @@ def mail(loaded: Loaded | None, *, terminal: bool) -> Mail:
 
         sinks.setdefault("terminal", TerminalSink())
     return Mail(sinks, rules, standing)
+
+
+def _rule(name: str, said: SinkConfig, config: Config | None) -> SinkRule:
+    """What a sink hears of. Raises ConfigError for a node class that is not there."""
+    nodes: frozenset[str] | None = None
+    if said.classes and config:
+        from ClusterShell.NodeSet import NodeSet
+
+        wrong = [c for c in said.classes if c not in config.node_classes]
+        if wrong:
+            raise ConfigError(*(f"sinks.{name}.classes: there is no node class {c}" for c in wrong))
+        nodes = frozenset(node for c in said.classes for node in NodeSet(config.node_classes[c].nodes))
+    kinds = frozenset(said.kinds) | _ALWAYS
+    return SinkRule(said.min_status, kinds, said.only, said.remind_seconds, nodes)
 
 
 def _sink(name: str, said: SinkConfig, cluster: str) -> Sink:

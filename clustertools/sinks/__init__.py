@@ -34,7 +34,7 @@ class Sink(Protocol):
 @dataclass(frozen=True, slots=True)
 class SinkRule:
     """What one sink wants to hear: of incidents from a status up, of some kinds of news, and of those whose
-    key one of the shell patterns `only` matches (none: of all).
+    key one of the shell patterns `only` matches, or that are on one of `nodes` (neither: of all).
 
     `remind_seconds`: so often it hears again of what is CRITICAL, open and in nobody's hands; 0 is never.
     """
@@ -43,13 +43,22 @@ class SinkRule:
     kinds: frozenset[str] = KINDS
     only: tuple[str, ...] = ()
     remind_seconds: float = 0.0
+    nodes: frozenset[str] | None = None
 
 
 def hears(sink_rule: SinkRule, status: Status, keys: Iterable[str]) -> bool:
     """Is this sink meant for an incident of this status with one of these keys?"""
     if status < sink_rule.minimum:
         return False
-    return not sink_rule.only or any(fnmatch.fnmatchcase(k, p) for k in keys for p in sink_rule.only)
+    only, nodes = sink_rule.only, sink_rule.nodes
+    if not only and nodes is None:
+        return True
+    # "LinkDown:alps/gpu-017/mlx5_3/1": cluster, node and part of the subject
+    return any(
+        any(fnmatch.fnmatchcase(key, pattern) for pattern in only)
+        or (nodes is not None and not nodes.isdisjoint(key.partition(":")[2].split("/")))
+        for key in keys
+    )
 
 
 def wants(sink_rule: SinkRule, message: Message, *, told: bool = False) -> bool:

@@ -1,8 +1,8 @@
 """A dead man's switch: called after a pass that could see everything, so that its silence means something.
 
 It is for services that raise an alarm when they are not called for a while (healthchecks.io, Dead Man's
-Snitch, Uptime Kuma, an own one). A pass in which any check could not look does not call, not even when that
-check only observes: a heartbeat that goes on while nobody sees anything is worse than none.
+Snitch, Uptime Kuma, an own one). Not while any check could not look the last time that it was due,
+not even one that only observes: a heartbeat that goes on while nobody sees anything is worse than none.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ class DeadManSink:
     def keep_up(self, standing: Standing, memory: Mapping[str, Any]) -> Mapping[str, Any]:
         """Call it when the pass was complete and the last call is a minute old. Raises DeliveryFailed."""
         # half a second, so that passes a minute apart do not call every second time
-        if not standing.complete or 0 <= standing.now - float(memory.get("at", -1e9)) < EVERY_SECONDS - 0.5:
+        is_early = 0 <= standing.now - float(memory.get("at", -1e9)) < EVERY_SECONDS - 0.5
+        if is_early or not standing.complete():
             return memory
         url = self._address.address() if self._address else self._url
         self._service.send(url, method=self._method)

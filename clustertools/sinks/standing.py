@@ -11,14 +11,15 @@ from clustertools.model import Incident, Verdict
 
 @dataclass(frozen=True)
 class Standing:
-    """How things stand after a pass. `complete`: it could see everything that it was to see.
+    """How things stand after a pass. `open` are the open incidents by key; of those in `quiet` nobody is told
+    for now.
 
-    `open` are the open incidents by key; of those in `quiet` nobody is told for now. `verdicts` gives the
-    latest verdict of every check, and is only called by a sink that wants them.
+    What costs something is only asked for by a sink that wants it: `complete()` says whether every check saw
+    everything at its last look, `verdicts()` gives the latest verdict of each.
     """
 
     now: float
-    complete: bool
+    complete: Callable[[], bool]
     open: Mapping[str, Incident] = field(default_factory=dict)
     quiet: frozenset[str] = frozenset()
     verdicts: Callable[[], Sequence[Verdict]] = tuple

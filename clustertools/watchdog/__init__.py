@@ -34,6 +34,7 @@ from clustertools.model import (
     Outcome,
     Playbook,
     Status,
+    Subject,
     Transition,
     Verdict,
 )
@@ -104,7 +105,7 @@ class Watchdog:
         sentences += self._deliver(now)
         blind = tuple(f"{v.check} on {v.subject}: {v.blind}" for v in verdicts if v.blind)
         self._heartbeat(now, blind, paused)
-        sentences += self.mail.after_pass(self.store, now, complete=not blind)
+        sentences += self.mail.after_pass(self.store, now, complete=lambda: self._sees_everything(seen))
         sentence = _sentence(verdicts, transitions, planned, steps, sentences)
         return Pass(
             tuple(verdicts), tuple(transitions), tuple(planned), tuple(steps), tuple(outcomes),
@@ -284,16 +285,12 @@ class Watchdog:
         tell, left = notices.due(transitions, after, owed, patterns, now)
         if left != owed:
             self.store.put_cursor("owed", "", left)
-        asking = self._asking(now) if tell or any(policy.asks(a) for a in planned) else {}
+        wanted = {**(self._asking(now) if tell else {}), **{a.id: a for a in planned}}
         told = [
             from_transition(
                 transition,
                 playbook=policy.playbook_for(transition.incident.finding.code, self.playbooks),
-                planned=[
-                    a
-                    for a in {**asking, **{a.id: a for a in planned}}.values()
-                    if a.because == transition.incident.key
-                ],
+                planned=[a for a in wanted.values() if a.because == transition.incident.key],
                 explains=[i for i in after.values() if i.explained_by == transition.incident.key],
             )
             for transition in tell
@@ -470,6 +467,17 @@ class Watchdog:
         return (*steps, *self._deliver(now))
 
     # heartbeat
+
+    def _sees_everything(self, seen: Seen) -> bool:
+        """Whether every check saw everything at its last look, which need not have been in this pass."""
+        names = {check.name for check in self.checks} | {v.check for v in seen.verdicts}
+        cluster = self.settings.cluster
+        subjects = {str(Subject(cluster=cluster, run=run)) for run in seen.specs}
+        subjects |= {
+            str(Subject(cluster=cluster, node=self.host.name)),
+            *(str(v.subject) for v in seen.verdicts),
+        }
+        return not any(name in names and subject in subjects for name, subject in self.store.unseen())
 
     def _heartbeat(self, now: float, blind: Sequence[str], paused: str) -> None:
         """Write down that a pass ended, and (`seen`) when one last could see everything.

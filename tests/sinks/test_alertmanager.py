@@ -93,7 +93,7 @@ def test_from_opened_to_resolved(alertmanager, ear):
     now = time.time()
     sink = AlertmanagerSink(alertmanager)
     both = {i.key: i for i in (incident("gpu-017", since=now - 60), incident(HOSTILE, since=now - 60))}
-    memory = sink.keep_up(Standing(now, True, both), {})
+    memory = sink.keep_up(Standing(now, lambda: True, both), {})
     assert {a["labels"]["node"].isprintable() for a in active(alertmanager)} == {True}
     time.sleep(1.2)  # longer than resolve_timeout: what we send carries its own end
     (told,) = wait_for(lambda: ear.bodies)
@@ -102,9 +102,9 @@ def test_from_opened_to_resolved(alertmanager, ear):
     assert len(told["alerts"]) == len(active(alertmanager)) == 2
 
     warned = {k: incident(k, status=Status.WARNING, since=now) for k in ["gpu-017"]}
-    memory = sink.keep_up(Standing(time.time(), True, {i.key: i for i in warned.values()}), memory)
+    memory = sink.keep_up(Standing(time.time(), lambda: True, {i.key: i for i in warned.values()}), memory)
     wait_for(lambda: {a["labels"]["severity"] for a in active(alertmanager)} == {"warning"})
-    sink.keep_up(Standing(time.time(), True, {}), memory)
+    sink.keep_up(Standing(time.time(), lambda: True, {}), memory)
     wait_for(lambda: active(alertmanager) == [])
     wait_for(lambda: ear.bodies[-1]["status"] == "resolved")
 
@@ -113,7 +113,7 @@ def test_what_it_refuses_is_told_in_its_words(alertmanager):
     now = time.time()
     nameless = incident("gpu-017", since=now)
     sink = AlertmanagerSink(alertmanager)
-    sink.keep_up(Standing(now, True, {nameless.key: nameless}), {})
+    sink.keep_up(Standing(now, lambda: True, {nameless.key: nameless}), {})
     wrong = AlertmanagerSink(f"{alertmanager}/elsewhere")
     with pytest.raises(DeliveryFailed, match="HTTP status 404"):
-        wrong.keep_up(Standing(now, True, {nameless.key: nameless}), {})
+        wrong.keep_up(Standing(now, lambda: True, {nameless.key: nameless}), {})

@@ -310,7 +310,7 @@ def incident(code="GpuLost", node="gpu-017", *, status=Status.CRITICAL, summary=
 
 
 def standing(*incidents, now=NOW, complete=True, quiet=()):
-    return Standing(now, complete, {i.key: i for i in incidents}, frozenset(quiet))
+    return Standing(now, lambda: complete, {i.key: i for i in incidents}, frozenset(quiet))
 
 
 def test_an_alert_is_sent_again_and_ended(service):
