@@ -130,7 +130,7 @@ def _read(ctx: Context, job: Job, tracker: ProgressTracker, now: float) -> bool:
     ctx.remember["logs"] = news.memory
     for text in news.notes:
         ctx.note(text)
-    tracker.add(news.items, now)
+    advanced = tracker.add(news.items, now)
     away = not_there(job, news, now, ctx.limits.minimum_silence_seconds)
     if away is not None:
         raise away
@@ -139,7 +139,7 @@ def _read(ctx: Context, job: Job, tracker: ProgressTracker, now: float) -> bool:
         raise Unobservable(
             f"{news.unrecognised} is written to, but no step is recognised in it: say --metrics"
         )
-    return bool(news.items)
+    return advanced
 
 
 def _silent_seconds(ctx: Context, past: Mapping[str, Any], now: float) -> float:
