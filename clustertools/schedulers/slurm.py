@@ -259,8 +259,10 @@ class SlurmScheduler:
                     return found.place.row.id  # which began by itself
                 self._refuse(spec, found.place, look)
                 if orders.may_requeue(spec, found.place.row):
+                    known = self._attempts.get(spec.name, ())
+                    lapsed = {node for a in known for node in a.excluded} - set(attempt.excluded)
                     return orders.begin_again(
-                        self._host, found.place, attempt, self._settle_seconds, look.queue
+                        self._host, found.place, attempt, lapsed, self._settle_seconds, look.queue
                     )
             return self._submit_anew(spec, attempt, found)
         finally:
