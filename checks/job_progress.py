@@ -130,7 +130,7 @@ def _read(ctx: Context, job: Job, tracker: ProgressTracker, now: float) -> bool:
     ctx.remember["logs"] = news.memory
     for text in news.notes:
         ctx.note(text)
-    tracker.add(news.items, now)
+    advanced = tracker.add(news.items, now)
     away = not_there(job, news, now, ctx.limits.minimum_silence_seconds)
     if away is not None:
         raise away
@@ -139,7 +139,7 @@ def _read(ctx: Context, job: Job, tracker: ProgressTracker, now: float) -> bool:
         raise Unobservable(
             f"{news.unrecognised} is written to, but no step is recognised in it: say --metrics"
         )
-    return bool(news.items)
+    return advanced
 
 
 def _silent_seconds(ctx: Context, past: Mapping[str, Any], now: float) -> float:
@@ -174,7 +174,7 @@ def _ending(ctx: Context, job: Job, past: Mapping[str, Any], now: float) -> Iter
     """A job that its scheduler is ending, and that does not end: something of it hangs in the kernel."""
     since = float(past.get("completing_since", now))
     ctx.remember["completing_since"] = since
-    if not 0 <= now - since <= ctx.limits.completing_seconds:
+    if now - since > ctx.limits.completing_seconds:
         doubt = _look(ctx, job, dict(past.get("doubt") or {}), ctx.limits.stack_gap_seconds)
         nodes = tuple(sorted(name for name, seen in doubt["nodes"].items() if seen["processes"][0]))
         yield ctx.critical(

@@ -42,6 +42,8 @@ PATH_SECONDS = 300.0
 #: So many children that cannot be killed, and no further one is sent after them until one comes back.
 LOST_AT_MOST = 4
 _PIECE_BYTES = 1 << 18
+#: So much fits into a pipe that nobody reads yet.
+_PIPE_BYTES = 4096
 #: Reading from these cannot hang on a server that is away; all else is read by a child with a deadline.
 _LOCAL_FILE_SYSTEMS = frozenset(
     (
@@ -320,26 +322,31 @@ def _glob(question: Mapping[str, Any]) -> tuple[dict[str, Any], bytes]:
 def _main(question: Mapping[str, Any]) -> tuple[dict[str, Any], bytes]:
     """Run a module's `main` in a copy of this process: its memory, limits and crashes are the copy's own."""
     module = importlib.import_module(question["module"])
-    reading, writing = os.pipe()
-    errors_reading, errors_writing = os.pipe()
+    pipes = [os.pipe() for _ in range(3)]
     pid = os.fork()
     if pid == 0:
-        os.dup2(writing, 1)
-        os.dup2(errors_writing, 2)
+        (_, out), (_, errors), (_, imported) = pipes
+        os.dup2(out, 1)
+        os.dup2(errors, 2)
         sys.stdin = io.StringIO(question["stdin"])
-        _run_to_its_end(module.main, question["arguments"])
-    os.close(writing)
-    os.close(errors_writing)
-    out, errors, cut = _both(reading, errors_reading, question["limit"])
+        _run_to_its_end(module.main, question["arguments"], imported)
+    for _, writing in pipes:
+        os.close(writing)
+    (out_text, errors_text, names), cut = _to_their_ends([reading for reading, _ in pipes], question["limit"])
     _, status = os.waitpid(pid, 0)
+    for name in names.decode().split():
+        # what one copy had to load, the next ones have
+        with contextlib.suppress(Exception):
+            importlib.import_module(name)
     code = os.waitstatus_to_exitcode(status)
-    return {"code": code, "out": len(out), "cut": cut}, out + errors
+    return {"code": code, "out": len(out_text), "cut": cut}, out_text + errors_text
 
 
-def _run_to_its_end(main: Callable[[list[str]], int | None], arguments: list[str]) -> None:
-    code = 1
+def _run_to_its_end(main: Callable[[list[str]], int | None], arguments: list[str], imported: int) -> None:
+    code, known = 1, set(sys.modules)
     try:
         code = int(main(arguments) or 0)
+        os.write(imported, " ".join(sorted(set(sys.modules) - known)).encode()[:_PIPE_BYTES])
     except SystemExit as exc:
         code = exc.code if isinstance(exc.code, int) else 1
     except BaseException:  # noqa: BLE001 - it must not go on as a second server of questions
@@ -353,10 +360,10 @@ def _run_to_its_end(main: Callable[[list[str]], int | None], arguments: list[str
         os._exit(code)
 
 
-def _both(out: int, errors: int, limit: int) -> tuple[bytes, bytes, bool]:
-    """What comes out of two pipes until both end, at most `limit` bytes each; whether there was more."""
-    kept = {out: bytearray(), errors: bytearray()}
-    cut, open_ones = False, {out, errors}
+def _to_their_ends(ends: Sequence[int], limit: int) -> tuple[list[bytes], bool]:
+    """What comes out of pipes until all end, at most `limit` bytes each; whether there was more."""
+    kept = {end: bytearray() for end in ends}
+    cut, open_ones = False, set(ends)
     while open_ones:
         for end in select.select(list(open_ones), [], [])[0]:
             piece = os.read(end, _PIECE_BYTES)
@@ -366,7 +373,7 @@ def _both(out: int, errors: int, limit: int) -> tuple[bytes, bytes, bool]:
             room = limit - len(kept[end])
             cut = cut or len(piece) > room
             kept[end] += piece[: max(0, room)]
-    return bytes(kept[out]), bytes(kept[errors]), cut
+    return [bytes(kept[end]) for end in ends], cut
 
 
 _OPERATIONS: Mapping[str, Callable[[Mapping[str, Any]], tuple[dict[str, Any], bytes]]] = {

@@ -249,10 +249,11 @@ def _files(reports: Iterable[CheckpointReport]) -> list[str]:
 
 
 def _own_attempt(detail: Mapping[str, Any], scene: Scene) -> Attempt:
-    attempt = scene.attempts[-1]
-    if attempt.token != detail["token"]:
-        raise ActionFailed(f"attempt {attempt.number} of {attempt.run} was started by somebody else")
-    return attempt
+    own = next((a for a in scene.attempts if a.token == detail["token"]), None)
+    if own is None:
+        newest = scene.attempts[-1]
+        raise ActionFailed(f"attempt {newest.number} of {newest.run} was started by somebody else")
+    return own
 
 
 def _preflight(action: Action, detail: Mapping[str, Any], scene: Scene) -> Progress:

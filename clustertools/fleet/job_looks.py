@@ -32,6 +32,7 @@ from clustertools.fleet.typed import typed
 from clustertools.host import PYTHON, Host, LocalHost
 from clustertools.sources.flight_recorder import MOST_BYTES
 from clustertools.sources.job_look import (
+    REST_SECONDS,
     Hurried,
     JobLook,
     LookOrder,
@@ -52,6 +53,8 @@ from clustertools.text import plain
 #: What the node runs for a look, and for files.
 LOOK_WORDS = ("-m", "clustertools.sources.job_look")
 FILES_WORDS = ("-m", "clustertools.sources.rank_files")
+#: All looks of one pass together.
+DEADLINE_SECONDS = 30.0
 #: So long before the deadline a look is broken off, so that its programs can be ended within it.
 CLOSE_SECONDS = 8.0
 #: For starting a step, Python and the archive on a node, of what its look may take.
@@ -77,11 +80,14 @@ class LocalLooker:
         self.host = host
 
     def look(self, orders: Sequence[LookOrder]) -> Mapping[str, JobLook]:
-        """One after another: what they do at the same time would be seen in each other's figures."""
+        """One after another, in half a minute for all together."""
+        until = time.monotonic() + DEADLINE_SECONDS
         found = {}
         for order in orders:
             try:
-                found[order.request.run] = JobLook((look(self.host, order.request),))
+                seconds = min(order.request.seconds, max(REST_SECONDS, until - time.monotonic()))
+                seen = look(self.host, replace(order.request, seconds=seconds))
+                found[order.request.run] = JobLook((seen,))
             except ClustertoolsError as exc:
                 found[order.request.run] = JobLook(
                     (), dict.fromkeys(order.nodes or (self.host.name,), str(exc))
@@ -109,7 +115,7 @@ class FleetSettings:
     `python` and `installed` are the nodes' Python, and their command that is used when it is of our version.
     """
 
-    deadline_seconds: float = 30.0
+    deadline_seconds: float = DEADLINE_SECONDS
     at_once: int = 16
     ssh_config: Path | None = None
     python: str = "python3"
@@ -251,7 +257,7 @@ class _Asking:
             )  # fmt: skip
             for node, answer in tool.missing.items():
                 self._told(node, _why(answer))
-            self._converse(transport, tool, tool.nodes)
+            lacking = self._converse(transport, tool, tool.nodes)
         for node in lacking:
             self._told(node, "there was no time left to send clustertools to it")
 

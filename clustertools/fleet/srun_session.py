@@ -38,6 +38,8 @@ _DROPPED = re.compile(r"(SLURM_|SLURMD_|SRUN_|SALLOC_|SBATCH_|PMI_|PMIX_).*")
 GRACE_SECONDS = 10.0
 #: How long steps get to end by themselves before they are ended, and what ends them to do so.
 MOMENT_SECONDS = 3.0
+#: How long a step that was given up may take to be gone, after all that.
+LEAVE_SECONDS = 30.0
 #: Kept of what a program says besides its lines in a conversation.
 TAIL_BYTES = 16 << 10
 
@@ -192,6 +194,9 @@ class Session:
             _signal(step.pipes.process, signal.SIGKILL)
             self._cancel(step)
         self._wait_for_ends(MOMENT_SECONDS)
+        given_up = [step.pipes.process for step in self._steps if step.pipes.process.poll() is None]
+        if given_up:
+            threading.Thread(target=_see_off, args=(given_up,), daemon=True).start()
 
     def _end_all_input(self) -> None:
         for step in self._steps:
@@ -464,6 +469,19 @@ def _signal(process: subprocess.Popen[bytes], number: int) -> None:
     if process.poll() is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)
+
+
+def _see_off(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Wait for those that were asked to end; then end them.
+
+    One whose nodes do not answer takes its time to take its step back, and slurmctld keeps a step that nobody
+    took back until the end of the job.
+    """
+    until = time.monotonic() + LEAVE_SECONDS
+    while any(process.poll() is None for process in processes) and time.monotonic() < until:
+        time.sleep(0.2)
+    for process in processes:
+        _signal(process, signal.SIGKILL)
 
 
 def _why(step: _Step, node: str, what: str) -> str:

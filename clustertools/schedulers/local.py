@@ -142,12 +142,12 @@ class LocalScheduler:
                 pids = tuple(pid for pid in descendants(int(claimed["shim_pid"])) if start_ticks(pid))[:1]
             state: JobState = "running" if pids else "pending"
             return dataclasses.replace(job, state=state, pids=pids, exit_reason=cancelled)
+        if not claimed and time.time() - _changed_at(folder / "claimed") < CLAIM_SECONDS:
+            return job  # being claimed right now
         left = self._marked(attempt.token)
         if left:
             # its shim was killed: the command goes on, but nobody will see how it ends
             return dataclasses.replace(job, state="running", pids=tuple(left), exit_reason=cancelled)
-        if not claimed and time.time() - _changed_at(folder / "claimed") < CLAIM_SECONDS:
-            return job  # being claimed right now
         why = "its supervisor was killed: nobody saw how it ended"
         if claimed.get("boot_id", boot_id()) != boot_id():
             why = "the machine was rebooted"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from clustertools.errors import ActionFailed, Unobservable
 from clustertools.host import Completed, Host
@@ -114,8 +114,12 @@ def marked(comment: str, mark: Mark) -> str:
     return f"{unmarked(comment)} {mark}".strip()
 
 
-def begin_again(host: Host, place: Place, attempt: Attempt, settle_seconds: float, queue: Queue) -> str:
+def begin_again(
+    host: Host, place: Place, attempt: Attempt, lapsed: Collection[str], settle_seconds: float, queue: Queue
+) -> str:
     """Let a job that is over start once more, without the excluded nodes; its number stays.
+
+    `lapsed`: nodes that an earlier start of ours was kept off, and that it may use again.
 
     Raises Unobservable while its last incarnation is still on its way out, ActionFailed when it cannot be.
     """
@@ -123,6 +127,9 @@ def begin_again(host: Host, place: Place, attempt: Attempt, settle_seconds: floa
     if state_of(row, now) == "completing":
         # what is set now would be undone when the end is complete
         raise Unobservable(f"job {row.id} is still completing")
+    exclusion = _exclusion(
+        host, row, attempt.excluded, lapsed
+    )  # before anything is changed: it may be refused
     if is_ended(row):
         scontrol(host, "requeuehold", row.target)
         restarts = row.restarts + 1
@@ -134,18 +141,18 @@ def begin_again(host: Host, place: Place, attempt: Attempt, settle_seconds: floa
     # by itself Slurm waits for the life of a job's credential, 120 s by default, before a restart
     when = f"StartTime=now+{_settled(settle_seconds)}"
     mark = Mark("start", restarts, attempt.token)
-    _write_mark(host, row, mark, when, *_exclusion(host, row, attempt.excluded))
+    _write_mark(host, row, mark, when, *exclusion)
     for other in place.others:
-        if attempt.excluded:
-            scontrol(host, "update", f"JobId={other.target}", *_exclusion(host, other, attempt.excluded))
+        exclude(host, other, attempt.excluded, lapsed)
     scontrol(host, "release", row.target)
     return row.id
 
 
-def exclude(host: Host, row: Row, excluded: Sequence[str]) -> None:
+def exclude(host: Host, row: Row, excluded: Sequence[str], lapsed: Collection[str] = ()) -> None:
     """Keep what waits off some nodes, beside those that its owner excluded. Raises ActionFailed."""
-    if set(excluded) - set(own_exclusions(host, row)):
-        scontrol(host, "update", f"JobId={row.target}", *_exclusion(host, row, excluded))
+    words = _exclusion(host, row, excluded, lapsed)
+    if words:
+        scontrol(host, "update", f"JobId={row.target}", *words)
 
 
 def let_go(host: Host, row: Row) -> str:
@@ -154,13 +161,21 @@ def let_go(host: Host, row: Row) -> str:
     return row.id
 
 
-def _exclusion(host: Host, row: Row, excluded: Sequence[str]) -> tuple[str, ...]:
-    """The words that exclude nodes from a job beside those that its owner excluded already."""
-    if not excluded:
+def _exclusion(
+    host: Host, row: Row, excluded: Sequence[str], lapsed: Collection[str] = ()
+) -> tuple[str, ...]:
+    """The words that exclude nodes from a job beside those that its owner excluded already.
+
+    `lapsed` are nodes that an earlier start of ours was kept off, and this one need not be.
+    """
+    if not excluded and not lapsed:
         return ()
-    names = dict.fromkeys([*own_exclusions(host, row), *excluded])
+    own = own_exclusions(host, row)
+    names = dict.fromkeys([*(node for node in own if node not in lapsed), *excluded])
+    if set(names) == set(own):
+        return ()
     left = set(_partition_nodes(host, row)) - names.keys()
-    if len(left) < row.node_count:
+    if len(left) < row.node_count and excluded:
         raise ActionFailed(
             f"without {', '.join(excluded)} partition {row.partition} has {len(left)} nodes left for job "
             f"{row.id}, which needs {row.node_count}"

@@ -75,8 +75,8 @@ class ProgressTracker:
         self.last_sign_time = now
         self._log_time = self._empty_look_time = None
 
-    def add(self, items: Iterable[Point | Event], now: float) -> None:
-        """Take in what one look at the log gave; nothing new is news as well.
+    def add(self, items: Iterable[Point | Event], now: float) -> bool:
+        """Take in what one look at the log gave, and say whether it is a sign that the run lives.
 
         `now` is the observer's clock. At the first look at an old file give its time of change instead,
         or a run that has hung for hours would be granted the whole limit again.
@@ -86,7 +86,7 @@ class ProgressTracker:
         fresh = list(items)
         if not fresh:
             self._empty_look_time = now
-            return
+            return False
         # silence that was seen: it lasted at least until the last look that found nothing. The time between
         # two looks does not count, for the observer may have been away
         seen = 0.0
@@ -102,11 +102,12 @@ class ProgressTracker:
         if not news:
             # a thread that goes on to print the last step is no sign of life
             self._empty_look_time = now
-            return
+            return False
         if not told:
             self._pace_by_clock(*paced, now)
         self.last_sign_time = now
         self._empty_look_time = None
+        return True
 
     def _burst(self, fresh: list[Point | Event], seen: float) -> None:
         """Remember how long a burst of lines was waited for: they were made during that silence."""

@@ -8,7 +8,7 @@ MLflow (`metrics/`), of a trainer's output (`metrics.csv`, `trainer_log.jsonl`, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,7 +79,7 @@ def read_run(host: Host, job: Job, memory: Mapping[str, Any]) -> RunNews:
     items: list[Point | Event] = []
     notes: list[str] = []
     told: dict[str, Any] = {"grew": False, "unrecognised": "", "begun": False, "whole": True}
-    paths = _resolve(host, job, known)
+    paths = run_files(host, job, known)
     formats: dict[str, str | None] = {}
     for path in paths:
         try:
@@ -116,7 +116,12 @@ def read_run(host: Host, job: Job, memory: Mapping[str, Any]) -> RunNews:
     )  # fmt: skip
 
 
-def _resolve(host: Host, job: Job, known: Mapping[str, Any]) -> list[str]:
+def run_files(host: Host, job: Job, known: Container[str] = ()) -> list[str]:
+    """The files that the run's paths, patterns and folders stand for now; a plain path need not exist yet.
+
+    Of a pattern or a folder: the newest that this start of the run wrote to, or that are `known` already.
+    Raises Unobservable.
+    """
     found: list[str] = []
     for asked in asked_paths(job):
         if any(sign in asked for sign in "*?["):
@@ -136,7 +141,7 @@ def _is_folder(host: Host, path: str) -> bool:
         return False
 
 
-def _newest(host: Host, paths: Iterable[str], job: Job, known: Mapping[str, Any]) -> list[str]:
+def _newest(host: Host, paths: Iterable[str], job: Job, known: Container[str]) -> list[str]:
     """Those of this start of the run that were written last, in the order of their names."""
     aged: list[tuple[float, str]] = []
     for path in paths:

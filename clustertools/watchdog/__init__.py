@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import os
 import shlex
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,13 +53,15 @@ from clustertools.store import ActionRow, Store
 from clustertools.text import plain
 from clustertools.watchdog.deciding import decisions
 from clustertools.watchdog.loop import Clock, SystemClock, loop
-from clustertools.watchdog.observing import Observer, Seen, attempts_seen
+from clustertools.watchdog.observing import Observer, Seen
 from clustertools.watchdog.settings import Pass, Settings
 
 __all__ = ["Clock", "Pass", "Settings", "SystemClock", "Watchdog", "loop"]
 
 #: How long an action of the past matters to the guards.
 LEDGER_SECONDS = 7 * 86400.0
+#: From so many on, what is looked at every few minutes is not looked at for all runs in the same pass.
+MANY_RUNS = 50
 
 
 @dataclass
@@ -158,8 +161,8 @@ class Watchdog:
 
     def _plan(self, after: Mapping[str, Incident], seen: Seen, paused: str, now: float) -> list[Action]:
         rows = self.store.actions(since=now - LEDGER_SECONDS)
-        attempts = {run: self.store.attempts(run) for run in self.store.runs()}
-        for new in (a for job in seen.jobs.values() for a in attempts_seen(job, seen, now)):
+        attempts = self.store.all_attempts()
+        for new in (a for fresh in seen.attempts.values() for a in fresh):
             # an end that this pass saw counts in its plan, not in that of the next
             others = [a for a in attempts.get(new.run, []) if a.number != new.number]
             attempts[new.run] = sorted([*others, new], key=lambda a: a.number)
@@ -242,13 +245,12 @@ class Watchdog:
         now: float,
     ) -> None:
         self.store.save_incidents(before, after)
-        for verdict in seen.verdicts:
-            self.store.save_verdict(verdict)
-            self.store.put_cursor("ran:" + verdict.check, str(verdict.subject), {"at": now})
+        self.store.save_verdicts(seen.verdicts)
+        self._note_spaced(seen, now)
         for action in planned:
             self.store.put_action(action, "blocked" if action.blocked else "planned", now)
-        for job in seen.jobs.values():
-            for attempt in attempts_seen(job, seen, now):
+        for fresh in seen.attempts.values():
+            for attempt in fresh:
                 self.store.put_attempt(attempt)
         for transition in transitions:
             self.store.add_transition(transition)
@@ -256,6 +258,19 @@ class Watchdog:
             self.store.thin(now)
             self.store.put_cursor("thinned", "", {"at": now})
             tidy(self.evidence_folder, {k for k, i in after.items() if i.state == "open"}, now)
+
+    def _note_spaced(self, seen: Seen, now: float) -> None:
+        """When checks ran that do not run in every pass; those of many runs are drawn apart."""
+        spaced = {check.name: self.settings.spacing(check) for check in self.checks}
+        many = len(seen.jobs) >= MANY_RUNS
+        for verdict in seen.verdicts:
+            interval, subject = spaced.get(verdict.check, 0.0), str(verdict.subject)
+            if not interval:
+                continue
+            name, early = "ran:" + verdict.check, 0.0
+            if many and verdict.subject.run and not self.store.cursor(name, subject):
+                early = zlib.crc32(subject.encode()) % max(1, int(interval))
+            self.store.put_cursor(name, subject, {"at": now - early})
 
     def _messages(
         self,

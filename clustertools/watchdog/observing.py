@@ -44,6 +44,7 @@ class Seen:
     """What one pass saw. `away` says why the scheduler could not be asked; then nothing is known of runs.
 
     `news` are attempts of a run as its scheduler tells them and nobody had written them down.
+    `attempts`: run -> those of its attempts of which more is known now than is written down.
     `first_bad_steps`: run -> the step from which on its checkpoints are worth nothing.
     """
 
@@ -55,6 +56,7 @@ class Seen:
     diagnoses: dict[str, Diagnosis] = field(default_factory=dict)
     news: dict[str, list[Attempt]] = field(default_factory=dict)
     first_bad_steps: dict[str, int] = field(default_factory=dict)
+    attempts: dict[str, list[Attempt]] = field(default_factory=dict)
     away: str = ""
 
 
@@ -89,6 +91,11 @@ class Observer:
         incidents = [i for i in self.store.incidents().values() if i.state == "open"]
         self._explain(seen, incidents)
         self._forget(seen, incidents, now)
+        by_run = _by_run(seen.verdicts)
+        for run, job in seen.jobs.items():
+            news = seen.news.get(run, [])
+            if fresh := attempts_seen(job, by_run.get(run, ()), news, now):
+                seen.attempts[run] = fresh
         return seen
 
     def _keep_open(self, seen: Seen, now: float) -> None:
@@ -123,7 +130,7 @@ class Observer:
 
     def find_runs(self, seen: Seen, now: float) -> None:
         """The runs there are, and the newest job of each as its scheduler tells it."""
-        attempts = {run: tuple(self.store.attempts(run)) for run in self.store.runs()}
+        attempts = {run: tuple(known) for run, known in self.store.all_attempts().items()}
         try:
             found = self._runs(attempts)
         except Unobservable as exc:
@@ -167,8 +174,8 @@ class Observer:
                 seen.verdicts.append(self._run(check, host, job, spec))
 
     def _is_due(self, check: Check, subject: Subject, now: float) -> bool:
-        interval = self.settings.intervals.get(check.name, check.interval_seconds)
-        if interval <= 0.5 * self.settings.interval_seconds:
+        interval = self.settings.spacing(check)
+        if not interval:
             return True
         last = self.store.cursor("ran:" + check.name, str(subject)).get("at", 0.0)
         # a clock that was set back must not silence a check
@@ -229,12 +236,14 @@ class Observer:
         troubled = {f.subject.run for v in seen.verdicts for f in v.findings if f.code in DIAGNOSED}
         if not troubled:
             return
+        by_run = _by_run(seen.verdicts)
         for run in sorted(troubled & seen.jobs.keys()):
-            mine = [v for v in seen.verdicts if v.subject.run == run]
-            seen.evidence[run] = evidence(seen.jobs[run], mine, seen.looks.get(run), incidents)
-            seen.diagnoses[run] = diagnosis = diagnose(seen.evidence[run])
-            if diagnosis.cause or diagnosis.suspects:
-                seen.verdicts[:] = [_told(v, diagnosis) if v.subject.run == run else v for v in seen.verdicts]
+            seen.evidence[run] = evidence(seen.jobs[run], by_run[run], seen.looks.get(run), incidents)
+            seen.diagnoses[run] = diagnose(seen.evidence[run])
+        known = {run: d for run, d in seen.diagnoses.items() if d.cause or d.suspects}
+        seen.verdicts[:] = [
+            _told(v, known[v.subject.run]) if v.subject.run in known else v for v in seen.verdicts
+        ]
 
 
 def look_order(spec: RunSpec, job: Job, now: float) -> LookOrder:
@@ -265,17 +274,27 @@ def evidence(
     )  # fmt: skip
 
 
-def attempts_seen(job: Job, seen: Seen, now: float) -> list[Attempt]:
-    """The attempts of a job that this pass knows more of than is written down; one may be new altogether."""
+def _by_run(verdicts: Iterable[Verdict]) -> dict[str, list[Verdict]]:
+    found: dict[str, list[Verdict]] = {}
+    for verdict in verdicts:
+        found.setdefault(verdict.subject.run, []).append(verdict)
+    return found
+
+
+def attempts_seen(
+    job: Job, verdicts: Iterable[Verdict], news: Sequence[Attempt], now: float
+) -> list[Attempt]:
+    """The attempts of a job that this pass knows more of than is written down; one may be new altogether.
+
+    `verdicts` are those about its run, `news` what its scheduler told that nobody had written down.
+    """
     if not job.attempts:
         return []
     attempt = job.attempts[-1]
     steps: dict[str, int] = {}
     blamed: tuple[str, ...] = ()
     cause = ""
-    for verdict in seen.verdicts:
-        if verdict.subject.run != job.run:
-            continue
+    for verdict in verdicts:
         if verdict.check == "job_progress":
             steps |= {r.name: int(r.value) for r in verdict.readings}
         for finding in verdict.findings:
@@ -294,7 +313,7 @@ def attempts_seen(job: Job, seen: Seen, now: float) -> list[Attempt]:
             new, ended_at=job.ended_at or now, end=job.exit_reason or how_it_ended(job), ended_by=job.ended_by
         )
     # all but the newest are told by the scheduler alone
-    return [*seen.news.get(job.run, ()), *([new] if new != attempt or job.run in seen.news else [])]
+    return [*news, *([new] if new != attempt or news else [])]
 
 
 def _told(verdict: Verdict, diagnosis: Diagnosis) -> Verdict:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from clustertools.check import Check
 from clustertools.model import Action, Job, Outcome, Status, Transition, Verdict, worst
 from clustertools.policy import Budgets
 
@@ -28,6 +29,11 @@ class Settings:
     observe_only: frozenset[str] = frozenset()
     class_size: int = 1
     pause_file: str = ""
+
+    def spacing(self, check: Check) -> float:
+        """The least time between two runs of a check; 0 for one that runs in every pass."""
+        interval = float(self.intervals.get(check.name, check.interval_seconds))
+        return interval if interval > 0.5 * self.interval_seconds else 0.0
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,17 +32,17 @@ except ActionFailed as exc:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder() -> Iterator[Path]:
     """Checkpoints of user 4242, readable by all, in a place that every user can reach."""
-    for parent in (tmp_path, *tmp_path.parents):
-        if parent.stat().st_mode & 0o001 == 0 and str(parent).startswith("/tmp/"):
-            parent.chmod(parent.stat().st_mode | 0o011)
-    where = tmp_path / "ck"
-    megatron_checkpoint(where, 200, 1, 1)
-    (where / TRACKER).write_text("300")
-    for path in (where, *where.rglob("*")):
-        os.chown(path, OWNER, OWNER)
-    return where
+    # not below pytest's own folder: another pytest closes that to other users
+    with tempfile.TemporaryDirectory(prefix="ct-owners-") as made:
+        Path(made).chmod(0o755)
+        where = Path(made) / "ck"
+        megatron_checkpoint(where, 200, 1, 1)
+        (where / TRACKER).write_text("300")
+        for path in (where, *where.rglob("*")):
+            os.chown(path, OWNER, OWNER)
+        yield where
 
 
 def act(folder: Path, what: str, *before: str) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,21 +18,22 @@ from clustertools.errors import ActionFailed, Unobservable
 from clustertools.host import Completed, LocalHost
 from clustertools.model import Action, Attempt, Job, Subject
 from clustertools.schedulers import RunSpec
-from tests.checkpoint_builders import hostile, torch_zip
+from clustertools.sources.checkpoint_cache import cache_file
+from tests.checkpoint_builders import aged, hostile, torch_zip
 
 ACTION = Action("JobHung:run:r@1/0:restart", "restart", Subject(run="r"), "JobHung:run:r", "book", "again")
 FIRST = Attempt("r", 1, "t1", "r#1", 10.0, last_step=40)
 
 
 class Machine(LocalHost):
-    """This one; `too_slow`: reading every byte does not end in time. `away`: nothing answers."""
+    """This one; `too_slow`: reading every byte takes longer than a pass, `never`: ever; `away`: silent."""
 
-    too_slow = away = False
+    too_slow = never = away = False
 
     def run(self, *argv: str, timeout_seconds: float = 10.0, stdin: str = "") -> Completed:
         if self.away:
             raise Unobservable("the file system does not answer")
-        if self.too_slow and "--deep" in argv:
+        if self.too_slow and "--deep" in argv and (self.never or "--background" not in argv):
             words = list(argv)
             words[words.index("--seconds") + 1] = "0"
             argv = tuple(words)
@@ -194,7 +197,7 @@ def test_without_time_to_read_every_byte_the_structure_decides(stage: Stage) -> 
     good = torch_zip(stage.checkpoints / "step_30.pt")
     torn = torch_zip(stage.checkpoints / "step_40.pt")
     torn.write_bytes(torn.read_bytes()[:400])
-    stage.host.too_slow = True
+    stage.host.too_slow = stage.host.never = True
     reading = stage.step("choose")
     assert (reading.step, reading.attempt) == ("choose", None)
     assert reading.said.startswith("reading every byte of step_40.pt")
@@ -205,6 +208,41 @@ def test_without_time_to_read_every_byte_the_structure_decides(stage: Stage) -> 
     assert "not every byte could be read within 600 s" in chosen.said
     assert chosen.attempt is not None
     assert chosen.attempt.resume_path == str(good)
+
+
+def test_what_does_not_end_within_a_pass_is_read_on_and_survives_the_watchdog(stage: Stage) -> None:
+    """The first pass starts a process of its own and lets go; a later one, of any watchdog, has it."""
+    good = torch_zip(stage.checkpoints / "step_30.pt")
+    bad = torch_zip(stage.checkpoints / "step_40.pt", 2000)
+    data = bytearray(bad.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    bad.write_bytes(data)
+    aged(bad)
+    stage.host.too_slow = True
+    progress = stage.step("choose")
+    assert (progress.step, progress.attempt) == ("choose", None)
+    end = time.monotonic() + 60
+    while progress.step == "choose" and time.monotonic() < end:
+        time.sleep(0.05)
+        stage.now += 0.05
+        progress = stage.step("choose", progress.detail)
+    assert progress.attempt is not None
+    assert progress.attempt.resume_path == str(good)
+    assert "CRC-32" in progress.said
+    assert "judged by the structure" not in progress.said
+
+
+def test_one_that_reads_is_not_disturbed_by_a_second_reader(stage: Stage) -> None:
+    torch_zip(stage.checkpoints / "step_30.pt")
+    cache = stage.evidence.parent / "checkpoint-cache"
+    cache.mkdir()
+    with open(cache_file(str(cache), str(stage.checkpoints)) + ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        stage.host.away = True
+        waiting = stage.step("choose")
+        assert waiting.said.startswith("reading every byte of ")
+        stage.host.away = False
+    assert stage.step("choose", waiting.detail).step == "submit"
 
 
 def test_when_none_is_whole_a_person_decides(stage: Stage) -> None:
@@ -223,6 +261,16 @@ def test_without_checkpoints_it_begins_anew(stage: Stage, folder: str) -> None:
     assert (chosen.step, chosen.said) == ("submit", "starting from the beginning")
     assert chosen.attempt is not None
     assert (chosen.attempt.resume_path, chosen.attempt.resume_step) == ("", None)
+
+
+def test_a_folder_that_had_checkpoints_and_has_none_is_not_begun_anew(stage: Stage) -> None:
+    """The file system is not mounted here: to start from the beginning would lose weeks."""
+    stage.attempts = (dataclasses.replace(FIRST, resume_path=str(stage.checkpoints / "step_20.pt")),)
+    for folder in (stage.checkpoints, stage.checkpoints / "gone"):
+        stage.spec = dataclasses.replace(stage.spec, checkpoint_dir=str(folder))
+        waiting = stage.step("choose")
+        assert (waiting.step, waiting.attempt) == ("choose", None)
+        assert "waiting for the checkpoints: there is no checkpoint in" in waiting.said
 
 
 def test_a_storage_that_is_away_is_waited_for_and_not_for_ever(stage: Stage) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from clustertools.catalog import failures
+from clustertools.catalog import failures, xids
 from clustertools.errors import ConfigError
+from clustertools.model import Status
 
 ROWS = failures.signatures()
 
@@ -72,6 +73,13 @@ def test_advice_depends_on_when_and_where(line, advice):
         row.advice_for(early=False, same_node=1, other_node=0),
         row.advice_for(early=False, same_node=0, other_node=1),
     )
+
+
+def test_xids_are_classed_as_in_their_own_catalogue():
+    line = "NVRM: Xid (PCI:0000:3b:00): {}, pid=1234, name=python, x"
+    named = {entry.code: failures.match(line.format(entry.code)) for entry in xids()}
+    critical = {entry.code for entry in xids() if entry.status is Status.CRITICAL}
+    assert {code for code, row in named.items() if row is not None and row.advice == "exclude"} == critical
 
 
 def test_a_site_adds_a_row_before_ours_and_overrides_fields(tmp_path):

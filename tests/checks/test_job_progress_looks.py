@@ -178,6 +178,26 @@ def test_a_suspended_job_is_no_hang_and_teaches_nothing(big: Silent) -> None:
     )
 
 
+def test_a_suspension_is_no_interval_between_two_steps() -> None:
+    """The log's own clock shows the half hour as well."""
+    run = Silent()
+    for n in range(80):
+        suspended = 20 <= n < 60
+        run.job = dataclasses.replace(run.job, reason="Suspended" if suspended else "")
+        if not suspended:
+            run.say(f'{{"step": {n}, "loss": 2.5, "time": {run.host.time}}}')
+        assert run.pass_by().codes == OK
+    stuck(run)
+    assert run.wait(420).codes == {"JobHung"}
+
+
+def test_a_thread_that_repeats_the_last_step_is_no_sign_of_life(big: Silent) -> None:
+    stuck(big)
+    for _ in range(13):
+        verdict = big.pass_by("step 30/100000 | loss 2.5 | dt 10000ms")
+    assert verdict.codes == {"JobHung"}
+
+
 def test_a_job_that_does_not_end_is_told_with_its_nodes(big: Silent) -> None:
     big.job = dataclasses.replace(big.job, state="completing")
     big.nodes.names = ("n2",)

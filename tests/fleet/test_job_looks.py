@@ -177,6 +177,8 @@ class TestOverSlurm:
         assert set(seen.unseen) == {"n2"}
         assert seen.unseen["n2"]
         lab.wait(lambda: not words_running("clustertools.sources.job_look"), "nothing is left behind")
+        steps = ("squeue", "--noheader", "--steps", f"--jobs={training}", "--format=%j")
+        lab.wait(lambda: "env" not in lab.run(*steps).split(), "slurmctld keeps no step of ours")
 
     def test_root_looks_into_the_job_of_another_user(self, lab, home, monkeypatch):
         """As that user, with nothing of root's environment: their file may be run, as py-spy is here."""

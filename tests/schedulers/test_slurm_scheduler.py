@@ -136,6 +136,11 @@ def test_a_requeue_keeps_the_number_and_the_exclusions_of_its_owner(lab: Lab) ->
     assert set(job.nodes).isdisjoint({first, "n3"})
     assert set(slurm_queue.node_names(LocalHost(), lab.tell(number, "%x"))) == {first, "n3"}
     assert lab.tell(number, "%k") == "mine: 50%|5"
+    # our exclusion lapses, its owner's does not
+    lab.cancel()
+    lab.until("ended")
+    assert lab.begin(lab.decide()) == number
+    assert lab.tell(number, "%x") == "n3"
 
 
 def test_what_was_written_down_and_not_let_go_is_let_go_by_the_next(lab: Lab) -> None:
@@ -163,17 +168,30 @@ def test_a_start_without_enough_nodes_left_is_refused_in_words(lab: Lab) -> None
     lab.until("ended")
     with pytest.raises(ActionFailed, match=r"1 nodes left for job \d+, which needs 2"):
         lab.begin(lab.decide("n1", "n2", "n3"))
+    # one that ended by itself is not even held for it
+    failed = Lab(lab.slurm)
+    number = failed.submit("-N2", script="#!/bin/sh\nexit 3\n")
+    failed.until("ended")
+    with pytest.raises(ActionFailed, match="nodes left"):
+        failed.begin(failed.decide("n1", "n2", "n3"))
+    assert failed.tell(number, "%T") == "FAILED"
 
 
 def test_a_person_who_cancels_is_never_overruled(lab: Lab) -> None:
     number = lab.submit()
     lab.until("running")
+    attempt = lab.decide()
     lab.slurm.run("scancel", number)
+    until(lambda: lab.tell(number, "%T") == "CANCELLED", "it is over")
+    with pytest.raises(ActionFailed, match="cancelled by a person"):
+        lab.scheduler.submit(lab.specs[lab.key], attempt)  # decided before anybody saw the cancel
+    assert lab.tell(number, "%T") == "CANCELLED"
+    lab.attempts[lab.key] = lab.attempts[lab.key][:-1]
     job = lab.until("ended")
     assert (job.ended_by, job.exit_reason) == ("person", "a person cancelled it")
-    with pytest.raises(ActionFailed, match="cancelled by a person"):
-        lab.begin(lab.decide())
-    assert lab.tell(number, "%T") == "CANCELLED"
+    # who knows of it and starts it all the same was told to
+    assert lab.begin(lab.decide()) == number
+    assert lab.until("running").attempt == 2
 
 
 def test_a_person_who_cancels_what_we_began_is_never_overruled(lab: Lab) -> None:

@@ -42,6 +42,12 @@ def at(stamp):
         (f"\x1b[31m[rank3]:\x1b[0m {ECC}", 3, ""),
         (f"100%|####| 3/3 [00:01]\r[rank3]: {ECC}", 3, ""),
         ("n2:123:456 [0] NCCL WARN NET/IB : mlx5_3:1 Got async event : port error", None, "n2"),
+        (
+            "[2026-11-21 10:46:33] n2:31:33 [1] transport/net_ib.cc:24 NCCL WARN NET/IB: Got completion from "
+            "peer 10.0.0.4<405> with status=12 opcode=0 len=0 vendor err 129 (Recv)",
+            None,
+            "n2",
+        ),
         ("[Rank 4] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=1) ran for 6 ms", 4, ""),
         ("[PG ID 1 PG GUID 1 Rank 6] failure ... PG status: last enqueued work: 5, last", 6, ""),
         ("srun: error: n2: task 1: Killed", None, "n2"),
