@@ -20,7 +20,6 @@ from clustertools.errors import ConfigError, StoreError
 from clustertools.fleet.nodesets import expand
 from clustertools.hanging_files import mount_of
 from clustertools.host import Host, LocalHost
-from clustertools.model import Playbook
 from clustertools.plugins import all_checks
 from clustertools.schedulers import RunSpec
 from clustertools.schedulers.local import LocalScheduler
@@ -126,7 +125,7 @@ def local_watchdog(
         scheduler=LocalScheduler(folder / "attempts", host.name),
         checks=_chosen(checks, {"watch", "job"}, config),
         specs=[spec],
-        playbooks=_with_limit(policy.load_playbooks(), options["restarts"]),
+        playbooks=policy.load_playbooks(),
         mail=post,
         settings=dataclasses.replace(
             base,
@@ -168,17 +167,6 @@ class _InsideJob:
 
     def _whole(self, order: LookOrder) -> LookOrder:
         return LookOrder(dataclasses.replace(order.request, job_id=self.job_id, roots=()), self.nodes, "srun")
-
-
-def _with_limit(playbooks: Sequence[Playbook], restarts: int) -> list[Playbook]:
-    """What the command line says of restarts goes before what a playbook says."""
-    own = {"without_progress": float(restarts)}
-    return [
-        dataclasses.replace(book, limits={**book.limits, **own})
-        if "without_progress" in book.limits
-        else book
-        for book in playbooks
-    ]
 
 
 def node_watchdog(
