@@ -116,6 +116,7 @@ def local_watchdog(
         "stack_gap_seconds": options["stack_gap"],
     }
     limits["job_progress"] = dataclasses.replace(limits["job_progress"], **own)
+    limits["job_checkpoint"] = dataclasses.replace(limits["job_checkpoint"], cache=checkpoint_cache(folder))
     limits["job_restarts"] = dataclasses.replace(limits["job_restarts"], without_progress=options["restarts"])
     base = settings(loaded, host) if loaded else Settings(expect=hardware.expectations(host, {}))
     post = mail(loaded, terminal=not json)
@@ -185,6 +186,9 @@ def node_watchdog(
         loaded, act=act, once=once, interval=interval, terminal=terminal, job_checks=job_checks
     )
     lock(folder, "this machine")
+    if job_checks:
+        own = dataclasses.replace(now.limits["job_checkpoint"], cache=checkpoint_cache(folder))
+        now = dataclasses.replace(now, limits={**now.limits, "job_checkpoint": own})
     host = LocalHost()
     return Watchdog(
         store=open_store(folder),
@@ -394,6 +398,11 @@ def _address(said: SinkConfig, what: str) -> Secret | None:
 
 def _token(said: SinkConfig, what: str) -> Secret | None:
     return Secret(what, said.token_file, said.token_env) or None
+
+
+def checkpoint_cache(folder: Path) -> str:
+    """Where the check and the restart remember what they read of checkpoints: a terabyte is read once."""
+    return str(folder / "checkpoint-cache")
 
 
 def store_folders(state: Path) -> Iterator[tuple[str, Path]]:
