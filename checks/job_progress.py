@@ -174,7 +174,7 @@ def _ending(ctx: Context, job: Job, past: Mapping[str, Any], now: float) -> Iter
     """A job that its scheduler is ending, and that does not end: something of it hangs in the kernel."""
     since = float(past.get("completing_since", now))
     ctx.remember["completing_since"] = since
-    if not 0 <= now - since <= ctx.limits.completing_seconds:
+    if now - since > ctx.limits.completing_seconds:
         doubt = _look(ctx, job, dict(past.get("doubt") or {}), ctx.limits.stack_gap_seconds)
         nodes = tuple(sorted(name for name, seen in doubt["nodes"].items() if seen["processes"][0]))
         yield ctx.critical(

@@ -100,7 +100,8 @@ class Mail:
                 thread = str(told[incident.key]["reference"]) or incident.key
                 threads.setdefault(thread, {})[incident.key] = incident
         for group in threads.values():
-            last = max(float(told[key].get("reminded", i.opened_at)) for key, i in group.items())
+            # a reminder of before it opened anew is of another story
+            last = max(max(float(told[key].get("reminded", 0.0)), i.opened_at) for key, i in group.items())
             if 0 <= now - last < every:
                 continue
             first = next(iter(group.values()))
@@ -119,12 +120,12 @@ def _joined(store: Store, sink: str, message: Message, now: float) -> Message:
     recent = store.cursor(f"recent:{sink}", message.code)
     is_recent = bool(recent) and 0 <= now - float(recent["at"]) < JOIN_SECONDS
     count = (int(recent["count"]) if is_recent else 0) + len(message.keys)
-    if not is_recent:
+    # what is worse than the story so far deserves a message of its own, and those after it join that
+    begins = not is_recent or message.status > Status[recent["status"]]
+    if begins:
         recent = {"key": message.key, "at": now, "status": message.status.name}
     store.put_cursor(f"recent:{sink}", message.code, {**recent, "count": count})
-    # what is worse than the story so far deserves a message of its own
-    joins = is_recent and count >= FOLD_FROM and message.status <= Status[recent["status"]]
-    if not joins or recent["key"] in message.keys:
+    if begins or count < FOLD_FROM or recent["key"] in message.keys:
         return message
     return dataclasses.replace(message, joins=str(recent["key"]))
 

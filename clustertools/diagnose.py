@@ -520,8 +520,3 @@ def _proof(root: FailureLine | None, lines: Sequence[FailureLine]) -> tuple[str,
 def _shown(line: FailureLine) -> str:
     where = ", ".join(x for x in (line.node, f"rank {line.rank}" if line.rank is not None else "") if x)
     return f"{where}: {line.text}" if where else line.text
-
-
-def with_lines(evidence: Evidence, lines: Sequence[FailureLine]) -> Evidence:
-    """The same evidence with more lines."""
-    return dataclasses.replace(evidence, lines=(*evidence.lines, *lines))

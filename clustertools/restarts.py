@@ -109,15 +109,26 @@ def decide(
         newest_checkpoint,
     )  # fmt: skip
     case = _Case.of(attempts, job, diagnosis, around, limits)
-    told = _by_the_end(job, diagnosis, around)
-    for rule in (_numeric, _user, _resource, _checkpoint, _same_step, _hardware, _launch, _again):
+    told = _by_the_end(case)
+    for rule in (
+        _numeric,
+        _user,
+        _resource,
+        _checkpoint,
+        _same_step,
+        _no_advance,
+        _hardware,
+        _launch,
+        _again,
+    ):
         told = told or rule(case)
     assert told is not None, "the last rule always answers"
     return (_budget(case) or told) if told.kind == "restart" else told
 
 
-def _by_the_end(job: Job, diagnosis: Diagnosis, around: _Around) -> Decision | None:
+def _by_the_end(case: _Case) -> Decision | None:
     """What follows from how the job ended, whatever the logs say."""
+    job, around = case.job, case.around
 
     def leave(why: str) -> Decision:
         return Decision("leave", why, counts=False)
@@ -140,10 +151,10 @@ def _by_the_end(job: Job, diagnosis: Diagnosis, around: _Around) -> Decision | N
         return leave("it ended well")
     if job.ended_by == "time-limit":
         if around.on_time_limit == "restart":
-            return Decision("restart", "it reached its time limit, which is no failure", counts=False)
+            return case.restart("it reached its time limit, which is no failure", counts=False)
         return leave("it reached its time limit, and its config says to leave it then")
     ended_unseen = job.state == "ended" and job.exit_code is None and not job.exit_reason
-    if (job.ended_by == "lost" or (ended_unseen and job.ended_by == "")) and not diagnosis.cause:
+    if (job.ended_by == "lost" or (ended_unseen and job.ended_by == "")) and not case.diagnosis.cause:
         return leave("nobody knows how it ended: it may have ended well, so it is not started again")
     if job.state in ("running", "completing") and not around.codes:
         return leave("it runs")
@@ -184,17 +195,15 @@ class _Case:
     def failed_before(self) -> tuple[Attempt, ...]:
         """The failures in a row before this one, newest first; ends that were nobody's fault are passed over.
 
-        Progress ends the row: what was tried before it is forgiven. The newest of them is in it all the same,
-        since it is this very attempt that made the progress.
+        Progress ends the row: what was tried before it is forgiven.
         """
         found = []
-        after = self.last
         for attempt in reversed(self.before):
-            if attempt.ended_by not in _FREE:
-                if after.new_steps and not _same_place(attempt, self.last):
-                    break
-                found.append(attempt)
-            after = attempt
+            if attempt.ended_by in _FREE:
+                continue
+            if _went_further(self.last, attempt):
+                break
+            found.append(attempt)
         return tuple(found)
 
     @property
@@ -387,6 +396,24 @@ def _same_step(case: _Case) -> Decision | None:
     return case.restart(f"it failed at step {step} twice on the same nodes: {where}", swap)
 
 
+def _start(attempt: Attempt) -> int | None:
+    """Where it began, by its log or by the checkpoint that it was given; None: nobody knows."""
+    return attempt.first_step if attempt.first_step is not None else attempt.resume_step
+
+
+def _went_further(later: Attempt, earlier: Attempt) -> bool:
+    """Whether the run made progress between the two ends.
+
+    Not when both began at the same place: no checkpoint was saved in between. Else when the later one passed
+    the step at which the earlier failed; where that is not known, when it made any step.
+    """
+    if later.new_steps == 0 or (_start(later) is not None and _start(later) == _start(earlier)):
+        return False
+    if later.last_step is not None and earlier.last_step is not None:
+        return later.last_step > earlier.last_step
+    return bool(later.new_steps)
+
+
 def _is_explained(case: _Case) -> bool:
     return case.diagnosis.advice == "exclude" and bool(case.diagnosis.blamed)
 
@@ -438,6 +465,27 @@ def _budget(case: _Case) -> Decision | None:
     causes = {a.cause for a in mine[-lost:] if a.cause}
     same = f", each by {case.row.meaning}" if case.row and causes == {case.row.name} else ""
     return Decision("stop", f"{lost} starts in a row made no new step{same}: a person must look")
+
+
+def _no_advance(case: _Case) -> Decision | None:
+    """So many failures of one signature that all began from one checkpoint, wherever each of them ended.
+
+    That the newest saved none is not known yet; that those before it did not is, as it began where they did.
+    """
+    start = _start(case.last)
+    if start is None or _is_explained(case):
+        return None
+    failed = [a for a in case.before if a.ended_by not in _FREE]
+    same = 0
+    for attempt in reversed(failed):
+        if _start(attempt) != start or attempt.cause != case.last.cause or attempt.last_step is None:
+            break
+        same += 1
+    newest = case.around.newest_checkpoint
+    same += newest is not None and newest <= start
+    if same < case.around.without_progress:
+        return None
+    return Decision("stop", f"{same} starts in a row failed in the same way and saved no checkpoint")
 
 
 def _launch(case: _Case) -> Decision | None:

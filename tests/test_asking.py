@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+import subprocess
 import time
 
 import pytest
@@ -173,11 +174,14 @@ def test_what_was_asked_in_a_silence_is_asked_when_it_ends(lab, slack):
 
 def test_the_name_of_a_job_cannot_speak_to_the_shell(lab):
     """Slurm lets anybody call a job anything, and people paste what they are told."""
-    evil = "x'; touch /tmp/owned; echo '"
+    evil = "x'; echo owned >&2; echo ' $(echo owned >&2) `echo owned >&2` \" \\"
     action = policy.Action("JobHung:run:" + evil + "#1", "restart", policy.Subject(run=evil), "k", "b", "")
     world = policy.World(mode="ask", owned_runs=frozenset({evil}))
     said = policy._approval(action, Playbook("b", (), ""), world)
-    assert shlex.split(said.removeprefix("waits for approval: ")) == ["clustertools", "approve", action.id]
+    command = said.removeprefix("waits for approval: ")
+    script = f"clustertools() {{ printf '%s' \"$2\"; }}; {command}"
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == (action.id, "")
 
 
 def test_a_store_of_before_the_hour_counts_as_not_approved(tmp_path, monkeypatch):

@@ -98,8 +98,10 @@ def test_two_are_no_storm_and_what_is_worse_has_its_own_message(slack, tmp_path)
     lab.pass_()
     assert len(slack.first_messages) == 3
     lab.machine.fault("LinkDown", "port@3", status=Status.WARNING)
+    lab.lose([4])
     lab.pass_()
     assert len(slack.first_messages) == 3
+    assert "3 of 3 are open" in slack.first_messages[-1].text
 
 
 def test_what_comes_much_later_is_another_story(slack, tmp_path):
@@ -185,6 +187,18 @@ def test_what_nobody_takes_is_told_again(slack, tmp_path):
         lab.store.add_silence("LinkDown:*", lab.machine.time + 1e6, "ada", "cable on order")
     lab.passes(10, 3600)
     assert len(slack.replies(storm)) == 2
+
+
+def test_what_comes_back_after_days_is_not_reminded_of_at_once(slack, tmp_path):
+    lab = Storm(tmp_path, mail=slack_mail(slack, remind_seconds=4 * 3600.0))
+    lab.lose(range(3))
+    lab.passes(6, 3600)
+    lab.mend(range(3))
+    lab.passes(2, 86400)
+    told = len(slack.messages)
+    lab.lose(range(3))
+    lab.passes(3, 3600)
+    assert len(slack.messages) == told + 1
 
 
 def test_nobody_is_reminded_unless_the_config_says_so(slack, tmp_path):

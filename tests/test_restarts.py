@@ -174,6 +174,22 @@ def test_three_starts_without_a_step_stop_it_and_progress_refills():
     assert ask(*loop[:2], attempt(3), attempt(4, new=0)).kind == "restart"
 
 
+def test_steps_that_reach_no_checkpoint_are_no_progress():
+    """Each start trains some way from the same checkpoint and fails at another step."""
+    loop = [attempt(n, resume=1000, new=100 + 7 * n, cause="ProcessKilled") for n in range(1, 6)]
+    killed = found("ProcessKilled")
+    assert ask(*loop[:3], diagnosis=killed).kind == "restart"
+    assert ask(*loop[:3], diagnosis=killed, newest_checkpoint=1000).kind == "stop"
+    assert ask(*loop[:4], diagnosis=killed).kind == "stop"
+    assert ask(*loop[:4], diagnosis=found("PortTaken")).kind == "restart"
+    assert ask(*loop[:3], attempt(4, resume=1100, new=9), diagnosis=killed).kind == "restart"
+    # the second time without progress between is a repetition
+    oom = [attempt(n, resume=1000, new=500 - n, cause="GpuOutOfMemory") for n in (1, 2)]
+    assert ask(*oom, diagnosis=found("GpuOutOfMemory")).kind == "stop"
+    later = attempt(2, resume=1400, new=900)
+    assert ask(oom[0], later, diagnosis=found("GpuOutOfMemory")).kind == "restart"
+
+
 def test_what_the_scheduler_interrupts_spends_nothing():
     taken = [attempt(n, new=0, ended_by="preempted") for n in (1, 2, 3)]
     assert ask(*taken, attempt(4, new=0)).kind == "restart"

@@ -68,7 +68,11 @@ def choose_checkpoint(
     try:
         reports, note = _reports(spec, scene, before_step, seconds)
     except Absent:
-        return Choice()
+        reports, note = (), ""
+    before = next((a.resume_path for a in reversed(scene.attempts) if a.resume_path), "")
+    if not reports and before:
+        # a file system that is not mounted here shows an empty folder, or none
+        raise Unobservable(f"there is no checkpoint in {spec.checkpoint_dir}, and {before} once was")
     reports = tuple(_distrusted(r, action, ended) for r in reports)
     good = last_good(reports) or _least_bad(reports)
     if reports and good is None:

@@ -171,7 +171,7 @@ class SlurmScheduler:
             "", spec.name, "ended" if last.end else "pending", last.number, log_paths=self._logs(spec),
             metrics_path=spec.metrics_path, checkpoint_dir=spec.checkpoint_dir, total_steps=spec.total_steps,
             started_at=last.started_at, ended_at=last.ended_at, exit_reason=last.end, attempts=attempts,
-            reason="" if last.end else "NotSubmitted",
+            reason="" if last.end else "NotSubmitted", ended_by=last.ended_by,
         )  # fmt: skip
 
     def _forgotten(self, spec: RunSpec, attempts: tuple[Attempt, ...], look: _Look) -> Job:
@@ -282,7 +282,11 @@ class SlurmScheduler:
     def _refuse(self, spec: RunSpec, place: Place, look: _Look) -> None:
         """Raises ActionFailed where a start would be a second copy, or against a person's word."""
         now, row = look.queue.at, place.row
-        if ended_by(row, now)[0] == "person":
+        # whoever had written down that a person ended it acts on the order of a person
+        ordered = any(
+            a.job_id == row.id and a.ended_by == "person" for a in self._attempts.get(spec.name, ())[-2:]
+        )
+        if ended_by(row, now)[0] == "person" and not ordered:
             raise ActionFailed(
                 f"job {row.id} of {spec.name} was cancelled by a person: it is not started again"
             )

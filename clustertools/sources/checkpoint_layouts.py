@@ -226,7 +226,11 @@ def _by_rank(folder: str, items: Sequence[_Item], unfinished: set[str]) -> list[
     ranks = [i for i in items if i.is_dir and _RANK_FOLDER.fullmatch(i.name)]
     files: dict[tuple[str, str], dict[str, _Item]] = {}
     for rank in ranks:
-        for item in _items(rank.path):
+        try:
+            inside = _items(rank.path)
+        except (FileNotFoundError, PermissionError):
+            continue  # taken away meanwhile, or none that is ours to read
+        for item in inside:
             base, mark = temporary(item.name)
             if local := _LOCAL.fullmatch(base):
                 base = local["iteration"]
@@ -257,7 +261,8 @@ def _not_committed(folder: str, names: set[str]) -> Callable[[int | None], str]:
     """Tells the mark of a save that DLRover has not committed, by its step; empty for all others."""
     waiting: set[str] = set()
     if _STAGE in names:
-        waiting = {n.removesuffix(".done") for n in os.listdir(os.path.join(folder, _STAGE))}
+        with contextlib.suppress(FileNotFoundError):
+            waiting = {n.removesuffix(".done") for n in os.listdir(os.path.join(folder, _STAGE))}
         with contextlib.suppress(OSError), open(os.path.join(folder, "dlrover_latest.txt"), "rb") as file:
             waiting.discard(file.read(64).decode("utf-8", "replace").strip())
     return lambda step: _STAGE if str(step) in waiting else ""

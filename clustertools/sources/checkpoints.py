@@ -381,7 +381,8 @@ def _answer(options: argparse.Namespace) -> dict[str, Any]:
         reports, left = _list(options.folder, terms)
         tracker = judge_tracker(read_tracker(options.folder), reports)
     except OSError as exc:
-        absent = exc.errno in (errno.ENOENT, errno.ENOTDIR)
+        # something in it that vanished meanwhile does not make the folder absent
+        absent = exc.errno in (errno.ENOENT, errno.ENOTDIR) and not os.path.isdir(options.folder)
         said = f"{options.folder}: {exc.strerror or exc}"
         return {"schema": SCHEMA, "error": said, "absent": absent}
     finally:

@@ -163,7 +163,6 @@ class FailureReader:
     since: float = 0.0
     sure: bool = True
     kept: dict[_Key, FailureLine] = field(default_factory=dict)
-    cut: bool = False
 
     def __post_init__(self) -> None:
         self._pending = bytearray()
@@ -194,7 +193,6 @@ class FailureReader:
         """JSON-ready; `from_state` goes on from it."""
         return {
             "version": _STATE_VERSION, "position": self.position, "drop_line": self.drop_line,
-            "cut": self.cut,
             "kept": [to_data(line) for line in self.lines()],
             "pending": base64.b64encode(self._pending).decode(), "pending_start": self._pending_start,
             "after": [list(pair) for pair in self._after],
@@ -208,7 +206,7 @@ class FailureReader:
         """Raises KeyError, TypeError or ValueError when `state` is none that this version wrote."""
         if state["version"] != _STATE_VERSION:
             raise ValueError(f"a failure reader's state of version {state['version']}")
-        reader = cls(path, nodes, int(state["position"]), bool(state["drop_line"]), cut=bool(state["cut"]))
+        reader = cls(path, nodes, int(state["position"]), bool(state["drop_line"]))
         for data in state["kept"]:
             line = from_data(FailureLine, data)
             reader.kept[_key(line)] = line
@@ -364,13 +362,10 @@ class FailureReader:
             line = FailureLine(
                 row.name, row.role, row.advice, text, self.path, place, at, rank, node, about
             )  # fmt: skip
-            same = (
-                sum(key[0] == row.name for key in self.kept) if len(self.kept) > LINES_OF_ONE_AT_MOST else 0
-            )
-            if same >= LINES_OF_ONE_AT_MOST or len(self.kept) >= LINES_AT_MOST:
-                self.cut = True
-                return
-            self.kept.setdefault(_key(line), line)
+            if _key(line) in self.kept or len(self.kept) >= LINES_AT_MOST:
+                continue
+            if sum(key[0] == row.name for key in self.kept) < LINES_OF_ONE_AT_MOST:
+                self.kept[_key(line)] = line
 
     # what the run trained on after
 

@@ -263,6 +263,16 @@ def test_without_checkpoints_it_begins_anew(stage: Stage, folder: str) -> None:
     assert (chosen.attempt.resume_path, chosen.attempt.resume_step) == ("", None)
 
 
+def test_a_folder_that_had_checkpoints_and_has_none_is_not_begun_anew(stage: Stage) -> None:
+    """The file system is not mounted here: to start from the beginning would lose weeks."""
+    stage.attempts = (dataclasses.replace(FIRST, resume_path=str(stage.checkpoints / "step_20.pt")),)
+    for folder in (stage.checkpoints, stage.checkpoints / "gone"):
+        stage.spec = dataclasses.replace(stage.spec, checkpoint_dir=str(folder))
+        waiting = stage.step("choose")
+        assert (waiting.step, waiting.attempt) == ("choose", None)
+        assert "waiting for the checkpoints: there is no checkpoint in" in waiting.said
+
+
 def test_a_storage_that_is_away_is_waited_for_and_not_for_ever(stage: Stage) -> None:
     stage.host.away = True
     waiting = stage.step("choose")

@@ -45,11 +45,11 @@ def steps(first: int, count: int = 6, **how: float) -> list[str]:
 
 def test_a_restart_that_goes_on_is_right(big: FollowedRun) -> None:
     big.again(1000)
-    for text in steps(1005, 60):
+    for text in steps(1005, 20):
         assert big.look(text).codes == OK
-    assert big.memory["history"][-1][0] == 1300, "what it trains now is what the next start is compared with"
-    big.again(1200, truncate=True)
-    for text in steps(1205, 20):
+    assert big.memory["history"][-1][0] == 1100, "what it trains now is what the next start is compared with"
+    big.again(1100, truncate=True)
+    for text in steps(1105, 20):
         assert big.look(text).codes == OK
 
 
@@ -105,7 +105,9 @@ def test_a_launcher_that_resumes_rightly_inside_one_job(big: FollowedRun) -> Non
 
 def test_what_a_person_started_is_not_judged(big: FollowedRun) -> None:
     big.again(None, job_id="4712", truncate=True)
-    assert big.look(*steps(5, lr=1e-3, loss=9.0)).codes == OK
+    assert big.look(*steps(5, 60, lr=1e-3, loss=9.0)).codes == OK
+    big.again(200)
+    assert big.look(*steps(205, lr=1e-3, loss=9.0)).codes == OK, "and from then on with itself"
 
 
 def test_without_a_history_only_the_step_is_judged() -> None:

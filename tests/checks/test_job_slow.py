@@ -117,7 +117,7 @@ def test_evaluations_saves_and_warm_up_are_not_steps() -> None:
     at = 0.0
     for n in range(1, 400):
         at += 10.0
-        if n % (30 if n < 200 else 3) == 0:
+        if n % (30 if n < 200 else 2) == 0:
             run.say(f"[2026-01-02 {stamp(at)}] step {n}: train loss 2.9, val loss 2.9")
             at += 300.0
         if n > 200 and n % 15 == 0:

@@ -19,7 +19,7 @@ from clustertools import check as checking
 from clustertools.errors import Absent, Unobservable
 from clustertools.host import Completed, FileStat
 from clustertools.model import Attempt, Job
-from tests.lab.job_nodes import IDLES, SPINS, WORKS, Nodes
+from tests.lab.job_nodes import IDLES, SPINS, Nodes
 
 LOG = "/scratch/run.log"
 CHECKS = ("job_progress", "job_loss", "job_resume", "job_slow")
@@ -361,4 +361,3 @@ FAULTS: dict[str, Callable[[SimulatedRun], tuple[str, float]]] = {
     "hang": _hang, "deadlock": _deadlock, "slow": _slow, "nan": _nan, "from nothing": _from_nothing,
     "weights lost": _weights_lost,
 }  # fmt: skip
-__all__ = ["FAULTS", "WORKS", "SimulatedRun", "Told"]

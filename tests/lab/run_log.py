@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 from clustertools import check as checking
@@ -55,6 +54,3 @@ class FollowedRun:
         if truncate:
             self.host.files[LOG] = ""
             self.host.inodes[LOG] = number
-
-    def codes(self, *lines: str) -> Iterator[str]:
-        yield from self.look(*lines).codes

@@ -358,7 +358,8 @@ def test_who_heard_of_it_goes_on_hearing_in_spite_of_a_silence(service):
     lost, down = incident(), incident("LinkDown")
     memory = sink.keep_up(standing(lost), {})
     memory = sink.keep_up(standing(lost, down, now=NOW + 90, quiet=[lost.key, down.key]), memory)
-    assert [a["labels"]["alertname"] for a in service.bodies[-1]] == ["GpuLost"]
+    (again,) = service.bodies[-1]
+    assert (again["labels"]["alertname"], again["endsAt"]) == ("GpuLost", "2026-09-21T14:20:50.000Z")
     memory = sink.keep_up(standing(lost, down, now=NOW + 100), memory)
     assert {a["labels"]["alertname"] for a in service.bodies[-1]} == {"GpuLost", "LinkDown"}
 

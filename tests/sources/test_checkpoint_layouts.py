@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from clustertools.sources import checkpoint_layouts
 from clustertools.sources.checkpoints import CheckpointReport, last_good, list_checkpoints
 from tests.checkpoint_builders import aged, distributed_checkpoint, folder_of, hf_checkpoint, torch_zip
 
@@ -238,6 +239,22 @@ def test_numbered_folders_of_nanotron_are_no_ranks(tmp_path: Path) -> None:
     for step in (10, 20):
         folder_of(tmp_path / str(step), "checkpoint_metadata.json model/w.safetensors")
     assert [(r.step, r.layout) for r in look(tmp_path)] == [(20, "nanotron"), (10, "nanotron")]
+
+
+def test_a_folder_that_is_taken_away_meanwhile_hides_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch_zip(tmp_path / "step_1.pt")
+    (tmp_path / "7").mkdir()
+    real = checkpoint_layouts._items
+
+    def items(folder: str) -> object:
+        if folder.endswith("/7"):
+            raise FileNotFoundError(2, "No such file or directory", folder)
+        return real(folder)
+
+    monkeypatch.setattr(checkpoint_layouts, "_items", items)
+    assert [r.verdict for r in look(tmp_path)] == ["good"]
 
 
 # saves in progress

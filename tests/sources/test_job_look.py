@@ -115,6 +115,7 @@ class Hanging(PassingHost):
         return super().read(path, offset, limit)
 
 
+@pytest.mark.slow
 def test_a_part_that_hangs_holds_up_neither_the_others_nor_us():
     began = time.monotonic()
     seen = look(Hanging(LocalHost("here")), LookRequest(roots=(os.getpid(),), seconds=1.5, stacks=False))
@@ -210,6 +211,7 @@ def test_without_ranks_the_topmost_python_is_looked_into(python):
     assert [(one.pid, one.rank) for one in seen.stacks] == [(python, -1)]
 
 
+@pytest.mark.slow
 def test_the_program_answers_in_one_line(python):
     words = [sys.executable, "-m", "clustertools.sources.job_look"]
     request = request_text(LookRequest(roots=(python,), stacks=False)) + "\n"

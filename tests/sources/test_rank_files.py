@@ -92,6 +92,7 @@ def gathered(*pids: int, **options: Any) -> tuple[dict[str, NodeFile], Gathered]
     return {file.name: file for file in files if isinstance(file, NodeFile)}, about
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_asked_dumps_and_the_dump_is_awaited(rank, tmp_path):
     files, about = gathered(rank(0), rank(1))
     assert {name: file.data for name, file in files.items()} == {
@@ -108,6 +109,7 @@ def test_nobody_is_asked_by_merely_looking(rank, tmp_path):
     assert not (tmp_path / "trace_0").exists()
 
 
+@pytest.mark.slow
 def test_one_that_does_not_listen_and_one_that_gives_half_are_told(rank, tmp_path):
     deaf = rank(0, "deaf")
     os.mkfifo(tmp_path / "pipe_0.pipe")
@@ -245,6 +247,7 @@ def test_the_request_is_read_as_it_was_written():
             read_files_request(text)
 
 
+@pytest.mark.slow
 def test_this_machine_is_asked_by_a_child(rank):
     order = LookOrder(LookRequest(run="a", roots=(rank(0),)))
     found = LocalLooker(LocalHost("here")).bring(order)
