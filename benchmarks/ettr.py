@@ -144,9 +144,7 @@ def submit_plain(lab: object, job: Job, timeout: float, words: list[str]) -> Non
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1] // 2
     program = f"{Path(__file__).resolve()} train {timeout:g} {' '.join(words)}"
-    (job.folder / "job.sh").write_text(
-        PLAIN.format(port=port, torchrun=BIN / "torchrun", program=program)
-    )
+    (job.folder / "job.sh").write_text(PLAIN.format(port=port, torchrun=BIN / "torchrun", program=program))
     told = lab.slurm.run(  # type: ignore[attr-defined]
         "sbatch", "--parsable", "--requeue", "--open-mode=append", "--exclusive", "-Jplain", "-N2",
         f"--chdir={job.folder}", f"--output={job.folder}/log", str(job.folder / "job.sh"),
@@ -180,7 +178,9 @@ def main() -> int:
     if sys.argv[1:2] == ["train"]:
         train(float(sys.argv[2]), sys.argv[3:])
         return 0
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--faults", type=int, default=10)
     parser.add_argument("--gap", type=float, default=45.0, help="seconds between two faults")
