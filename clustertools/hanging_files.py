@@ -36,8 +36,8 @@ IN_A_ROW = 3
 AWAY_SECONDS = 20.0
 #: After a question without an answer the next ones are given less time.
 IMPATIENT_SECONDS = 2.0
-#: A path that held its reader while others on its mount answered is not asked for again for so long: one of
-#: the servers behind a parallel file system may be away alone.
+#: A path that held its reader is not asked for again for AWAY_SECONDS, and when others on its mount answered
+#: since, for so long: one of the servers behind a parallel file system may be away alone.
 PATH_SECONDS = 300.0
 #: So many children that cannot be killed, and no further one is sent after them until one comes back.
 LOST_AT_MOST = 4
@@ -167,6 +167,7 @@ class _Mount:
         self._lock = threading.Lock()
         self._lost: list[subprocess.Popen[bytes]] = []
         self._silent: dict[str, float] = {}
+        self._answered_at = 0.0
         self._unanswered = 0
         self._away_until = 0.0
 
@@ -183,6 +184,9 @@ class _Mount:
             except TimeoutError:
                 raise NoAnswer(self._note_silence(path, timeout_seconds)) from None
             self._unanswered = 0
+            if path:
+                self._answered_at = time.monotonic()
+                self._silent.pop(path, None)
             return answer
         finally:
             self._lock.release()
@@ -198,8 +202,13 @@ class _Mount:
             raise NoAnswer(
                 f"{self._point} did not answer {self._unanswered} times in a row; asked again soon"
             )
-        if now < self._silent.get(path, 0.0):
+        since = self._silent.get(path)
+        if since is None:
+            return
+        if self._answered_at > since and now < since + PATH_SECONDS:
             raise NoAnswer(f"{path} did not answer before, unlike others on {self._point}; asked again later")
+        if now < since + AWAY_SECONDS:
+            raise NoAnswer(f"{path} did not answer before; asked again soon")
 
     def _note_silence(self, path: str, waited_seconds: float) -> str:
         fate = self._abandon()
@@ -212,7 +221,7 @@ class _Mount:
             self._away_until = now + AWAY_SECONDS
             self._silent.clear()
         else:
-            self._silent[path] = now + PATH_SECONDS
+            self._silent[path] = now
         return f"{path} did not answer within {waited_seconds:g} s; {fate}"
 
     def _exchange(self, question: Mapping[str, Any], timeout_seconds: float) -> tuple[dict[str, Any], bytes]:

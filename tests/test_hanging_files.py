@@ -249,6 +249,27 @@ def test_one_path_that_hangs_does_not_take_the_others_along(tmp_path):
     assert time.monotonic() - began < 5
 
 
+@pytest.mark.slow
+def test_one_path_alone_is_asked_again_soon(tmp_path, monkeypatch):
+    """Nobody knows whether it was the file or the whole mount, and either may be back in a moment."""
+    monkeypatch.setattr(hanging_files, "AWAY_SECONDS", 1.0)
+    os.mkfifo(tmp_path / "log")
+    children = FileChildren(own_python("-m", "clustertools.hanging_files"))
+
+    def read() -> bytes:
+        question = {"op": "read", "path": str(tmp_path / "log"), "offset": 0, "limit": 100}
+        return children.ask("/nfs", question, 3.0)[1]
+
+    with pytest.raises(NoAnswer, match="did not answer within 3 s"):
+        read()
+    with pytest.raises(NoAnswer, match="asked again soon"):
+        read()
+    (tmp_path / "log").unlink()
+    (tmp_path / "log").write_text("back")
+    time.sleep(1.1)
+    assert read() == b"back"
+
+
 @needs_fuse
 @pytest.mark.root
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""`clustertools watch` that kills itself with SIGKILL at every commit about an action or an attempt, in turn.
+"""`clustertools watch` that kills itself with SIGKILL at each commit about an action, one after the other.
 
     dying_watchdog.py POINTS ARGUMENTS OF watch...
 
@@ -18,9 +18,6 @@ from clustertools import cli
 from clustertools.cli import assemble
 from tests.lab.crashing_watchdog import TellingStore
 
-#: What a commit has to be about to be worth a death.
-ABOUT = ("action", "attempt")
-
 
 class DyingStore(TellingStore):
     """The real store; its process ends before and after each commit, if it did not yet."""
@@ -29,7 +26,7 @@ class DyingStore(TellingStore):
 
     def commit_of(self, news: list[str]) -> None:
         point = "; ".join(news)
-        if not any(word in point for word in ABOUT):
+        if "action" not in point:
             super().commit_of(news)
             return
         self.once(f"before {point}")

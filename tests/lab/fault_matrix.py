@@ -292,6 +292,13 @@ class FaultMatrix:
             row.wrong.append(f"{len(ours)} restarts of ours")
 
 
+def play(folder: Path) -> list[Row]:
+    """All of it, in `folder`."""
+    with FaultMatrix(folder) as matrix:
+        matrix.play()
+        return matrix.rows()
+
+
 def _steps(count: int) -> tuple[str, ...]:
     return "--steps", str(count)
 
