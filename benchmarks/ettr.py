@@ -1,4 +1,4 @@
-"""ETTR of a real torch job under faults: `clustertools watch --act` beside plain --requeue and --max-restarts.
+"""ETTR of a real torch job under faults: `clustertools watch --act` beside --requeue and --max-restarts.
 
     python benchmarks/ettr.py --seed 1                     ten faults, about ten minutes
 
@@ -9,8 +9,9 @@ The other has what people have without one: Slurm's requeue for lost nodes and t
 
 Time is scaled: a fault every --gap seconds stands for hours. The plain job's collectives give up after
 --timeout seconds (NCCL: 600 s), the watchdog calls a silence one after half of that (its default is 300 s).
-A plain job that has ended is looked at by a person after --person seconds, who sets aside the torn checkpoint
-and submits it anew. ETTR is step time that was kept, by all time.
+A plain job that has ended is looked at by a person after --person seconds, who writes
+the newest whole checkpoint into the tracker and submits it anew. ETTR is step time that was kept, by all
+time.
 """
 
 from __future__ import annotations
@@ -153,7 +154,7 @@ def submit_plain(lab: object, job: Job, timeout: float, words: list[str]) -> Non
 
 
 def person_looks(lab: object, job: Job, options: argparse.Namespace, words: list[str]) -> None:
-    """After a while somebody sees that the plain job is gone, repairs what it stumbled over and submits it."""
+    """After a while somebody sees that the plain job is gone, repairs the tracker and submits it."""
     state = lab.slurm.run(  # type: ignore[attr-defined]
         "squeue", "-h", "-a", "-t", "all", "-j", job.id, "-o", "%T", check=False
     ).strip()
