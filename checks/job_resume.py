@@ -154,8 +154,11 @@ def _take_in(news: RunNews, memory: _Memory, limits: Limits, *, left_over: bool)
             continue
         if item.evaluation or item.step is None or item.step < 1:
             continue  # a progress bar stands at 0 before it jumps to where the run goes on
-        old = left_over and (restarts or (last is not None and item.step > last))
         start = memory.start
+        old = left_over and (restarts or (last is not None and item.step > last))
+        if start is not None and start.resume_step is not None and not restarts:
+            # the last lines were lost with their buffer: the checkpoint is further than the log
+            old = old and not (last or 0) <= start.resume_step < item.step
         if old or start is None or start.is_over(limits):
             memory.history.add(item)
             continue

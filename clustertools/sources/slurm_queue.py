@@ -156,19 +156,23 @@ def _row(words: list[str]) -> Row | None:
     task = said["ArrayTaskID"]
     if not said["JobID"].isdecimal() or not re.fullmatch(r"[A-Z_]+", said["State"]):
         return None
+    het_offset = said["HetJobOffset"]
     return Row(
-        said["JobID"], said["State"], _text(said["Reason"]), said["Name"],
-        _text(said["Comment"]), _text(said["admin_comment"]), said["UserName"], _number(said["UserID"], -1),
-        said["Partition"], wait_status(said["exit_code"]), _number(said["RestartCnt"]),
-        said["Requeue"] == "1", said["BatchFlag"] not in ("0", "N/A"), _number(said["PriorityLong"], 1),
-        _number(said["NumNodes"]), _time(said["StartTime"]), _time(said["EndTime"]),
-        _time(said["EligibleTime"]), _time(said["SubmitTime"]),
-        _text(said["NodeList"]), said["WorkDir"], _text(said["StdOut"]), _text(said["StdErr"]),
+        id=said["JobID"], state=said["State"], reason=_text(said["Reason"]), name=said["Name"],
+        comment=_text(said["Comment"]), admin_comment=_text(said["admin_comment"]), user=said["UserName"],
+        user_id=_number(said["UserID"], -1), partition=said["Partition"],
+        exit_code=wait_status(said["exit_code"]), restarts=_number(said["RestartCnt"]),
+        may_requeue=said["Requeue"] == "1", is_batch=said["BatchFlag"] not in ("0", "N/A"),
+        priority=_number(said["PriorityLong"], 1), node_count=_number(said["NumNodes"]),
+        started_at=_time(said["StartTime"]), ends_at=_time(said["EndTime"]),
+        eligible_at=_time(said["EligibleTime"]), submitted_at=_time(said["SubmitTime"]),
+        node_list=_text(said["NodeList"]), folder=said["WorkDir"], stdout=_text(said["StdOut"]),
+        stderr=_text(said["StdErr"]),
         # ArrayJobID is the job's own number where there is no array
-        said["ArrayJobID"] if task != "N/A" else "", int(task) if task.isdecimal() else None,
-        task if task != "N/A" and not task.isdecimal() else "",
-        said["HetJobID"] if said["HetJobID"].isdecimal() and said["HetJobID"] != "0" else "",
-        int(said["HetJobOffset"]) if said["HetJobOffset"].isdecimal() else None,
+        array_id=said["ArrayJobID"] if task != "N/A" else "", task=int(task) if task.isdecimal() else None,
+        waiting_tasks=task if task != "N/A" and not task.isdecimal() else "",
+        het_id=said["HetJobID"] if said["HetJobID"].isdecimal() and said["HetJobID"] != "0" else "",
+        het_offset=int(het_offset) if het_offset.isdecimal() else None,
     )  # fmt: skip
 
 

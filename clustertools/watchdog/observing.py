@@ -23,6 +23,7 @@ from clustertools.model import Attempt, Incident, Job, Status, Subject, Verdict,
 from clustertools.policy import STARTS
 from clustertools.schedulers import FindsRuns, RunSpec, Scheduler, Wanted
 from clustertools.shared_host import SharedHost
+from clustertools.sources.failures import kernel_failures
 from clustertools.sources.job_look import JobLook, Looker, LookOrder, LookRequest
 from clustertools.sources.stacks import odd_ranks
 from clustertools.store import Store
@@ -265,6 +266,7 @@ def evidence(
         if verdict.check in ("job_exit", "job_progress")
     ]
     nodes = look.nodes if look else ()
+    lines += [line for node in nodes for line in kernel_failures(node.node, node.kernel)]
     rank_nodes = {int(rank): node.node for node in nodes for rank in node.ranks}
     odd = odd_ranks(stack for node in nodes for stack in node.stacks)
     return Evidence(

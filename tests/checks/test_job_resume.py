@@ -87,6 +87,15 @@ def test_the_last_lines_of_the_old_start_are_not_the_new_ones(big: FollowedRun) 
     assert big.look(*steps(1005)).codes == OK
 
 
+def test_lines_that_were_lost_with_their_buffer_are_no_jump(big: FollowedRun) -> None:
+    """It saved at step 1400 and was killed; the log ends at 1205, and goes on at 1405 in the same file."""
+    big.say("  successfully saved checkpoint from iteration    1200 to /ckpt")
+    big.look()
+    big.again(1400)
+    assert big.look(*steps(1405, 20)).codes == OK
+    assert big.look(*steps(1505)).codes == OK
+
+
 def test_a_start_from_nothing_after_a_requeue(big: FollowedRun) -> None:
     """verl #7952: nobody told it where to resume, and it found nothing."""
     big.again(None)

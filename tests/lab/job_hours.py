@@ -214,7 +214,8 @@ class SimulatedRun:
                 f"{bar}{{'loss': {loss:.4f}, 'grad_norm': 1.25, 'learning_rate': {rate:.2e}, 'epoch': 0.1}}"
             )
         if family == "jsonl":
-            return f'{{"step": {step}, "loss": {loss:.5f}, "lr": {rate:.4e}, "time": {self._at:.1f}}}'
+            told = "NaN" if math.isnan(loss) else f"{loss:.5f}"  # as json.dumps writes it
+            return f'{{"step": {step}, "loss": {told}, "lr": {rate:.4e}, "time": {self._at:.1f}}}'
         return f"step: {step}  loss:  {loss:.5f}  grad_norm:  1.2  tps: {7000 / seconds:,.1f}  mfu: N/A"
 
     # the watchdog
@@ -255,8 +256,8 @@ class SimulatedRun:
             for codes in self.passes(self.host.time + 3600):
                 for code in codes - self.open:
                     self.told.alarms[code] += 1
-                    hours = (self.host.time - begun) / 3600
-                    self.told.stories.append(f"seed {self.seed}: {code} after {hours:.1f} h, {self.shape}")
+                    after = (self.host.time - begun) / 3600
+                    self.told.stories.append(f"seed {self.seed}: {code} after {after:.1f} h, {self.shape}")
                 self.open = codes
             if dice.random() < self.shape.restarts_per_hour:
                 self.again(truncate=dice.random() < 0.5)
@@ -302,7 +303,8 @@ class SimulatedRun:
         """Let one thing go wrong and wait for its code."""
         code, hours = FAULTS[kind](self)
         for codes in self.passes(self.host.time + hours * 3600):
-            if code in codes:
+            # before its first step a run that stands still is idle
+            if code in codes or (code == "JobHung" and "JobIdle" in codes):
                 self.told.found[code] += 1
                 return self.told
         self.told.missed[code] += 1
@@ -322,13 +324,13 @@ class SimulatedRun:
 def _hang(run: SimulatedRun) -> tuple[str, float]:
     run.broken = "hang"
     run.nodes.moves, run.nodes.gpu, run.nodes.bytes_per_second = False, SPINS, 0.0
-    return "JobHung", 6 * run.usual_hours() + 0.5
+    return "JobHung", 10 * run.usual_hours() + 1
 
 
 def _deadlock(run: SimulatedRun) -> tuple[str, float]:
     run.broken = "deadlock"
     run.nodes.moves, run.nodes.gpu, run.nodes.busy, run.nodes.bytes_per_second = False, IDLES, 0.0, 0.0
-    return "JobHung", 6 * run.usual_hours() + 0.5
+    return "JobHung", 10 * run.usual_hours() + 1
 
 
 def _slow(run: SimulatedRun) -> tuple[str, float]:
