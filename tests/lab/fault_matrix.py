@@ -56,7 +56,7 @@ class Row:
 
     fault: Fault
     told: tuple[str, ...] = ()
-    named: bool = False
+    named: str = ""
     did: str = ""
     detect_seconds: float | None = None
     recover_seconds: float | None = None
@@ -261,7 +261,8 @@ class FaultMatrix:
             row.detect_seconds = mine[0].time - at
             said = mine[-1].incident.finding
             nodes = set(re.findall(r"\b(n\d+)(?= may be guilty| is guilty)", said.summary)) | set(said.blamed)
-            row.named = bool(nodes)
+            alone = self.lab.jobs[fault.job].nodes == 1
+            row.named = ("its only node" if alone else "the node") if nodes else ""
             if nodes - {node} or (fault.names and not nodes):
                 row.wrong.append(f"named {nodes or 'nobody'}, and it was {node}: {said.summary}")
 

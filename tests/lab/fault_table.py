@@ -28,8 +28,9 @@ Each row was made for real: PyTorch jobs over gloo, started by torchrun in batch
 by `clustertools watch --act`, which knows of them no more than their log and the folder of their checkpoints.
 *Told* is the time from the fault to the incident, *trains again* that to the job's next step, which with
 PyTorch on this machine is mostly the start of PyTorch. Silence is called a hang after 5 s here; the default
-is 5 minutes, or three times the longest silence that the job has shown. *From step*: where the job went on;
-it saves every 10 steps (one that its time limit ended, too).
+is 5 minutes, or five times the longest silence that the job has shown. *Named* is whom the message calls
+perhaps guilty; of none of these nodes it is sure enough to leave it out. *From step*: where the job went on;
+all of them save every 10 steps.
 
 Measured on {machine}, all within {seconds:.0f} s. Made by
 `python -m tests.lab.fault_table --write`; the same plays are the tests `tests/test_fault_matrix.py`.
@@ -42,7 +43,7 @@ Measured on {machine}, all within {seconds:.0f} s. Made by
 def line(row: Row) -> str:
     """A row of the table."""
     fault = row.fault
-    whom = "the node" if row.named else "nobody" if row.told else "–"
+    whom = row.named or ("nobody" if row.told else "–")
     cells = (
         fault.name, ", ".join(row.told) or "–", whom,
         _seconds(row.detect_seconds), row.did, "–" if row.resumed is None else str(row.resumed),
@@ -55,12 +56,12 @@ def _seconds(value: float | None) -> str:
     return "–" if value is None else f"{value:.1f} s"
 
 
-def page(rows: Sequence[Row], seconds: float) -> str:
-    return HEAD.format(machine=machine(), seconds=seconds) + "\n".join(line(row) for row in rows) + "\n"
+def page(rows: Sequence[Row], seconds: float, load: float) -> str:
+    return HEAD.format(machine=machine(load), seconds=seconds) + "\n".join(line(row) for row in rows) + "\n"
 
 
-def machine() -> str:
-    """This machine in words: what the times depend on."""
+def machine(load: float) -> str:
+    """This machine in words, and how busy it was: what the times depend on."""
     model = next(
         (
             text.partition(":")[2].strip()
@@ -70,7 +71,7 @@ def machine() -> str:
         platform.machine(),
     )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{os.cpu_count()} cores ({model}), {memory:.0f} GiB, load {os.getloadavg()[0]:.0f}"
+    return f"{os.cpu_count()} cores ({model}), {memory:.0f} GiB, with a load of up to {load:.0f}"
 
 
 def main() -> int:
@@ -78,7 +79,7 @@ def main() -> int:
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     told: list[Row] = []
-    wrong, began = False, time.monotonic()
+    wrong, load, began = False, 0.0, time.monotonic()
     for play in (fault_matrix.play, watch_troubles.blind, watch_troubles.killed):
         with tempfile.TemporaryDirectory(prefix="faults") as name:
             rows = play(Path(name))
@@ -86,7 +87,8 @@ def main() -> int:
             print(line(row), *row.wrong, sep="\n  WRONG: ", flush=True)
         wrong = wrong or any(row.wrong for row in rows)
         told += rows
-    text = page(told, time.monotonic() - began)
+        load = max(load, os.getloadavg()[0])
+    text = page(told, time.monotonic() - began, load)
     if options.write and not wrong:
         PAGE.write_text(text, encoding="utf-8")
     return wrong
