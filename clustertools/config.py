@@ -594,10 +594,3 @@ def read_secret(file: str, variable: str, environ: Mapping[str, str] = os.enviro
     if not secret:
         raise ConfigError(f"{file}: empty")
     return secret
-
-
-def sample() -> str:
-    """A config with every key, explained; it loads as it is."""
-    from clustertools.config_sample import SAMPLE
-
-    return SAMPLE

@@ -194,6 +194,7 @@ def _decided(options: Mapping[str, Any], incident: Incident, run: str, world: Wo
     out = {incident.finding.subject.node for word in options.get("exclude", ()) if word == "node"}
     if decision is not None:
         out |= set(decision.exclude) if "exclude" in world.supported else set()
+        decided["reason"] = decision.why
         if decision.before_step is not None:
             decided["before_step"] = decision.before_step
     if "exclude" in decided or out:

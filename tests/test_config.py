@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clustertools import config
-from clustertools.config import Loaded, load, read_secret, sample, validate_limits
+from clustertools.config import Loaded, load, read_secret, validate_limits
+from clustertools.config_sample import SAMPLE
 from clustertools.errors import ConfigError
 from clustertools.model import Status
 
@@ -450,7 +451,7 @@ def test_any_text_loads_or_is_a_config_error(tmp_path_factory: pytest.TempPathFa
 def test_a_damaged_sample_loads_or_is_a_config_error(
     tmp_path_factory: pytest.TempPathFactory, junk: bytes, at: int
 ) -> None:
-    raw = sample().encode()
+    raw = SAMPLE.encode()
     path = tmp_path_factory.getbasetemp() / "damaged.yaml"
     path.write_bytes(raw[:at] + junk)
     with contextlib.suppress(ConfigError):

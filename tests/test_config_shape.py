@@ -18,7 +18,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from clustertools import config, config_shape
-from clustertools.config import Loaded, load, sample, schema, show
+from clustertools.config import Loaded, load, schema, show
+from clustertools.config_sample import SAMPLE
 from clustertools.errors import ConfigError
 
 Load = Callable[..., Loaded]
@@ -51,7 +52,7 @@ CHECKS = {"gpu_ecc": Declared()}
 
 
 def test_what_is_shown_loads_again(loads: Load) -> None:
-    loaded = loads(sample(), "policy.mode=ask", "jobs.pretrain.hang.factor=2.5")
+    loaded = loads(SAMPLE, "policy.mode=ask", "jobs.pretrain.hang.factor=2.5")
     for text in (show(loaded), show(loaded, origin=True)):
         assert loads(text).config == loaded.config
 
@@ -86,21 +87,18 @@ def _records(kind: Any) -> set[type]:
 
 
 def test_the_sample_loads_and_has_every_key(loads: Load) -> None:
-    loaded = loads(sample())
+    loaded = loads(SAMPLE)
     assert loaded.config.jobs["pretrain"].hang.factor == 5
     records = _records(config.Config)
     assert len(records) == 14
     missing = {
-        key
-        for record in records
-        for key in config_shape.slots(record)
-        if not re.search(rf"\b{key}:", sample())
+        key for record in records for key in config_shape.slots(record) if not re.search(rf"\b{key}:", SAMPLE)
     }
     assert missing == set()
 
 
 def test_the_sample_states_the_defaults_of_policy(loads: Load) -> None:
-    policy = loads(sample()).config.policy
+    policy = loads(SAMPLE).config.policy
     assert dataclasses.replace(policy, pause_file="", commands={}) == config.PolicyConfig()
 
 
@@ -136,7 +134,7 @@ def _fits(value: Any, rule: Mapping[str, Any]) -> bool:
 
 def test_the_schema_agrees_with_load(loads: Load) -> None:
     rule = json.loads(json.dumps(schema(CHECKS)))
-    assert _fits(yaml.safe_load(sample()), rule)
+    assert _fits(yaml.safe_load(SAMPLE), rule)
     for wrong in (
         "polcy: {}", "policy: {flap_window: 300}", "policy: {mode: acts}", "checks: {gpu_ec: {}}",
         "checks: {gpu_ecc: {limits: {max_age_seconds: 5m}}}", "node_classes: {a: {gpu_count: 8}}",

@@ -89,9 +89,9 @@ def test_a_run_drains_whom_it_is_certain_of_and_leaves_the_drain_to_the_root_whe
 
     drain = ("drain", "gpu-017", "clustertools: JobHung, this node is to blame")
     assert done(one) == done(guilty) == [("restart", "run:big", "")]
-    assert done(guilty, **without) == [drain, ("restart", "run:big", "")]
+    assert done(guilty, **without) == [drain, ("restart", "run:big", "why")]
     assert done(dataclasses.replace(guilty, explained_by="XidGpuLost:gpu-017"), **without) == [
-        ("restart", "run:big", "")
+        ("restart", "run:big", "why")
     ]
 
 

@@ -20,7 +20,6 @@ from clustertools.errors import ConfigError, StoreError
 from clustertools.fleet.nodesets import expand
 from clustertools.hanging_files import mount_of
 from clustertools.host import Host, LocalHost
-from clustertools.model import Playbook
 from clustertools.plugins import all_checks
 from clustertools.schedulers import RunSpec
 from clustertools.schedulers.local import LocalScheduler
@@ -117,6 +116,7 @@ def local_watchdog(
         "stack_gap_seconds": options["stack_gap"],
     }
     limits["job_progress"] = dataclasses.replace(limits["job_progress"], **own)
+    limits["job_checkpoint"] = dataclasses.replace(limits["job_checkpoint"], cache=checkpoint_cache(folder))
     limits["job_restarts"] = dataclasses.replace(limits["job_restarts"], without_progress=options["restarts"])
     base = settings(loaded, host) if loaded else Settings(expect=hardware.expectations(host, {}))
     post = mail(loaded, terminal=not json)
@@ -126,7 +126,7 @@ def local_watchdog(
         scheduler=LocalScheduler(folder / "attempts", host.name),
         checks=_chosen(checks, {"watch", "job"}, config),
         specs=[spec],
-        playbooks=_with_limit(policy.load_playbooks(), options["restarts"]),
+        playbooks=policy.load_playbooks(),
         mail=post,
         settings=dataclasses.replace(
             base,
@@ -170,17 +170,6 @@ class _InsideJob:
         return LookOrder(dataclasses.replace(order.request, job_id=self.job_id, roots=()), self.nodes, "srun")
 
 
-def _with_limit(playbooks: Sequence[Playbook], restarts: int) -> list[Playbook]:
-    """What the command line says of restarts goes before what a playbook says."""
-    own = {"without_progress": float(restarts)}
-    return [
-        dataclasses.replace(book, limits={**book.limits, **own})
-        if "without_progress" in book.limits
-        else book
-        for book in playbooks
-    ]
-
-
 def node_watchdog(
     loaded: Loaded,
     state: Path | None,
@@ -197,6 +186,9 @@ def node_watchdog(
         loaded, act=act, once=once, interval=interval, terminal=terminal, job_checks=job_checks
     )
     lock(folder, "this machine")
+    if job_checks:
+        own = dataclasses.replace(now.limits["job_checkpoint"], cache=checkpoint_cache(folder))
+        now = dataclasses.replace(now, limits={**now.limits, "job_checkpoint": own})
     host = LocalHost()
     return Watchdog(
         store=open_store(folder),
@@ -406,6 +398,11 @@ def _address(said: SinkConfig, what: str) -> Secret | None:
 
 def _token(said: SinkConfig, what: str) -> Secret | None:
     return Secret(what, said.token_file, said.token_env) or None
+
+
+def checkpoint_cache(folder: Path) -> str:
+    """Where the check and the restart remember what they read of checkpoints: a terabyte is read once."""
+    return str(folder / "checkpoint-cache")
 
 
 def store_folders(state: Path) -> Iterator[tuple[str, Path]]:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clustertools import policy
 from clustertools.cli import assemble
 from clustertools.errors import Absent, ConfigError, Unobservable
 from clustertools.host import LocalHost
@@ -109,8 +108,6 @@ def cluster_watchdog(
         wanted=wanted,
         looker=FleetLooker(host=host),
         node_check=node_check(loaded),
-        # what a playbook allows a run is the run's own to say
-        playbooks=_without_run_limits(policy.load_playbooks()),
     )
 
 
@@ -149,10 +146,3 @@ def node_check(loaded: Loaded) -> Callable[[Sequence[str]], Mapping[str, str]]:
         return wrong
 
     return look
-
-
-def _without_run_limits(playbooks: Any) -> list[Any]:
-    return [
-        dataclasses.replace(book, limits={k: v for k, v in book.limits.items() if k != "without_progress"})
-        for book in playbooks
-    ]

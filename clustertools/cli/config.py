@@ -124,4 +124,6 @@ def schema(out: Output) -> None:
 @common
 def sample(out: Output) -> None:
     """Print an example config with every key explained."""
-    out.line(configuration.sample().rstrip("\n"))
+    from clustertools.config_sample import SAMPLE
+
+    out.line(SAMPLE.rstrip("\n"))

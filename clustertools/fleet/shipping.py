@@ -134,7 +134,9 @@ def _files(package: str, endings: tuple[str, ...]) -> Iterator[tuple[str, bytes]
         return
     root = Path(next(iter(spec.submodule_search_locations)))
     for path in root.rglob("*"):
-        if path.suffix in endings and "__pycache__" not in path.parts and path.is_file():
+        # what `setup` prints has endings of all kinds
+        ours = path.suffix in endings or path.parent.name == "share"
+        if ours and "__pycache__" not in path.parts and path.is_file():
             yield f"{below}/{path.relative_to(root).as_posix()}", path.read_bytes()
 
 

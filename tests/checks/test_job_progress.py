@@ -230,7 +230,7 @@ def test_a_new_attempt_begins_anew(big):
     ("changes", "why"),
     [
         ({"state": "pending"}, "pending"),
-        ({"state": "ended", "exit_code": 0}, "ended"),
+        ({"state": "ended", "ended_by": "us"}, "we ended the job"),
         ({"exit_reason": "clustertools: JobHung:run:big"}, "stopped by us"),
     ],
 )
@@ -241,6 +241,13 @@ def test_what_is_not_training_is_not_judged(big, changes, why):
     verdict = big.look(state="T")
     assert verdict.status is Status.SKIPPED
     assert why in verdict.detail
+
+
+def test_what_was_wrong_with_the_steps_of_a_job_that_ended_is_over(big):
+    big.train()
+    found(big, 14)
+    big.job = dataclasses.replace(big.job, state="ended", ended_by="person")
+    assert big.look(state="T").status is Status.OK
 
 
 def test_a_broken_memory_is_no_reason_to_fall_over(big):

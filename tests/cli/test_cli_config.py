@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from clustertools import cli
-from clustertools.config import sample
+from clustertools.config_sample import SAMPLE
 
 
 @pytest.fixture
@@ -76,4 +76,4 @@ def test_config_schema_and_sample(command: Any, write: Any) -> None:
     assert code == 0
     assert "gpu_ecc" in json.loads(out)["properties"]["checks"]["properties"]
     code, out, _ = command("config", "sample")
-    assert (code, out) == (0, sample())
+    assert (code, out) == (0, SAMPLE)
