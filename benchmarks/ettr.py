@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import platform
 import random
@@ -89,8 +90,6 @@ class Job:
         return sum(row["what"] == "step" for row in self.trace())
 
     def trace(self) -> list[dict]:
-        import json
-
         path = self.folder / "trace.jsonl"
         text = path.read_text() if path.exists() else ""
         return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
@@ -177,7 +176,9 @@ def main() -> int:
     )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--faults", type=int, default=10)
-    parser.add_argument("--gap", type=float, default=45.0, help="seconds between two faults")
+    parser.add_argument(
+        "--gap", type=float, default=50.0, help="seconds between two faults; more than a restart takes here"
+    )
     parser.add_argument("--timeout", type=float, default=40.0, help="of the plain job's collectives")
     parser.add_argument("--person", type=float, default=90.0, help="until somebody looks at a job that ended")
     options = parser.parse_args()
