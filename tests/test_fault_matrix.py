@@ -42,3 +42,12 @@ class TestReal:
 
     def test_a_watchdog_killed_at_each_commit_of_a_restart_does_nothing_twice(self, tmp_path):
         all_right(watch_troubles.killed(tmp_path), "")
+
+
+def test_the_table_in_the_documentation_has_each_fault_that_is_tested():
+    written = [
+        text.split("|")[1].strip()
+        for text in fault_table.PAGE.read_text(encoding="utf-8").splitlines()
+        if text.startswith("| ")
+    ]
+    assert written[2:] == fault_table.NAMES

@@ -113,6 +113,10 @@ class FaultMatrix:
     def __exit__(self, *_: object) -> None:
         self.lab.__exit__()
         subprocess.run(["umount", "-l", str(self.disk)], check=False)
+        groups = Path("/sys/fs/cgroup")
+        for group in (*groups.glob("clustertools-lab-*"), *groups.glob("memory/clustertools-lab-*")):
+            with contextlib.suppress(OSError):  # somebody else's, who is still in it
+                group.rmdir()
 
     def _plan(self) -> None:
         plan = self.lab.plan
