@@ -2,22 +2,23 @@
 
     python benchmarks/ettr.py --seed 1                     ten faults, about ten minutes
 
-Two jobs of the same program (DDP over gloo, two nodes each) run side by side on one real Slurm of virtual
-nodes, and suffer the same faults at the same moments, drawn by the seed: a rank killed, a rank stopped (a
-hang), the newest checkpoint torn and a rank killed, a node lost. One is named in the config of the watchdog.
-The other has what people have without one: Slurm's requeue for lost nodes and torchrun's restarts of workers.
+Two jobs of the same program (data parallel over gloo, two ranks on a node of a real Slurm of virtual nodes)
+run side by side and suffer the same faults at the same moments, drawn by the seed: a rank killed, a rank
+stopped (a hang), the newest checkpoint torn and a rank killed, a node lost. One is named in the config of the
+watchdog. The other has what people have without one: Slurm's requeue for lost nodes and torchrun's restarts
+of workers.
 
 Time is scaled: a fault every --gap seconds stands for hours. The plain job's collectives give up after
 --timeout seconds (NCCL: 600 s), the watchdog calls a silence one after half of that (its default is 300 s).
-A plain job that has ended is looked at by a person after --person seconds, who writes
-the newest whole checkpoint into the tracker and submits it anew. ETTR is step time that was kept, by all
-time.
+A plain job that has ended is looked at by a person after --person seconds, who writes the newest whole
+checkpoint into the tracker and submits it anew. ETTR is step time that was kept, by all time.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import platform
 import random
@@ -38,10 +39,8 @@ FAULTS = ("kill", "stop", "torn", "node")
 
 PLAIN = """#!/bin/bash
 export OMP_NUM_THREADS=1 GLOO_SOCKET_IFNAME=lo PYTHONPATH=
-export PORT=$(({port} + ${{SLURM_RESTART_COUNT:-0}}))
-exec srun --kill-on-bad-exit=1 --ntasks-per-node=1 bash -c 'exec {torchrun} --nnodes 2 --max-restarts 30 \\
-    --rdzv-backend c10d --rdzv-endpoint 127.0.0.1:$PORT --rdzv-id $SLURM_JOB_ID-$SLURM_RESTART_COUNT \\
-    --local-addr 127.0.0.1 --nproc-per-node 1 {program}'
+exec srun --kill-on-bad-exit=1 --ntasks-per-node=1 {torchrun} --nnodes 1 --max-restarts 30 \\
+    --rdzv-backend c10d --rdzv-endpoint 127.0.0.1:0 --local-addr 127.0.0.1 --nproc-per-node 2 {program}
 """
 
 
@@ -91,8 +90,6 @@ class Job:
         return sum(row["what"] == "step" for row in self.trace())
 
     def trace(self) -> list[dict]:
-        import json
-
         path = self.folder / "trace.jsonl"
         text = path.read_text() if path.exists() else ""
         return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
@@ -137,17 +134,12 @@ def suffer(lab: object, job: Job, kind: str, draw: random.Random) -> str:
 
 
 def submit_plain(lab: object, job: Job, timeout: float, words: list[str]) -> None:
-    import socket
-
     from tests.lab.cluster_watch import BIN
 
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1] // 2
     program = f"{Path(__file__).resolve()} train {timeout:g} {' '.join(words)}"
-    (job.folder / "job.sh").write_text(PLAIN.format(port=port, torchrun=BIN / "torchrun", program=program))
+    (job.folder / "job.sh").write_text(PLAIN.format(torchrun=BIN / "torchrun", program=program))
     told = lab.slurm.run(  # type: ignore[attr-defined]
-        "sbatch", "--parsable", "--requeue", "--open-mode=append", "--exclusive", "-Jplain", "-N2",
+        "sbatch", "--parsable", "--requeue", "--open-mode=append", "--exclusive", "-Jplain", "-N1",
         f"--chdir={job.folder}", f"--output={job.folder}/log", str(job.folder / "job.sh"),
     )  # fmt: skip
     job.id = told.split(";")[0].strip()
@@ -184,7 +176,9 @@ def main() -> int:
     )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--faults", type=int, default=10)
-    parser.add_argument("--gap", type=float, default=45.0, help="seconds between two faults")
+    parser.add_argument(
+        "--gap", type=float, default=50.0, help="seconds between two faults; more than a restart takes here"
+    )
     parser.add_argument("--timeout", type=float, default=40.0, help="of the plain job's collectives")
     parser.add_argument("--person", type=float, default=90.0, help="until somebody looks at a job that ended")
     options = parser.parse_args()
@@ -203,9 +197,9 @@ def main() -> int:
         f"a silence counts from {options.timeout / 2:g} s on (watched)"
     )
     print("faults:", ", ".join(kinds), flush=True)
-    with tempfile.TemporaryDirectory(prefix="ettr-") as top, ClusterWatch(Path(top), nodes=6) as lab:
+    with tempfile.TemporaryDirectory(prefix="ettr-") as top, ClusterWatch(Path(top), nodes=4) as lab:
         hang = {"minimum": f"{options.timeout / 2:g}s", "factor": 3, "startup": "90s"}
-        planned = lab.plan("watched", *words, nodes=2, hang=hang)
+        planned = lab.plan("watched", *words, ranks=2, hang=hang)
         jobs = [Job("watched", planned.folder), Job("plain", Path(top) / "jobs" / "plain")]
         jobs[1].folder.mkdir(parents=True)
         plain_words = [str(jobs[1].folder), *words]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import resource
 from pathlib import Path
 
 import pytest
 
-from clustertools.check import discover
-from clustertools.host import PassingHost
+from clustertools.check import Deadlined, discover
+from clustertools.host import LocalHost, PassingHost
 from clustertools.model import Status
 from clustertools.schedulers.slurm import SlurmScheduler
+from clustertools.sources.training_log import follow
 from clustertools.store import Store
 from clustertools.watchdog import Settings, Watchdog
 from tests.lab.many_jobs import ManyJobs
@@ -93,3 +95,35 @@ def test_the_state_does_not_grow(tmp_path):
     memory = max(len(row[0]) for row in dog.store._db.execute("SELECT data FROM cursor"))
     assert memory < 20_000, "what a check remembers of a run is bounded"
     dog.store.close()
+
+
+class Counting(PassingHost):
+    """A host that counts what is read."""
+
+    reads = 0
+
+    def read(self, path, offset=0, limit=None):
+        self.reads += 1
+        return self.host.read(path, offset, limit)
+
+
+def test_checks_of_one_run_share_what_one_of_them_read(tmp_path):
+    log = tmp_path / "log"
+    log.write_text("".join(f"iter {n}: loss 3.1, time 500.00ms, mfu 35.20%\n" for n in range(9)))
+    host = LocalHost()
+    first, second = Counting(host), Counting(Deadlined(host, 60))
+    one = follow(first, str(log), {})
+    assert (first.reads > 0, len(one.points)) == (True, 9)
+    assert follow(second, str(log), {}) == one
+    assert second.reads == 0
+    with open(log, "a") as more:
+        more.write("iter 9: loss 3.1, time 500.00ms, mfu 35.20%\n")
+    # as they come back from the store
+    kept = [json.loads(json.dumps(one.memory)) for _ in range(2)]
+    two = follow(first, str(log), kept[0])
+    assert [p.step for p in two.points] == [9]
+    assert follow(second, str(log), kept[1]) == two
+    assert second.reads == 0
+    assert len(follow(Counting(LocalHost()), str(log), {}).points) == 10, "another machine's log is another"
+    assert len(follow(second, str(log), {}).points) == 10, "who remembers something else reads for himself"
+    assert second.reads > 0

@@ -13,12 +13,14 @@ import argparse
 import base64
 import json
 import sys
+from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from clustertools.errors import Absent, ConfigError
-from clustertools.host import FileStat, Host
+from clustertools.host import FileStat, Host, PassingHost
 from clustertools.sources import training_formats as formats
 from clustertools.sources.training_events import event_of
 from clustertools.sources.training_progress import ProgressTracker
@@ -43,6 +45,8 @@ _HEADER_CAP_BYTES = 1 << 16
 _OPEN_LINES_AT_MOST = 1000
 _OPEN_AGE_AT_MOST = 200
 _STATE_VERSION = 1
+#: So many answers are kept for those who ask the same: no more, the first look at a log tells megabytes.
+_LATEST = 4
 
 #: A line that no pattern can match has none of these: found with memchr, so such lines cost next to nothing.
 _ANCHORS = (
@@ -399,6 +403,27 @@ def follow(host: Host, path: str, memory: Mapping[str, Any], format: str | None 
     info = host.stat(path)
     if _is_unchanged(info, memory, format):
         return Follow((), memory, info.size_bytes, info.mtime, memory["reader"]["format"])
+    latest = _latest_of(host)
+    for place, known, before, found in latest:
+        if place == (path, format) and known == info and before == memory:
+            return found
+    found = _follow(host, path, info, memory, format)
+    latest.append(((path, format), info, memory, found))
+    return found
+
+
+_Latest = deque[tuple[tuple[str, str | None], FileStat, Mapping[str, Any], Follow]]
+_latest: WeakKeyDictionary[Host, _Latest] = WeakKeyDictionary()
+
+
+def _latest_of(host: Host) -> _Latest:
+    """The last few answers of this machine: several checks of a run follow the same log in turn."""
+    while isinstance(host, PassingHost):
+        host = host.host
+    return _latest.setdefault(host, deque(maxlen=_LATEST))
+
+
+def _follow(host: Host, path: str, info: FileStat, memory: Mapping[str, Any], format: str | None) -> Follow:
     reader, offset = _remembered(memory, format)
     if reader is None:
         return _first_look(host, path, info, format)

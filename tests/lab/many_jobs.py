@@ -38,7 +38,6 @@ class ManyJobs:
         self.steps = [1000 + 7 * n for n in range(count)]
         self._random = random.Random(seed)
         self.now = time.time()
-        self._files = {}
         model = folder / "model"
         for step in (500, 1000):
             hf_checkpoint(model, step, age=600)
