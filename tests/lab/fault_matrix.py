@@ -26,7 +26,6 @@ from tests.lab.cluster_watch import ClusterWatch
 PLAY_SECONDS = 420.0
 #: Time in which something that must not happen would have happened.
 QUIET_SECONDS = 12.0
-STARTS_AGAIN = ("restart",)
 
 
 @dataclass(frozen=True)
@@ -175,7 +174,6 @@ class FaultMatrix:
     def _cancel(self) -> bool:
         if time.time() - self.moments.get("drained", time.time()) < QUIET_SECONDS:
             return False
-        self.moments["trained"] = self.lab.trained("people", 0)
         self.lab.slurm.run("scancel", self.lab.jobs["people"].id)
         self.moments["cancelled"] = time.time()
         return True
@@ -269,12 +267,15 @@ class FaultMatrix:
     def _follow(self, row: Row, fault: Fault, at: float) -> None:
         """Whether the job went on, once, from where, and by whom."""
         lab = self.lab
-        rows = [a for a in lab.actions(fault.job) if a.action.kind in STARTS_AGAIN]
+        rows = [a for a in lab.actions(fault.job) if a.action.kind == "restart"]
         began = [r for r in lab.trace(fault.job, "began") if r["time"] > at]
         if not fault.starts:
             row.did = "left alone" if not fault.codes else "stopped"
             if began:
                 row.wrong.append(f"it was started again {len(began)} times")
+            later = [r for r in lab.trace(fault.job, "step") if r["time"] > at + QUIET_SECONDS / 2]
+            if fault.moment == "drained" and not later:
+                row.wrong.append("it did not go on training")
             return
         following = [r for r in began if r["attempt"] == fault.attempt + 1]
         if len(following) != 1:
