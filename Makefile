@@ -4,7 +4,8 @@ PYTHON3 ?= python3
 PY := .venv/bin/python
 # PyTorch for the tests with real training jobs. Empty: do without, and those tests say so.
 TORCH ?= torch==2.13.0 numpy
-WORKERS ?= 2
+# So many tests at a time: most of them wait for something most of the time.
+WORKERS ?= 3
 
 .PHONY: help venv torch check test demo bench docs pyz new-check clean
 
@@ -37,13 +38,13 @@ check: venv
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
-	$(PY) -m pytest -q -n $(WORKERS) -m 'not slow and not torch'
+	$(PY) -m pytest -q -n $(WORKERS) --dist worksteal -m 'not slow and not torch'
 
 test: venv torch
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
-	$(PY) -m pytest -q -n $(WORKERS) $(if $(TORCH),,-m 'not torch')
+	$(PY) -m pytest -q -n $(WORKERS) --dist worksteal $(if $(TORCH),,-m 'not torch')
 
 demo: venv torch
 	$(PY) examples/demo.py

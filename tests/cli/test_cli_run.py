@@ -53,7 +53,7 @@ def evidence(lab: RunLab) -> dict[str, str]:
 def end(watchdog: subprocess.Popen[bytes], number: int = signal.SIGTERM) -> tuple[int, str]:
     """Send a signal; (exit code, what was said)."""
     watchdog.send_signal(number)
-    _, said = watchdog.communicate(timeout=30)
+    _, said = watchdog.communicate(timeout=60)
     return watchdog.returncode, said.decode()
 
 
@@ -387,7 +387,7 @@ def test_ctrl_c_on_a_deaf_run_kills_it_after_the_grace_and_twice_at_once(lab: Ru
         for _ in range(signals):
             watchdog.send_signal(signal.SIGINT)
             time.sleep(0.3)
-        _, said = watchdog.communicate(timeout=20)
+        _, said = watchdog.communicate(timeout=60)
         assert watchdog.returncode == INTERRUPTED, said.decode()
         assert time.monotonic() - began < 5
         assert not lab.left()
@@ -428,7 +428,7 @@ def test_a_reader_that_leaves_does_not_end_the_run(lab: RunLab) -> None:
     assert watchdog.stdout is not None
     watchdog.stdout.read(10)
     watchdog.stdout.close()
-    assert watchdog.wait(30) == 0
+    assert watchdog.wait(60) == 0
     assert watchdog.stderr is not None
     assert (
         "the output is passed on no longer (Broken pipe); the run goes on" in watchdog.stderr.read().decode()
@@ -441,7 +441,7 @@ def test_a_reader_that_leaves_does_not_end_the_run(lab: RunLab) -> None:
 def test_a_reader_that_stands_still_does_not_blind_the_watchdog(lab: RunLab) -> None:
     watchdog = lab.start("--steps", "14", "--do", "print:300000@3", "--do", "stop@7")
     until(lambda: len(lab.starts()) == 2, "it was restarted, although nobody reads")
-    said, _ = watchdog.communicate(timeout=30)
+    said, _ = watchdog.communicate(timeout=60)
     assert watchdog.returncode == 0
     assert said == b"".join((f / "output.log").read_bytes() for f in lab.attempt_folders())
 
@@ -531,7 +531,7 @@ def test_a_crash_while_everything_is_paused_waits_for_the_end_of_the_pause(lab: 
     assert watchdog.poll() is None
     assert lab.starts() == ["0 0"]
     subprocess.run([*words, "resume", *state], check=True, capture_output=True)
-    _, said = watchdog.communicate(timeout=30)
+    _, said = watchdog.communicate(timeout=60)
     assert watchdog.returncode == 0, said.decode()
     assert "ended while everything is paused" in said.decode()
     assert lab.starts() == ["0 0", "1 30"]

@@ -152,8 +152,10 @@ class TestOverSlurm:
         assert "n2: ranks 1" in text["stacks.txt"]
         assert f"JobId={training} " in text["slurm-job.txt"]
         # the rank that runs gave its dump, the stopped one could not
-        (state,), world = recorded(tmp_path / "e")
-        assert (state.rank, state.group, world) == (0, "default_pg (0)", 2)
+        dumps = recorded(tmp_path / "e")
+        (state,) = dumps.states
+        assert (state.rank, state.group, dumps.world_size) == (0, "default_pg (0)", 2)
+        assert dumps.rank_nodes == {0: "n1"}
         assert state.last_enqueued == state.last_completed + 1
         dump = tmp_path / "e" / "n1-flight-recorder-rank0"
         assert dump.read_bytes() == (lab.folder / "meet-trace0").read_bytes()

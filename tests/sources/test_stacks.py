@@ -209,8 +209,10 @@ def test_the_kernel_stack_stands_in_for_programs_that_are_not_python(recorded: W
 WORKER = """
 import os, time
 def collective():
+    open(__file__ + ".0", "w").close()
     while True: time.sleep(0.05)
 def dataset():
+    open(__file__ + ".1", "w").close()
     while True: time.sleep(0.05)
 collective() if os.environ["RANK"] != "1" else dataset()
 """
@@ -224,7 +226,10 @@ def two_ranks(tmp_path: Path) -> Iterator[dict[int, int]]:
     children = [
         subprocess.Popen([sys.executable, str(program)], env={**os.environ, "RANK": str(r)}) for r in (0, 1)
     ]
-    time.sleep(0.3)
+    until = time.monotonic() + 30
+    while not all(Path(f"{program}.{r}").exists() for r in (0, 1)) and time.monotonic() < until:
+        time.sleep(0.02)
+    time.sleep(0.1)  # from the note to the sleep is a moment
     children[1].send_signal(signal.SIGSTOP)
     yield {rank: child.pid for rank, child in enumerate(children)}
     for child in children:
@@ -251,7 +256,7 @@ def test_real_ranks_one_of_them_stopped(two_ranks: dict[int, int]) -> None:
     groups = fold(report.stacks)
     assert [g.ranks for g in groups] == [(1,), (0,)]
     assert [g.frames[0].function for g in groups] == ["dataset", "collective"]
-    assert render(groups).startswith("rank 1 (stopped by a signal, state T): dataset (train.py:6) < <module>")
+    assert render(groups).startswith("rank 1 (stopped by a signal, state T): dataset (train.py:8) < <module>")
     assert same(report.stacks, stacks(host, two_ranks).stacks)
 
 
