@@ -68,7 +68,10 @@ class Cluster:
         return f"{kind} {target} {dict(options)}"
 
     def nodes(self) -> dict[str, NodeState]:
-        return {n: NodeState(n, n not in self.drained, n in self.drained, state="idle") for n in NODES}
+        return {
+            n: NodeState(n, n not in self.drained, n in self.drained, self.drained.get(n, ""), "idle")
+            for n in NODES
+        }
 
     def drain(self, node: str, reason: str) -> None:
         self.asked.append(f"drain {node}")
@@ -197,6 +200,23 @@ def test_only_a_node_that_is_blamed_is_drained_and_left_out(lab):
     assert lab.store.attempts("big")[0].blamed == ("n3",)
 
 
+def test_a_node_that_drained_itself_is_left_out_and_its_reason_stays(lab):
+    reason = "clustertools: XidGpuLost gpu@0000:5d:00.0: the GPU fell off the bus (node-health)"
+    lab.cluster.drained["n2"] = reason
+    crash(lab)
+    lab.passes(8)
+    assert lab.cluster.asked == ["submit big without n2"]
+    assert lab.cluster.drained == {"n2": reason}
+    assert lab.store.attempts("big")[0].blamed == ("n2",)
+
+
+def test_what_a_person_wrote_beside_a_node_blames_nobody(lab):
+    lab.cluster.drained["n2"] = "XidGpuLost, says al"
+    crash(lab)
+    lab.passes(8)
+    assert lab.cluster.asked == ["submit big without nobody"]
+
+
 def test_the_nodes_of_a_run_are_no_suspects(lab):
     crash(lab)
     lab.passes(8)
@@ -283,6 +303,23 @@ def test_a_run_that_others_began_anew_has_one_more_attempt(lab):
     assert [(a.number, a.ended_by, a.requeues) for a in lab.store.attempts("big")] == [
         (1, "requeued", 0), (2, "", 1),
     ]  # fmt: skip
+
+
+def test_a_trouble_that_went_by_is_nobodys_fault(lab):
+    hung = {"now": True}
+
+    def job_progress(ctx: Any) -> Any:
+        if hung["now"]:
+            yield ctx.critical("JobHung", "", "it hangs", nodes=NODES)
+
+    lab.set(mode="observe")
+    lab.watchdog.checks = [check_of(job_progress, JobHung="hung")]
+    lab.cluster.put("big", failed_nodes=("n3",))
+    lab.pass_()
+    assert lab.store.attempts("big")[0].blamed == ("n3",)
+    hung["now"] = False
+    lab.pass_()
+    assert (lab.store.attempts("big")[0].blamed, lab.store.attempts("big")[0].cause) == ((), "")
 
 
 def test_observe_mode_does_nothing_and_says_what_it_would(tmp_path):

@@ -7,6 +7,7 @@ only when one of its checks asks for that, those of all such jobs side by side.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,9 +20,9 @@ from clustertools.check import Check
 from clustertools.diagnose import Diagnosis, Evidence, diagnose
 from clustertools.errors import Unobservable
 from clustertools.host import Host
-from clustertools.model import Attempt, Incident, Job, Status, Subject, Verdict, from_data
+from clustertools.model import Attempt, Finding, Incident, Job, Status, Subject, Verdict, from_data
 from clustertools.policy import STARTS
-from clustertools.schedulers import FindsRuns, RunSpec, Scheduler, Wanted
+from clustertools.schedulers import FindsRuns, KnowsNodes, RunSpec, Scheduler, Wanted
 from clustertools.shared_host import SharedHost
 from clustertools.sources.failures import kernel_failures
 from clustertools.sources.job_look import JobLook, Looker, LookOrder, LookRequest
@@ -31,7 +32,7 @@ from clustertools.text import plain
 from clustertools.watchdog.settings import Settings
 
 #: Findings of these codes are worth a diagnosis: the run stands still, or ended in a way that nobody wanted.
-DIAGNOSED = frozenset({"JobHung", "JobCrashed", "JobIdle", "JobSlow", "LossNotFinite"})
+DIAGNOSED = frozenset({"JobHung", "JobCrashed", "JobIdle", "LossNotFinite"})
 #: A summary is one line of a message; the whole diagnosis stands in the evidence.
 SUMMARY_CHARACTERS = 160
 #: Kernel lines this long before the trouble may explain it (Meta RSC: a check up to 10 min before counts).
@@ -90,7 +91,7 @@ class Observer:
         self._look_at_nodes(seen, job_checks, host, now)
         self._keep_open(seen, now)
         incidents = [i for i in self.store.incidents().values() if i.state == "open"]
-        self._explain(seen, incidents)
+        self._explain(seen, incidents, now)
         self._forget(seen, incidents, now)
         by_run = _by_run(seen.verdicts)
         for run, job in seen.jobs.items():
@@ -228,7 +229,30 @@ class Observer:
 
     # why
 
-    def _explain(self, seen: Seen, incidents: Sequence[Incident]) -> None:
+    def _told_by_nodes(self, now: float) -> list[Incident]:
+        """What nodes found out about themselves: one that drains itself writes the code into its reason.
+
+        A run can only have begun there before, so what stands there came while it ran.
+        """
+        if not isinstance(self.scheduler, KnowsNodes):
+            return []
+        try:
+            nodes = self.scheduler.nodes()
+        except Unobservable:
+            return []  # the diagnosis does without
+        found = []
+        for node in nodes.values():
+            # clustertools: XidGpuLost gpu@0000:5d:00.0: the GPU fell off the bus (node-health)
+            told = re.match(r"clustertools: ([A-Z][A-Za-z0-9]{2,60})\b", node.reason)
+            if told and node.is_drained:
+                about = Subject(cluster=self.settings.cluster, node=node.name)
+                finding = Finding(
+                    "slurm_node", told[1], about, Status.CRITICAL, plain(node.reason, 200), time=now
+                )
+                found.append(Incident(finding, "open", now, now, now))
+        return found
+
+    def _explain(self, seen: Seen, incidents: Sequence[Incident], now: float) -> None:
         """Say of each run in trouble what it was and who is guilty, as far as the evidence goes."""
         for verdict in seen.verdicts:
             bad = verdict.memory.get("first_bad_step")
@@ -238,6 +262,7 @@ class Observer:
         if not troubled:
             return
         by_run = _by_run(seen.verdicts)
+        incidents = [*incidents, *self._told_by_nodes(now)]
         for run in sorted(troubled & seen.jobs.keys()):
             seen.evidence[run] = evidence(seen.jobs[run], by_run[run], seen.looks.get(run), incidents)
             seen.diagnoses[run] = diagnose(seen.evidence[run])
@@ -284,7 +309,7 @@ def _by_run(verdicts: Iterable[Verdict]) -> dict[str, list[Verdict]]:
 
 
 def attempts_seen(
-    job: Job, verdicts: Iterable[Verdict], news: Sequence[Attempt], now: float
+    job: Job, verdicts: Sequence[Verdict], news: Sequence[Attempt], now: float
 ) -> list[Attempt]:
     """The attempts of a job that this pass knows more of than is written down; one may be new altogether.
 
@@ -294,21 +319,22 @@ def attempts_seen(
         return []
     attempt = job.attempts[-1]
     steps: dict[str, int] = {}
-    blamed: tuple[str, ...] = ()
-    cause = ""
+    cause, blamed = attempt.cause, attempt.blamed
     for verdict in verdicts:
         if verdict.check == "job_progress":
             steps |= {r.name: int(r.value) for r in verdict.readings}
-        for finding in verdict.findings:
-            cause, blamed = finding.cause or cause, finding.blamed or blamed
+            if verdict.status is Status.OK and job.state == "running":
+                cause, blamed = "", ()  # what was wrong with it went by: nobody is to blame for its end yet
+    for finding in (f for v in verdicts for f in v.findings if f.code in DIAGNOSED):
+        cause, blamed = finding.cause or cause, finding.blamed or blamed
     new = dataclasses.replace(
         attempt,
         job_id=job.id,
         first_step=steps.get("job_first_step", attempt.first_step),
         last_step=steps.get("job_last_step", attempt.last_step),
         nodes=job.nodes or attempt.nodes,
-        cause=cause or attempt.cause,
-        blamed=blamed or attempt.blamed,
+        cause=cause,
+        blamed=blamed,
     )
     if job.state == "ended" and not new.end:
         new = dataclasses.replace(
