@@ -44,12 +44,12 @@ def hanging(lab) -> Request:
     )
 
 
-def when_it_hangs(lab, act) -> threading.Thread:
-    """Run `act` as soon as a node asks the endpoint that never answers."""
+def when_it_hangs(lab, act, nodes: int = 1) -> threading.Thread:
+    """Run `act` as soon as so many nodes ask the endpoint that never answers."""
 
     def wait() -> None:
         until = time.monotonic() + 30
-        while not lab.running("-m", "clustertools.sources.endpoints") and time.monotonic() < until:
+        while len(lab.running("-m", "clustertools.sources.endpoints")) < nodes and time.monotonic() < until:
             time.sleep(0.05)
         act()
 
@@ -79,10 +79,9 @@ def test_what_a_node_said_before_it_died_or_was_too_late_is_kept(lab, ssh):
     tool = Tool.install(ssh, ("lab1", "lab2"), installed=None)
     assert tool.missing == {}
     request = hanging(lab)
-    killer = when_it_hangs(lab, lambda: lab.kill("lab1"))
-    looks = {
-        look.node: look for look in look_all(ssh, tool, dict.fromkeys(tool.nodes, request), timeout_seconds=8)
-    }
+    killer = when_it_hangs(lab, lambda: lab.kill("lab1"), nodes=2)
+    asked = dict.fromkeys(tool.nodes, request)
+    looks = {look.node: look for look in look_all(ssh, tool, asked, timeout_seconds=15)}
     killer.join()
     lab.start("lab1")
     lab.wait_for("lab1")

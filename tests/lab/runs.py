@@ -89,6 +89,8 @@ class RunLab:
         """Any command line that becomes a watchdog of this run."""
         pipe = subprocess.PIPE
         given = {"stdout": pipe, "stderr": pipe, "start_new_session": True, **more}
+        # tests that were begun in the background ignore it, and so would the watchdog
+        given["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
         watchdog: subprocess.Popen[bytes] = subprocess.Popen(argv, **given)  # type: ignore[call-overload]
         self.watchdogs.append(watchdog)
         return watchdog

@@ -398,6 +398,10 @@ def test_a_controller_that_says_nothing_says_nothing(lab: Lab, monkeypatch: pyte
         lab.slurm.freeze("slurmctld", signal.SIGCONT)
     monkeypatch.setattr(slurm_queue, "QUEUE_SECONDS", 10.0)
     assert lab.job().attempts == before.attempts
+    # slurmctld writes its jobs down every few seconds; one that it had not is gone with it
+    saved, began = lab.slurm.folder / "state" / "job_state", time.time()
+    lab.slurm.run("scontrol", "update", f"jobid={before.id}", "nice=1")
+    lab.slurm.wait(lambda: saved.exists() and saved.stat().st_mtime > began, "the jobs are written down")
     lab.slurm.kill("slurmctld")
     try:
         with pytest.raises(Unobservable, match="squeue"):
