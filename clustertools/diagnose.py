@@ -297,6 +297,8 @@ def _incidents(evidence: Evidence) -> Iterator[tuple[str, Incident]]:
             continue
         if not finding.code.startswith(_HARDWARE_CODES) or finding.code in _CONSEQUENCES:
             continue
+        if finding.code == "HostOomKill" and finding.time < job.started_at:
+            continue  # what was killed before the run began was none of its processes
         if any(first <= t <= last for t in (finding.time, incident.first_seen, incident.opened_at) if t):
             yield finding.code, incident
 

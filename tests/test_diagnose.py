@@ -135,6 +135,14 @@ def test_memory_that_ran_out_is_the_cause_and_the_node_may_stay():
     assert told.suspects[0].node == "n2"
 
 
+def test_memory_that_ran_out_before_the_run_began_is_none_of_its_affairs():
+    job = Job("1", "big", "running", nodes=NODES, started_at=4995.0)
+    told = diagnose(evidence(job=job, incidents=[incident("n2", "HostOomKill")]))
+    assert (told.cause, told.suspects) == ("", ())
+    later = diagnose(evidence(job=job, incidents=[incident("n2", "HostOomKill", at=5001.0)]))
+    assert later.cause == "HostOutOfMemory"
+
+
 def test_torchruns_list_tells_where_a_rank_lives():
     told = diagnose(
         evidence(
