@@ -666,3 +666,34 @@ def test_where_the_state_is_kept() -> None:
     del told["STATE_DIRECTORY"]
     mine = Path("/var/lib/clustertools") if os.geteuid() == 0 else Path("/d/clustertools")
     assert default_state_dir(told) == mine
+
+
+LOCKS_ON_A_FULL_DISK = """
+import pathlib, subprocess, sys
+where = pathlib.Path(sys.argv[1])
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(where)], check=True)
+from clustertools.cli.assemble import lock
+try:
+    with open(where / "filler", "wb", buffering=0) as filler:
+        while True:
+            filler.write(bytes(4096))
+except OSError:
+    pass
+lock(where, "it")
+print("held")
+second = subprocess.run(
+    [sys.executable, "-c", "import sys, pathlib; from clustertools.cli.assemble import lock\\n"
+     "lock(pathlib.Path(sys.argv[1]), 'it')", str(where)], capture_output=True, text=True)
+print(second.stderr.splitlines()[-1])
+"""
+
+
+@pytest.mark.root
+def test_a_full_disk_holds_the_lock_all_the_same(tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["unshare", "-m", sys.executable, "-c", LOCKS_ON_A_FULL_DISK, str(tmp_path)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == "held"
+    assert "it is already watched by another process; two watchdogs would act twice" in done.stdout

@@ -93,10 +93,13 @@ def lock(folder: Path, what: str) -> None:
         holder = file.read().strip() or "another process"
         file.close()
         raise StoreError(f"{what} is already watched by {holder}; two watchdogs would act twice") from exc
-    file.truncate(0)
-    file.write(f"process {os.getpid()} (since {time.strftime('%Y-%m-%d %H:%M:%S')})")
-    file.flush()
     _locks.append(file)
+    # on a full disk the lock holds all the same; only who has it cannot be told
+    with contextlib.suppress(OSError):
+        os.ftruncate(file.fileno(), 0)
+        os.write(
+            file.fileno(), f"process {os.getpid()} (since {time.strftime('%Y-%m-%d %H:%M:%S')})".encode()
+        )
 
 
 def local_watchdog(
