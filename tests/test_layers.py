@@ -12,7 +12,9 @@ import pytest
 
 REPOSITORY = Path(__file__).parent.parent
 
-_NODE = {"model", "stats", "hanging_files", "host", "shared_host", "sources", "catalog", "check"}
+_NODE = {
+    "model", "stats", "hanging_files", "host", "shared_host", "sources", "catalog", "curves", "check",
+}  # fmt: skip
 _PURE = {"incidents", "policy", "notices", "precision", "diagnose", "restarts", "goodput"}
 _HEAD = {
     "store",
@@ -51,9 +53,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "recorder": {"model", "host"},
     "catalog": {"model", "host"},
     "sources": {"model", "host", "catalog"},
+    "curves": {"stats", "sources"},
     "probes": {"model", "host", "sources", "measurement"},
     "check": {"model", "stats", "host", "sources", "catalog"},
-    "checks": {"model", "stats", "host", "sources", "catalog", "check"},
+    "checks": {"model", "stats", "host", "sources", "catalog", "curves", "check"},
     "plugins": {"model", "host", "sources", "check", "config"},
     **{room: set() for room in ("playbooks", "share")},
     **{
@@ -66,7 +69,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "baselines": {"stats", "measurement", "performance", "budget"},
     "grading": {"model", "measurement", "performance", "preflight_report"},
     **{room: {"model"} for room in ("store", "config", "sinks")},
-    **{room: {"model", "measurement", "preflight_report"} for room in ("render", "handover")},
+    "render": {"model", "measurement", "preflight_report", "curves"},
+    "handover": {"model", "measurement", "preflight_report"},
     "delivery": {"model", "notices", "sinks", "store"},
     "redact": {"host"},
     "schedulers": {"model", "host", "sources"},
