@@ -39,8 +39,8 @@ class CurveWatch:
             self._take(row, told)
         return told
 
-    def add_row(self, row: Row) -> list[News]:
-        """The same for a row that is whole."""
+    def add_row(self, row: Row | Restart) -> list[News]:
+        """The same for a row that is whole, or a restart: for those who put the rows together themselves."""
         told: list[News] = []
         self._take(row, told)
         return told
