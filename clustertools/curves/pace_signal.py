@@ -59,7 +59,8 @@ class StepSeconds:
         return {
             "way": self._way, "skip": self._skip, "step": self._step, "time": self._time,
             "stride": self._stride, "other": list(self._other), "coarse": self._coarse,
-            "sizes": dict(self._sizes), "last": self._last, "first_step": self.first_step, "changed": self.changed,
+            "sizes": dict(self._sizes), "last": self._last,
+            "first_step": self.first_step, "changed": self.changed,
         }  # fmt: skip
 
     def restart(self) -> None:
