@@ -220,7 +220,7 @@ class TestRules:
         lines += [f"{i},{2 + v},{1 + v},{1 + v}" for i, v in wavy(600, 0.0)]
         long, short = labelled("a", "\n".join(lines), {}), labelled("b", "\n".join(lines[:4]), {})
         for peer in PEERS.values():
-            assert list(peer.fires(long)) == [] and list(peer.fires(short)) == [], peer.name
+            assert not [*peer.fires(long), *peer.fires(short)], peer.name
 
     def test_kill_loss_spike_waits_for_five_rows_running(self) -> None:
         calm = [(i, 2.0) for i in range(120)]
