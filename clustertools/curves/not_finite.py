@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from clustertools.curves import Change, CurveEvent, News, Restart, Row, Severity, Story
+from clustertools.curves import Change, CurveEvent, News, Options, Restart, Row, Severity, Story
 
 #: So many rows that are numbers again end the event. Our choice: as many as part two alarms in the scoring.
 CALM_ROWS = 10
@@ -91,7 +91,7 @@ class _Memory:
 class NotFinite:
     """The detector of kind `nan`: one event a disturbance."""
 
-    def __init__(self, state: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, state: Mapping[str, Any] | None = None, options: Options | None = None) -> None:
         saved = dict(state or {})
         event, skipping = saved.pop("event", None), saved.pop("skipping", None)
         self._event = CurveEvent(**event) if event else None
