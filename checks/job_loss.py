@@ -14,7 +14,7 @@ from typing import Any
 
 from clustertools.check import Context, check
 from clustertools.curves import CurveEvent, Kind, News, Options
-from clustertools.curves.open_events import OpenEvents, Told
+from clustertools.curves.open_events import LASTING, OpenEvents, Told
 from clustertools.curves.watch import CurveWatch
 from clustertools.model import Finding, Reading, Remedy
 from clustertools.sources.training_run import read_run
@@ -37,9 +37,7 @@ _CODES: dict[Kind, str] = {
     "loss_scale_collapse": "LossScaleCollapse",
     "stall": "TrainingStall",
 }
-#: Kinds that do not pass by themselves. When nothing more is told of one it stays for a day, or until a
-#: person says that it is over: a loss that stays high is no recovery.
-_LASTING: frozenset[Kind] = frozenset({"divergence", "restart", "level_shift"})
+#: When nothing more is told of what lasts, it stays for a day, or until a person says that it is over.
 _LASTING_SECONDS = 86400.0
 
 
@@ -184,7 +182,7 @@ class Curves:
                 self.diverged_step, self.went_back = (event.step, True) if back else (None, False)
         elif event.kind == "level_shift" and event.step == self.diverged_step:
             self.diverged_step = None
-        if event.kind in _CODES and event.kind not in off and not (event.kind, event.metric) == ("nan", "loss"):
+        if event.kind in _CODES and event.kind not in off and (event.kind, event.metric) != ("nan", "loss"):
             events.take(news, went_back=back, history=history)
 
     def _step(self, step: int) -> None:
@@ -284,7 +282,7 @@ def _curve_finding(ctx: Context, kind: Kind, each_of: list[Told]) -> Finding:
     return say(
         _CODES[kind], "", event.message,
         evidence=tuple(evidence), nodes=job.nodes, since=job.started_at,
-        clears=_LASTING_SECONDS if kind in _LASTING else "recovery",
+        clears=_LASTING_SECONDS if kind in LASTING else "recovery",
         # a later event of the same code is news as well
         edition=event.number * 100 + min(newest.edition, 99),
         daily=all(t.event.severity == "daily" for t in each_of),

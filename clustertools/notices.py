@@ -22,7 +22,7 @@ _ORDER = ("opened", "reopened", "worsened")
 _WAS: Mapping[str, State] = {"opened": "none", "reopened": "resolved", "worsened": "open"}
 
 
-#: The hour, by the clock of this machine, from which on the summary of the day is told: people are there then.
+#: The hour, by the clock of this machine, from which on the summary of the day is told: people are there.
 #: Our choice.
 DAILY_HOUR = 9
 

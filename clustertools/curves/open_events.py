@@ -16,6 +16,8 @@ from clustertools.curves import CurveEvent, Kind, News
 
 #: Of events that are over so many are kept, the newest: the sentence of its end is told by the next look.
 OVER_AT_MOST = 8
+#: Kinds that do not pass by themselves: a loss that stays high is no recovery.
+LASTING: frozenset[Kind] = frozenset({"divergence", "restart", "level_shift"})
 #: More open events than this are not kept apart: a run in such a state is told by the first ones.
 OPEN_AT_MOST = 32
 
@@ -23,13 +25,15 @@ OPEN_AT_MOST = 32
 @dataclass(slots=True)
 class Told:
     """One event as people hear of it. `kinds`: what it was called so far, the newest last. `edition` grows
-    with what people should read again. `seen`: a look has told it. `ended`: how, where it is over."""
+    with what people should read again. `seen`: a look has told it. `ended`: how, where nothing more is told
+    of it; `lasts`: but it is not over."""
 
     event: CurveEvent
     kinds: list[Kind]
     edition: int = 0
     seen: bool = False
     ended: str = ""
+    lasts: bool = False
 
 
 class OpenEvents:
@@ -38,7 +42,7 @@ class OpenEvents:
     def __init__(self, state: Mapping[str, Any] | None = None) -> None:
         saved: Mapping[str, Any] = state or {}
         self._open = {told.event.number: told for told in map(_told, saved.get("open", ()))}
-        #: Kind -> the sentence that says how the newest of it ended.
+        #: Kind -> the sentence that says how the newest of it ended; none for what lasts.
         self.over: dict[str, str] = dict(saved.get("over", {}))
 
     def take(self, news: News, *, went_back: bool = False, history: bool = False) -> None:
@@ -57,6 +61,7 @@ class OpenEvents:
             told.kinds = [*(told.kinds if told.seen else ()), event.kind]
         if news.change in ("recovered", "ended"):
             told.ended = how_it_ended(event, went_back=went_back)
+            told.lasts = not went_back and event.recovered_step is None and event.kind in LASTING
             if told.seen:
                 self._close(told)
             elif history:
@@ -80,9 +85,10 @@ class OpenEvents:
         del self._open[told.event.number]
         for kind in told.kinds:
             self.over.pop(kind, None)
-            self.over[kind] = told.ended
-        for kind in list(self.over)[:-OVER_AT_MOST]:
-            del self.over[kind]
+            if not told.lasts:
+                self.over[kind] = told.ended
+        for old in list(self.over)[:-OVER_AT_MOST]:
+            del self.over[old]
 
     def state(self) -> dict[str, Any]:
         """JSON-ready; `OpenEvents(state)` goes on from it."""

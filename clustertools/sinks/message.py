@@ -150,7 +150,7 @@ def from_transition(
 
 
 def _joins(incident: Incident, explains: Sequence[Incident]) -> str:
-    """The thread of the oldest symptom in the same run: what was told there first is this, as is known now."""
+    """The thread of the oldest symptom in the same run: what was told there first is this."""
     subject = incident.finding.subject
     before = [
         i for i in explains
