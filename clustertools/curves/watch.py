@@ -11,6 +11,7 @@ from typing import Any
 
 from clustertools.curves import Detector, News, Options, Restart, Row, Story
 from clustertools.curves.loss import LossWatch
+from clustertools.curves.not_finite import NotFinite
 from clustertools.curves.pace import Pace
 from clustertools.curves.rows import Rows
 from clustertools.curves.together import Together
@@ -20,6 +21,7 @@ from clustertools.sources.training_values import Event, Point
 DETECTORS: Mapping[str, Callable[[Any, Options], Detector]] = {
     "loss": LossWatch,
     "pace": Pace,
+    "not_finite": NotFinite,
 }
 
 
