@@ -10,11 +10,18 @@ from dataclasses import asdict
 from typing import Any
 
 from clustertools.curves import Detector, News, Options, Restart, Row, Story
+from clustertools.curves.loss import LossWatch
+from clustertools.curves.not_finite import NotFinite
+from clustertools.curves.pace import Pace
 from clustertools.curves.rows import Rows
 from clustertools.sources.training_values import Event, Point
 
 #: Name in the saved state -> what makes the detector, from its saved state or anew (None).
-DETECTORS: Mapping[str, Callable[[Any, Options], Detector]] = {}
+DETECTORS: Mapping[str, Callable[[Any, Options], Detector]] = {
+    "loss": LossWatch,
+    "pace": Pace,
+    "not_finite": NotFinite,
+}
 
 
 class CurveWatch:
@@ -36,8 +43,8 @@ class CurveWatch:
             self._take(row, told)
         return told
 
-    def add_row(self, row: Row) -> list[News]:
-        """The same for a row that is whole."""
+    def add_row(self, row: Row | Restart) -> list[News]:
+        """The same for a row that is whole, or a restart: for those who put the rows together themselves."""
         told: list[News] = []
         self._take(row, told)
         return told
