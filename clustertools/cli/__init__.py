@@ -46,6 +46,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "checkpoints": ("clustertools.cli.oncall:checkpoints", "Which checkpoints are whole."),
     "stacks": ("clustertools.cli.oncall:stacks", "Where the ranks of a job are stuck."),
     "goodput": ("clustertools.cli.goodput:goodput", "What share of a run's time was training that counts."),
+    "metrics": ("clustertools.cli.metrics:metrics", "What the curves of a run did: loss, grad norm, pace."),
     "plan": ("clustertools.cli.plan:plan", "How often a job should save, and what that gains."),
     "explain": ("clustertools.cli.dev:explain", "What a code or an Xid means and what to do about it."),
     "checks": ("clustertools.cli.dev:checks", "The checks there are."),

@@ -33,7 +33,7 @@ KINDS_AT_MOST = 4
 #: A run's usual pace is what a quarter of its stretches reach: those with a slow node do not move it soon.
 USUAL_QUANTILE = 0.25
 #: Names under which logs tell what changes the work of one step.
-_SIZES = (
+SIZES = (
     "global_batch_size", "batch_size", "bsz", "micro_batch_size", "sequence_length", "seq_length", "seqlen",
     "seq_len", "curriculum_seqlen",
 )  # fmt: skip
@@ -117,7 +117,7 @@ class StepTimes:
         if self._skip > 0:
             self._skip -= 1
             return
-        sizes = [f"{name}={point.values[name]:g}" for name in _SIZES if name in point.values]
+        sizes = [f"{name}={point.values[name]:g}" for name in SIZES if name in point.values]
         key = " ".join([self._way, f"nodes={nodes}", *sizes])
         if key != self._key:
             self._key, self._open = key, []

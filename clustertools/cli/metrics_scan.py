@@ -1,0 +1,345 @@
+"""`clustertools metrics scan`: what the curves of a run did, from any log of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+
+from clustertools.cli.frame import SCHEMA, Output, common, examples
+from clustertools.curves import CurveEvent, Kind, Options, Restart, Row, event_json
+from clustertools.curves.rows import Rows
+from clustertools.curves.watch import CurveWatch
+from clustertools.errors import ConfigError, Unobservable, Unparsable
+from clustertools.model import Status, worst
+from clustertools.render.curves import Pen, Picture, Told, number_text, text_plot
+from clustertools.sources.metrics_file import open_metrics
+from clustertools.sources.training_log import FORMATS
+from clustertools.sources.training_values import CANONICAL_NAMES, canonical
+from clustertools.text import plain
+
+KINDS: tuple[str, ...] = get_args(Kind)
+#: From the least urgent to the most.
+SEVERITIES = ("daily", "notice", "page")
+#: What detectors look at; the others of CANONICAL_NAMES (epochs, counts of tokens) only go with them.
+WATCHED = frozenset({
+    "loss", "eval_loss", "grad_norm", "param_norm", "loss_scale", "skipped_iterations", "nan_iterations",
+    "step_seconds", "throughput_tokens_per_second", "samples_per_second", "tflops_per_gpu",
+})  # fmt: skip
+#: Events of one file that are kept for its end. A log with more is not one that can be watched.
+EVENTS_AT_MOST = 50_000
+
+
+class Names(click.ParamType[tuple[str, ...]]):
+    """Words with commas between them, each one of `known`."""
+
+    name = "names"
+
+    def __init__(self, known: Sequence[str]) -> None:
+        self._known = known
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        if isinstance(value, tuple):
+            return value
+        words = tuple(word for word in str(value).replace(",", " ").split())
+        if wrong := [word for word in words if word not in self._known]:
+            self.fail(f"{wrong[0]!r} is none of {', '.join(self._known)}", param, ctx)
+        return words
+
+
+metric_option = click.option(
+    "--metric", "names", multiple=True, metavar="NAME",
+    help="Only this series; may be given several times. One of no known name is watched as a loss is.",
+)  # fmt: skip
+format_option = click.option(
+    "--format", "format_", type=click.Choice(sorted(FORMATS)), help="Of the file, when it is not recognised."
+)
+
+
+@dataclass(slots=True)
+class Wanted:
+    """Which events are told."""
+
+    names: frozenset[str] = frozenset()
+    kinds: frozenset[str] = frozenset()
+    severity: str = "daily"
+    since: int | None = None
+
+    def tells(self, event: CurveEvent) -> bool:
+        return (
+            (not self.names or event.metric in self.names)
+            and (not self.kinds or event.kind in self.kinds)
+            and SEVERITIES.index(event.severity) >= SEVERITIES.index(self.severity)
+            and (self.since is None or event.end_step is None or event.end_step >= self.since)
+        )
+
+    @property
+    def extra(self) -> tuple[str, ...]:
+        return tuple(sorted(self.names - CANONICAL_NAMES))
+
+
+@dataclass(slots=True)
+class Scanned:
+    """What one file told."""
+
+    path: str
+    format: str | None = None
+    events: dict[int, CurveEvent] = field(default_factory=dict)
+    dropped_events: int = 0
+    rows: int = 0
+    isolated: int = 0
+    unreadable: int = 0
+    restarts: int = 0
+    first_step: int | None = None
+    last_step: int | None = None
+    series: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    picture: Picture | None = None
+
+    def told(self, wanted: Wanted) -> list[CurveEvent]:
+        """In the order of steps."""
+        return sorted((e for e in self.events.values() if wanted.tells(e)), key=lambda e: (e.step, e.number))
+
+
+def scanned(path: str, format_: str | None, wanted: Wanted, picture: Picture | None) -> Scanned:
+    """One file through all detectors. Raises Unobservable when it cannot be read or has no known metric."""
+    rows, watch = Rows(), CurveWatch(options=Options(wanted.extra))
+    found = Scanned(path, picture=picture)
+    with open_metrics(path, format_) as records:
+        for item in records:
+            for row in rows.add(item):
+                _take(row, watch, found)
+    for row in rows.flush():
+        _take(row, watch, found)
+    _hear(watch.finish(), found)
+    found.format, found.unreadable, found.notes = records.format, records.unread, records.notes
+    found.rows, found.isolated = watch.story.rows, watch.story.isolated
+    if not found.series.keys() & (WATCHED | set(wanted.extra)):
+        raise Unparsable(nothing_known(found))
+    return found
+
+
+def _take(row: Row | Restart, watch: CurveWatch, found: Scanned) -> None:
+    picture = found.picture
+    if isinstance(row, Restart):
+        found.restarts += 1
+        _hear(watch.add_row(row), found)
+        if picture is not None:
+            picture.restart(row)
+        return
+    if found.first_step is None:
+        found.first_step = row.step
+    found.last_step = row.step
+    for name in row.values:
+        if name not in found.series and len(found.series) < 10_000:
+            found.series[name] = len(found.series)
+    if picture is not None:
+        picture.row(row)
+    if told := watch.add_row(row):
+        _hear(told, found)
+
+
+def _hear(told: Sequence[Any], found: Scanned) -> None:
+    for news in told:
+        event = news.event
+        if event.number not in found.events and len(found.events) >= EVENTS_AT_MOST:
+            found.dropped_events += 1
+            continue
+        found.events[event.number] = event
+        if found.picture is not None:
+            found.picture.event(event)
+
+
+def nothing_known(found: Scanned) -> str:
+    """Why a file could not be watched, and what to try."""
+    name = named(found.path)
+    if found.format is None and not found.series:
+        return (
+            f"no training metrics are recognised in {name}: it is no text log of a known framework, no JSON "
+            "Lines and no CSV with a column of steps.\n"
+            "`--format` says which it is (docs/metrics.md lists them); `clustertools metrics read --records` "
+            "shows what is understood of it"
+        )
+    if not found.series:
+        return f"{name} is recognised as {found.format}, and no step with a metric is in it yet"
+    shown = ", ".join(plain(one, 40) for one in list(found.series)[:12])
+    more = f" and {len(found.series) - 12} more" if len(found.series) > 12 else ""
+    return (
+        f"{name} ({found.format}) has {found.rows:,} rows of {shown}{more}: none of them is a metric that is "
+        "known.\n`--metric NAME` watches one of them as a loss is watched"
+    )
+
+
+def named(path: str) -> str:
+    return "the standard input" if path == "-" else plain(path, 300)
+
+
+@click.command(
+    epilog=examples(
+        "clustertools metrics scan train.log",
+        "clustertools metrics scan --plot --min-severity notice slurm-*.out",
+        "clustertools metrics scan --html curves.html trainer_state.json",
+        "zcat old.log.gz | clustertools metrics scan - --json",
+        "clustertools metrics scan --metric reward --metric loss metrics.csv",
+    )
+)
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.option("--plot", is_flag=True, help="Draw the curves with their events in the terminal.")
+@click.option(
+    "--html",
+    "html",
+    type=click.Path(path_type=Path),
+    metavar="OUT",
+    help="Write the curves as a page to OUT.",
+)
+@metric_option
+@click.option("--since", type=int, metavar="STEP", help="Only what was not over before this step.")
+@click.option("--kinds", type=Names(KINDS), metavar="KIND,...", help=f"Only these: {', '.join(KINDS)}.")
+@click.option(
+    "--min-severity", type=click.Choice(SEVERITIES), default="daily", help="Leave out what is less urgent."
+)
+@format_option
+@common
+def scan(
+    out: Output,
+    files: tuple[str, ...],
+    plot: bool,
+    html: Path | None,
+    names: tuple[str, ...],
+    since: int | None,
+    kinds: tuple[str, ...] | None,
+    min_severity: str,
+    format_: str | None,
+) -> Status:
+    """Say what the curves of a run did: one event a line, in the order of steps.
+
+    FILE is a log or metrics file of any supported format, packed with gzip or not; - is a pipe. Each is a run
+    of its own.
+
+    Exit codes: 0 nothing is told, 1 notices only, 2 a page (over by now or not), 3 a file could not be read
+    or has no known metric.
+    """
+    wanted = Wanted(frozenset(canonical(name) for name in names), frozenset(kinds or ()), min_severity, since)
+    statuses, runs = [], []
+    for path in files:
+        try:
+            found = scanned(path, format_, wanted, Picture(only=wanted.names) if plot or html else None)
+        except Unobservable as exc:
+            complain(exc)
+            statuses.append(Status.UNKNOWN)
+            continue
+        told = found.told(wanted)
+        _tell(out, found, told, len(files) > 1)
+        if found.picture is not None:
+            found.picture.keep(event.number for event in told)
+            runs.append(Told(named(path), summary(found), found.picture, told))
+        if found.picture is not None and plot:
+            for line in text_plot(found.picture, width=_width(), since=since, pen=pen(out)):
+                out.line(line)
+        for note in found.notes:
+            out.note(plain(note))
+        out.note(summary(found))
+        statuses.append(status_of(told))
+    if html is not None:
+        write_page(html, runs)
+    return worst(statuses)
+
+
+def complain(error: Unobservable) -> None:
+    """An error about one of several files; names and samples in it may hold anything."""
+    for line in str(error).splitlines():
+        print(f"clustertools: {plain(line, 1000)}", file=sys.stderr)
+
+
+def write_page(path: Path, runs: Sequence[Told]) -> None:
+    """Raises ConfigError."""
+    from clustertools.render.curves_page import page
+
+    try:
+        path.write_text(page(runs), encoding="utf-8")
+    except OSError as exc:
+        raise ConfigError(f"cannot write the page {path}: {exc.strerror or exc}") from exc
+
+
+def status_of(told: Sequence[CurveEvent]) -> Status:
+    if any(event.severity == "page" for event in told):
+        return Status.CRITICAL
+    return Status.WARNING if told else Status.OK
+
+
+def _tell(out: Output, found: Scanned, told: Sequence[CurveEvent], several: bool) -> None:
+    if out.json:
+        for event in told:
+            print(event_line(event, found.path))
+        return
+    start = f"{named(found.path)}: " if several else ""
+    for line in event_rows(told, out.color):
+        out.line(start + line)
+
+
+def event_line(event: CurveEvent, path: str, **further: Any) -> str:
+    """An event as a line of JSON. All of it is ASCII, so a file's name can do nothing to a terminal."""
+    return json.dumps({**event_json(event), **further, "file": path, "schema": SCHEMA}, allow_nan=False)
+
+
+def event_rows(events: Sequence[CurveEvent], color: bool = False) -> list[str]:
+    """Events for people, one a line, in columns."""
+    cells = [event_cells(event) for event in events]
+    widths = [max((len(row[place]) for row in cells), default=0) for place in range(6)]
+    lines = []
+    for event, row in zip(events, cells, strict=True):
+        padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+        padded[0] = Pen(color=color).paint(padded[0], event.severity)
+        lines.append("  ".join((*padded, row[6])))
+    return lines
+
+
+def event_cells(event: CurveEvent) -> list[str]:
+    """Severity, kind, metric, steps, level and peak, confidence, message."""
+    steps = f"{event.step}-" if event.end_step is None else f"{event.step}-{event.end_step}"
+    if event.end_step == event.step:
+        steps = str(event.step)
+    return [
+        event.severity, event.kind, plain(event.metric, 40), steps,
+        f"{number_text(event.baseline)} -> {number_text(event.value)}", f"{event.confidence:.2f}",
+        plain(event.message),
+    ]  # fmt: skip
+
+
+def summary(found: Scanned) -> str:
+    """What was read: the last line of a scan."""
+    steps = "no step"
+    if found.first_step is not None:
+        steps = f"steps {found.first_step} to {found.last_step}"
+    # those that are looked at first
+    names = sorted(found.series, key=lambda name: (name not in WATCHED, found.series[name]))
+    series = ", ".join(plain(name, 40) for name in names[:8])
+    if len(found.series) > 8:
+        series += f" and {len(found.series) - 8} more"
+    parts = [
+        f"{found.rows:,} rows", steps, f"{len(found.series)} series ({series})",
+        f"{found.restarts:,} restarts" if found.restarts else "",
+        f"{found.isolated:,} isolated outliers counted, not told",
+        f"{found.unreadable:,} unreadable records",
+        f"{found.dropped_events:,} events beyond {EVENTS_AT_MOST:,} left out" if found.dropped_events else "",
+    ]  # fmt: skip
+    return f"{named(found.path)} ({found.format}): " + "; ".join(part for part in parts if part)
+
+
+def _width() -> int:
+    return min(400, max(40, shutil.get_terminal_size((80, 24)).columns))
+
+
+def pen(out: Output) -> Pen:
+    """What the terminal can show: braille needs UTF-8 and a terminal that is not dumb."""
+    encoding = (getattr(sys.stdout, "encoding", None) or "ascii").lower().replace("-", "")
+    return Pen(unicode=encoding == "utf8" and os.environ.get("TERM") != "dumb", color=out.color)

@@ -1,0 +1,411 @@
+"""Spikes, divergences, restarts and new levels of the loss, seen together with the grad norm. Pure.
+
+A row that is out (above Level.high) is told at once when the grad norm is out as well, or when it stands
+further out than this run's single rows go. Else the next row has to confirm it, and where single rows are
+frequent the one after: never more than two rows later. A row that is out, with the next one back and the grad
+norm unmoved, is the data: it is counted and not told.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from statistics import median
+from typing import Any
+
+from clustertools.curves import Kind, News, Options, Restart, Row, Story
+from clustertools.curves.level import Level
+from clustertools.curves.loss_event import (
+    ACCEPT_ROWS,
+    AGAIN_ROWS,
+    BACK_ROWS,
+    SPIKE_ROWS,
+    Disturbance,
+)
+
+#: A loss has to be so far above its level, as a share of it, to be out: half of the 10 % that an event has to
+#: have (loss.md section 4), as the first row of some is not the highest.
+LOSS_FLOOR = 0.05
+#: A grad norm scatters far more: it is out at 1.5 times its level, and a sign of a spike at twice.
+GRAD_FLOOR, GRAD_SIGN_RATIO = 0.5, 2.0
+#: A burst of the grad norm alone (loss.md section 4).
+BURST_RATIO, BURST_SIGMAS = 5.0, 40.0
+#: On the spot, a single row has to be rarer than this by the run's own record: three in 100,000 rows.
+RARE = 3e-5
+#: ... and so high: 10 % (loss.md section 4); twice the level where there is a grad norm that did not move.
+SPOT_LIFT, UNMOVED_LIFT = 0.10, 1.0
+#: Single rows more frequent than this come in pairs by chance: then a third one has to confirm.
+PAIR_RATE = 1 / 300
+#: With the grad norm out, so much of the loss is enough to belong to it.
+JOINT_SIGMAS, JOINT_LIFT = 3.5, 0.02
+#: A sign in the grad norm belongs to a loss that leaves within so many rows: four in BLOOM's first spike.
+SIGN_ROWS = 5
+#: As the first rows of the run: within 20 %, after the loss had fallen to this share of them.
+RESTART_NEAR, LEARNED_SHARE, FIRST_ROWS = 0.2, 0.7, 4
+#: After a resume the loss is up for some tens of rows by itself (IDEFICS): only what is this high counts.
+RESUME_ROWS, RESUME_LIFT = 50, 0.5
+
+
+class LossWatch:
+    """The detector of the loss. See clustertools.curves.Detector."""
+
+    def __init__(self, state: Mapping[str, Any] | None = None, options: Options | None = None) -> None:
+        saved = state or {}
+        self._loss = Joined("loss", saved.get("loss"))
+        names = [n for n in (options or Options()).extra if n not in ("loss", "grad_norm")]
+        series = saved.get("extra", {})
+        self._extra = {name: Joined(name, series.get(name)) for name in names}
+
+    def add(self, row: Row, story: Story, told: list[News]) -> None:
+        values = row.values
+        loss = values.get("loss")
+        grad = values.get("grad_norm")
+        joined = self._loss
+        if loss is not None:
+            if grad is None:
+                if loss <= joined.high:
+                    joined.level.take(loss)
+                else:
+                    joined.look(row.step, loss, None, story, told)
+            elif loss <= joined.high and grad <= joined.grad_high and grad > 0:
+                joined.level.take(loss)
+                joined.grad.take(grad)
+            else:
+                joined.look(row.step, loss, grad, story, told)
+        elif grad is not None:
+            joined.look(row.step, None, grad, story, told)
+        for name, series in self._extra.items():
+            value = values.get(name)
+            if value is not None:
+                series.look(row.step, value, None, story, told)
+
+    def restart(self, restart: Restart, story: Story, told: list[News]) -> None:
+        for series in (self._loss, *self._extra.values()):
+            series.restart(told)
+
+    def finish(self, story: Story, told: list[News]) -> None:
+        for series in (self._loss, *self._extra.values()):
+            series.finish(told)
+
+    def state(self) -> dict[str, Any]:
+        extra = {name: series.state() for name, series in self._extra.items()}
+        return {"loss": self._loss.state(), "extra": extra}
+
+
+class Joined:
+    """One series and the grad norm beside it.
+
+    `high` and `grad_high` are the bounds of an ordinary row: minus infinity while anything is going on, so
+    that every row then comes to `look`.
+    """
+
+    def __init__(self, metric: str, state: Mapping[str, Any] | None = None) -> None:
+        saved = state or {}
+        self.metric = metric
+        self.level = Level(LOSS_FLOOR, saved.get("level"))
+        self.grad = Level(GRAD_FLOOR, saved.get("grad"))
+        self.firsts: list[float] = list(saved.get("firsts", ()))
+        self.now = Disturbance.of(saved.get("now"))
+        #: rows that are out and not told: step, value, grad norm over its level, rarity
+        self.waiting: list[list[float]] = [list(row) for row in saved.get("waiting", ())]
+        #: the first and the last row of the grad norm's being out, the rows since, the highest ratio
+        self.sign: list[float] | None = saved.get("sign")
+        self.resumed: int = saved.get("resumed", 0)
+        self.busy: bool = saved.get("busy", True)
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "level": self.level.state(), "grad": self.grad.state(), "firsts": self.firsts,
+            "now": self.now.state() if self.now else None, "waiting": self.waiting, "sign": self.sign,
+            "resumed": self.resumed, "busy": self.busy,
+        }  # fmt: skip
+
+    @property
+    def high(self) -> float:
+        return -math.inf if self.busy else self.level.high
+
+    @property
+    def grad_high(self) -> float:
+        return self.grad.high
+
+    def look(
+        self, step: int, value: float | None, grad: float | None, story: Story, told: list[News]
+    ) -> None:
+        """A row in full. A value that is no number belongs to another detector, and so does a loss of 0.0
+        with a grad norm that is none: so the Hugging Face Trainer prints it."""
+        if value is not None and (
+            not math.isfinite(value) or (value == 0.0 and grad is not None and math.isnan(grad))
+        ):
+            value = None
+        if grad is not None and not (math.isfinite(grad) and grad > 0):
+            grad = None
+        ratio = self._grad_sign(step, grad)
+        if value is None:
+            if ratio >= BURST_RATIO and self.now is None:
+                self._burst(step, grad, ratio, story, told)
+            return
+        if len(self.firsts) < FIRST_ROWS:
+            self.firsts.append(value)
+        if self.resumed:
+            self.resumed -= 1
+        if self.now is not None and not self.now.over:
+            self._follow(self.now, step, value, grad, ratio, told)
+        elif value > self.level.high:
+            self._out(step, value, grad, ratio, story, told)
+        else:
+            self._in(step, value, grad, ratio, story, told)
+        self._settle_busy()
+
+    def _settle_busy(self) -> None:
+        self.busy = bool(
+            self.now or self.waiting or self.sign or self.resumed or len(self.firsts) < FIRST_ROWS
+        )
+
+    def _grad_sign(self, step: int, grad: float | None) -> float:
+        """Follow the grad norm: how many times its level it is where it is out, else 0."""
+        level = self.grad
+        if self.sign is not None:
+            self.sign[2] += 1
+            if self.sign[2] > SIGN_ROWS:
+                self.sign = None
+        if grad is None:
+            return 0.0
+        if grad <= level.high:
+            if self.now is None or self.now.over or grad <= self.now.grad_back:
+                level.take(grad)
+            return 0.0
+        ratio = grad / level.centre if level.centre > 0 else 0.0
+        if self.now is None or self.now.over:
+            level.take(level.high)  # many of these are how the run is; few change nothing
+        if ratio < GRAD_SIGN_RATIO:
+            return 0.0
+        if self.sign is None:
+            self.sign = [step, step, 0, ratio]
+        else:
+            self.sign[1], self.sign[2], self.sign[3] = step, 0, max(ratio, self.sign[3])
+        return ratio
+
+    def _out(
+        self, step: int, value: float, grad: float | None, ratio: float, story: Story, told: list[News]
+    ) -> None:
+        """The loss is above its level."""
+        level = self.level
+        rarity = level.rarity(value)
+        self.waiting.append([step, value, ratio, rarity])
+        if self._is_told(grad):
+            self._begin("spike", story, told)
+
+    def _is_told(self, grad: float | None) -> bool:
+        level, rows = self.level, len(self.waiting)
+        _, value, _, rarity = self.waiting[-1]
+        lift = level.lift(value)
+        if self.resumed and lift < RESUME_LIFT:
+            return False
+        if self.sign is not None:
+            return True
+        if rows >= (2 if level.rate < PAIR_RATE else 3):
+            return True
+        unmoved = grad is not None and self.grad.is_ready
+        return rarity <= RARE and lift >= (UNMOVED_LIFT if unmoved else SPOT_LIFT)
+
+    def _in(
+        self, step: int, value: float, grad: float | None, ratio: float, story: Story, told: list[News]
+    ) -> None:
+        """The loss is at its level. What was out and not confirmed was the data."""
+        level = self.level
+        if self.waiting:
+            story.isolated += len(self.waiting)
+            for _, out, _, _ in self.waiting:
+                level.note_single(out)
+                level.take(level.high)
+            self.waiting = []
+        if self.now is not None:  # over, and kept for a while: what comes again soon is the same
+            self.now.rows += 1
+            if self.now.rows > AGAIN_ROWS:
+                self.now = None
+        if ratio >= GRAD_SIGN_RATIO and level.is_ready and self.grad.is_ready and grad is not None:
+            if level.z(value) >= JOINT_SIGMAS and level.lift(value) >= JOINT_LIFT:
+                self.waiting.append([step, value, ratio, level.rarity(value)])
+                self._begin("spike", story, told)
+                return
+            if ratio >= BURST_RATIO and self.grad.z(grad) >= BURST_SIGMAS:
+                self._burst(step, grad, ratio, story, told)
+                assert self.now is not None
+                self.now.held.append([value, grad])
+                return
+        level.take(value)
+
+    def _begin(self, kind: Kind, story: Story, told: list[News]) -> None:
+        """Tell of the rows that wait, as one disturbance."""
+        level = self.level
+        first, last = self.waiting[0], self.waiting[-1]
+        values = [row[1] for row in self.waiting]
+        peak, ratio = max(values), max(row[2] for row in self.waiting)
+        sign = None
+        if self.sign is not None:
+            ratio, sign = max(ratio, self.sign[3]), int(self.sign[0])
+        if self.now is not None:  # over, but not for long: it comes again
+            known = self.now
+            known.over, known.back_rows, known.rows = False, 0, len(values)
+            known.peak, known.grad_ratio = max(peak, known.peak), max(ratio, known.grad_ratio)
+            if known.kind == "grad_burst":
+                self._turn(known, "spike", int(first[0]), peak)
+            known.end_step, known.values = int(last[0]), values
+            told.append(known.news("grew"))
+            self.waiting = []
+            return
+        rarity = min(row[3] for row in self.waiting) ** len(values) * (1e-3 if sign is not None else 1.0)
+        self.now = Disturbance(
+            number=story.number(), kind=kind, metric=self.metric, step=int(first[0]), alarm_step=int(last[0]),
+            baseline=level.centre, back=self._back(peak), grad_back=self.grad.high, peak=peak,
+            confidence=_sure(rarity), end_step=int(last[0]), rows=len(values), sign_step=sign,
+            grad_ratio=ratio, values=values,
+        )  # fmt: skip
+        self.waiting = []
+        told.append(self.now.news("began"))
+
+    def _back(self, peak: float) -> float:
+        """Up to where the loss is back: what its level scatters, and of a high peak the last twentieth."""
+        level = self.level
+        return level.centre + max(
+            level.bias + 4.0 * level.spread, 0.5 * level.floor * level.scale, 0.05 * (peak - level.centre)
+        )
+
+    def _burst(self, step: int, grad: float | None, ratio: float, story: Story, told: list[News]) -> None:
+        level = self.grad
+        if grad is None or level.z(grad) < BURST_SIGMAS or not level.is_ready:
+            return
+        if self.now is not None:
+            known = self.now
+            known.over, known.back_rows, known.rows = False, 0, 1
+            known.grad_ratio = max(ratio, known.grad_ratio)
+            return
+        self.now = Disturbance(
+            number=story.number(), kind="grad_burst", metric="grad_norm", step=step, alarm_step=step,
+            baseline=level.centre, back=self._back(self.level.centre), grad_back=level.high, peak=grad,
+            confidence=_sure(level.rarity(grad)), end_step=step, grad_ratio=ratio,
+        )  # fmt: skip
+        told.append(self.now.news("began"))
+
+    def _follow(
+        self, now: Disturbance, step: int, value: float, grad: float | None, ratio: float, told: list[News]
+    ) -> None:
+        """A row while a disturbance goes on."""
+        now.rows += 1
+        now.grad_ratio = max(now.grad_ratio, ratio)
+        page = now.severity
+        if now.kind == "grad_burst":
+            if value > self.level.high or (
+                ratio >= GRAD_SIGN_RATIO
+                and self.level.z(value) >= JOINT_SIGMAS
+                and self.level.lift(value) >= JOINT_LIFT
+            ):
+                self._turn(now, "spike", step, value)
+                now.values, now.held = [value], []
+                told.append(now.news("grew"))
+                return
+            out = grad is not None and grad > now.grad_back
+            if out and grad is not None:
+                now.peak = max(now.peak, grad)
+        else:
+            out = value > now.back
+            now.values.append(value)
+            if len(now.values) > 2 * SPIKE_ROWS:
+                del now.values[SPIKE_ROWS // 2 : SPIKE_ROWS]
+            if out:
+                now.peak = max(now.peak, value)
+        if not out:
+            now.back_rows += 1
+            now.held.append([value])
+            if now.back_rows == 1:
+                now.back_step = step
+            if now.back_rows >= BACK_ROWS:
+                self._over(now, told)
+            return
+        now.back_rows, now.back_step, now.end_step = 0, None, step
+        if now.kind == "grad_burst":
+            now.held.append([value])
+            if now.rows >= SPIKE_ROWS:  # the grad norm has another level now
+                self._ended(now, told)
+            return
+        now.held = []
+        self._kind(now, told, page)
+
+    def _kind(self, now: Disturbance, told: list[News], page: str) -> None:
+        """What it is by now, and whether that is news."""
+        kind = now.kind
+        if kind == "spike" and self._is_restart(now):
+            now.kind = "restart"
+        elif kind == "spike" and now.rows >= SPIKE_ROWS:
+            now.kind = "level_shift" if _holds(now) else "divergence"
+        elif kind == "spike" and now.rows >= SPIKE_ROWS // 2 and min(now.values[-5:]) > max(now.values[:5]):
+            now.kind = "divergence"
+        now.judge()
+        if now.kind == "level_shift" or now.rows >= ACCEPT_ROWS:
+            if now.kind != kind:
+                told.append(now.news("grew"))
+            self.level.accept(now.values[-SPIKE_ROWS:])
+            self._ended(now, told)
+        elif (
+            now.kind != kind
+            or now.severity != page
+            or now.peak - now.baseline > 1.5 * max(now.told_height, 0.0)
+        ):
+            told.append(now.news("grew"))
+
+    def _is_restart(self, now: Disturbance) -> bool:
+        """Two rows as the first two of the run, or all so far where they are one, after it had learned."""
+        firsts, values = self.firsts, now.values
+        if len(values) < 2 or len(values) > FIRST_ROWS + 2 or len(firsts) < FIRST_ROWS:
+            return False
+        start = median(firsts)
+        if self.metric != "loss" or start <= 0 or now.baseline > LEARNED_SHARE * start:
+            return False
+        return all(abs(value - start) <= RESTART_NEAR * start for value in values[-2:])
+
+    def _turn(self, now: Disturbance, kind: Kind, step: int, peak: float) -> None:
+        """A burst of the grad norm turns out to be the first sign of a loss that leaves."""
+        now.sign_step = now.step if now.sign_step is None else now.sign_step
+        now.kind, now.metric, now.step, now.end_step = kind, "loss", step, step
+        now.baseline, now.peak, now.rows = self.level.centre, peak, 1
+        now.back, now.back_rows, now.back_step = self._back(peak), 0, None
+
+    def _over(self, now: Disturbance, told: list[News]) -> None:
+        told.append(now.news("recovered"))
+        for held in now.held:
+            self.level.take(min(held[0], self.level.high))
+        now.over, now.rows, now.values, now.held = True, 0, [], []
+
+    def _ended(self, now: Disturbance, told: list[News]) -> None:
+        told.append(now.news("ended"))
+        for held in now.held:
+            self.level.take(min(held[0], self.level.high))
+        self.now = None
+
+    def restart(self, told: list[News]) -> None:
+        """The run went back: what was going on is void."""
+        self.waiting, self.sign = [], None
+        if self.now is not None and not self.now.over:
+            self._ended(self.now, told)
+        self.now, self.resumed, self.busy = None, RESUME_ROWS, True
+
+    def finish(self, told: list[News]) -> None:
+        now = self.now
+        if now is not None and not now.over:
+            if now.back_rows:
+                self._over(now, told)
+            else:
+                self._ended(now, told)
+        self.now = None
+
+
+def _holds(now: Disturbance) -> bool:
+    """The level since is as flat as it was high: it does not come back and does not rise."""
+    early, late = median(now.values[2:14]), median(now.values[-12:])
+    return abs(late - early) <= 0.25 * max(early - now.baseline, late - now.baseline)
+
+
+def _sure(rarity: float) -> float:
+    """How sure: 0.5 where such a row comes once in 10, 0.99 where once in 100,000 and rarer."""
+    digits = -math.log10(max(rarity, 1e-12))
+    return round(min(0.99, 0.4 + 0.12 * digits), 2)

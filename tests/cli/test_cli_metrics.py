@@ -1,0 +1,261 @@
+"""`clustertools metrics`: real forms of logs, pipes, hostile and broken ones; what is told, the exit code."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from clustertools.cli import main
+from clustertools.curves import CurveEvent, News, watch
+
+LOGS = Path(__file__).parent.parent / "runs" / "logs"
+FIRST_KEYS = [
+    "kind", "metric", "step", "end_step", "value", "baseline", "confidence", "severity", "message",
+]  # fmt: skip
+
+
+class Ten:
+    """A detector of which every test knows what it says: a loss of ten and more is a spike while it lasts."""
+
+    def __init__(self, state, options):
+        self.extra, self.open = options.extra, None
+
+    def add(self, row, story, told):
+        for name in ("loss", *self.extra):
+            value = row.values.get(name)
+            if value is None:
+                continue
+            if value >= 10 and self.open is None:
+                severity = "page" if value >= 1000 else "notice"
+                self.open = CurveEvent(
+                    story.number(), "spike", name, row.step, row.step, value, 2.0, 0.9, severity,
+                    f"{name} {value:g} at step {row.step}",
+                )  # fmt: skip
+                told.append(News("began", self.open))
+            elif value < 10 and self.open is not None:
+                told.append(
+                    News("recovered", replace(self.open, end_step=row.step - 1, recovered_step=row.step))
+                )
+                self.open = None
+
+    def restart(self, restart, story, told):
+        pass
+
+    def finish(self, story, told):
+        pass
+
+    def state(self):
+        return None
+
+
+@pytest.fixture
+def ten(monkeypatch):
+    monkeypatch.setattr(watch, "DETECTORS", {"ten": Ten})
+
+
+def log(path: Path, losses: dict[int, object], *, key: str = "loss") -> Path:
+    path.write_text("".join(json.dumps({"step": step, key: loss}) + "\n" for step, loss in losses.items()))
+    return path
+
+
+@pytest.fixture
+def spiky(tmp_path, ten) -> Path:
+    return log(tmp_path / "spiky.jsonl", {n: 20.0 if n in (50, 51, 80) else 2.0 for n in range(100)})
+
+
+def scanned(capsys, *words, code):
+    assert main(["metrics", "scan", *map(str, words)]) == code
+    return capsys.readouterr()
+
+
+@pytest.mark.parametrize("name", sorted(p.name for p in LOGS.iterdir() if p.suffix != ".md"))
+def test_every_real_form_is_recognised(name, capsys):
+    assert main(["metrics", "scan", str(LOGS / name)]) in (0, 1, 2)
+    told = capsys.readouterr()
+    assert " rows; steps " in told.err
+    assert "(None)" not in told.err
+
+
+def test_one_event_a_line_in_the_order_of_steps(spiky, capsys):
+    told = scanned(capsys, spiky, code=1)
+    first, second = told.out.splitlines()
+    assert first.split() == "notice spike loss 50-51 2 -> 20 0.90 loss 20 at step 50".split()
+    assert second.split()[3] == "80"
+    assert "100 rows; steps 0 to 99; 1 series (loss); 0 isolated outliers" in told.err
+
+
+def test_json_has_the_nine_keys_first(spiky, capsys):
+    told = scanned(capsys, spiky, "--json", code=1)
+    events = [json.loads(line) for line in told.out.splitlines()]
+    assert [list(e)[:9] for e in events] == [FIRST_KEYS] * 2
+    assert events[0]["kind"] == "spike"
+    assert (events[0]["step"], events[0]["end_step"], events[0]["recovered_step"]) == (50, 51, 52)
+    assert events[0]["file"] == str(spiky)
+    assert events[0]["schema"] == 1
+
+
+def test_a_number_that_json_cannot_say(tmp_path, ten, capsys):
+    path = tmp_path / "inf.jsonl"
+    path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": Infinity}\n')
+    told = scanned(capsys, path, "--json", code=2)
+    assert json.loads(told.out, parse_constant=pytest.fail)["value"] == "inf"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "count"),
+    [
+        (["--kinds", "nan,divergence"], 0, 0),
+        (["--kinds", "nan,spike"], 1, 2),
+        (["--min-severity", "page"], 0, 0),
+        (["--min-severity", "notice"], 1, 2),
+        (["--since", "52"], 1, 1),
+        (["--since", "51"], 1, 2),
+        (["--since", "99"], 0, 0),
+        (["--metric", "grad_norm"], 0, 0),
+        (["--metric", "train/loss"], 1, 2),
+    ],
+)
+def test_less_can_be_told(spiky, capsys, words, code, count):
+    assert len(scanned(capsys, spiky, *words, code=code).out.splitlines()) == count
+
+
+def test_a_page_is_two_and_what_cannot_be_read_three(tmp_path, spiky, capsys):
+    page = log(tmp_path / "page.jsonl", {1: 2.0, 2: 5000.0, 3: 2.0})
+    fine = log(tmp_path / "fine.jsonl", {1: 2.0, 2: 2.0})
+    told = scanned(capsys, fine, spiky, page, tmp_path / "none.log", code=2)
+    assert [line.split(":")[0] for line in told.out.splitlines()] == [str(spiky)] * 2 + [str(page)]
+    assert "none.log" in told.err
+    assert scanned(capsys, fine, spiky, tmp_path / "none.log", code=3).out.count("\n") == 2
+    scanned(capsys, fine, code=0)
+
+
+def test_a_series_of_no_known_name_is_watched_when_it_is_asked_for(tmp_path, ten, capsys):
+    path = log(tmp_path / "r.jsonl", {1: 2.0, 2: 50.0, 3: 2.0}, key="badness")
+    told = scanned(capsys, path, code=3)
+    assert "badness" in told.err
+    assert "--metric" in told.err
+    assert "badness 50 at step 2" in scanned(capsys, path, "--metric", "badness", code=1).out
+
+
+def test_a_pipe(spiky, capsys, monkeypatch):
+    expected = scanned(capsys, spiky, code=1).out
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(spiky.read_bytes())))
+    told = scanned(capsys, "-", code=1)
+    assert told.out == expected
+    assert "the standard input" in told.err
+
+
+def test_what_is_no_log_says_so(tmp_path, capsys):
+    empty, prose, binary = tmp_path / "empty.log", tmp_path / "README.md", tmp_path / "core"
+    empty.write_bytes(b"")
+    prose.write_text("# A project\n\nIt trains models.\n")
+    binary.write_bytes(bytes(range(256)) * 500)
+    for path in (empty, prose, binary):
+        told = scanned(capsys, path, code=3)
+        assert told.out == ""
+        assert str(path) in told.err
+        assert "Traceback" not in told.err
+    scanned(capsys, tmp_path / "missing.log", code=3)
+
+
+@pytest.mark.root
+def test_no_permission(spiky):
+    spiky.chmod(0)
+    child = os.fork()
+    if child == 0:
+        code = 9
+        try:
+            os.setuid(65534)
+            code = main(["metrics", "scan", str(spiky)])
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+
+
+HOSTILE = "\x1b]0;owned\x07<script>alert(1)</script>\u202e\x9b31m"
+
+
+def test_nothing_from_a_log_reaches_the_terminal_unescaped(tmp_path, ten, capsys):
+    path = tmp_path / f"run-{HOSTILE.replace('/', '')}.jsonl"
+    lines = [{"step": n, "loss": 20.0 if n == 5 else 2.0, HOSTILE: 1.0} for n in range(10)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for words in ([], ["--json"], ["--plot"]):
+        told = scanned(capsys, path, path, *words, code=1)
+        assert not {"\x1b", "\x9b", "\u202e", "\x07"} & set(told.out + told.err)
+    for words in ([], ["--json"], ["--csv"], ["--records"], ["--records", "--json"]):
+        assert main(["metrics", "read", str(path), *words]) == 0
+        told = capsys.readouterr()
+        assert not {"\x1b", "\x9b", "\u202e", "\x07"} & set(told.out + told.err)
+
+
+def test_a_torn_last_line_is_no_event(tmp_path, ten, capsys):
+    path = log(tmp_path / "torn.jsonl", dict.fromkeys(range(20), 2.0))
+    with path.open("a") as file:
+        file.write('{"step": 20, "lo')
+    scanned(capsys, path, code=0)
+
+
+def test_the_plot_is_below_the_events(spiky, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    lines = scanned(capsys, spiky, "--plot", code=1).out.splitlines()
+    assert lines[0].startswith("notice")
+    assert lines[2] == "loss"
+    assert any("⡇" in line or "⢸" in line or "⠁" in line for line in lines[3:])
+    assert "spike 50" in lines[-1]
+    assert max(map(len, lines[2:])) <= 60
+    monkeypatch.setenv("TERM", "dumb")
+    assert scanned(capsys, spiky, "--plot", code=1).out.isascii()
+
+
+def read(capsys, *words) -> str:
+    assert main(["metrics", "read", *map(str, words)]) == 0
+    return capsys.readouterr().out
+
+
+def test_read_prints_one_row_a_step(tmp_path, capsys):
+    path = log(tmp_path / "a.jsonl", {1: 2.5, 2: 2.25})
+    assert read(capsys, path).splitlines() == ["         1  loss=2.5", "         2  loss=2.25"]
+    row = json.loads(read(capsys, path, "--json").splitlines()[1])
+    assert (row["kind"], row["step"], row["values"]) == ("row", 2, {"loss": 2.25})
+    assert read(capsys, path, "--since", "2").split() == ["2", "loss=2.25"]
+
+
+def test_read_tells_of_a_loss_that_is_left_out(capsys):
+    rows = [json.loads(line) for line in read(capsys, LOGS / "megatron.log", "--json").splitlines()]
+    (lost,) = [row for row in rows if row["missing"]]
+    assert (lost["step"], lost["missing"]) == (94, ["loss"])
+    assert lost["values"]["grad_norm"] == "nan"
+
+
+def test_what_read_writes_as_csv_is_read_again(capsys, tmp_path):
+    table = read(capsys, LOGS / "megatron.log", "--csv", "--metric", "loss", "--metric", "grad_norm")
+    assert table.splitlines()[0] == "step,grad_norm,loss,time"
+    assert table.splitlines()[4].startswith("94,nan,,")
+    again = tmp_path / "again.csv"
+    again.write_text(table)
+    first = [line.split()[1:3] for line in read(capsys, again, "--metric", "loss").splitlines()]
+    assert ["loss=7.223456"] in first
+
+
+def test_read_says_what_it_cannot(tmp_path, capsys):
+    path = log(tmp_path / "a.jsonl", {1: 2.5})
+    assert main(["metrics", "read", str(path), "--metric", "nothing"]) == 3
+    assert "nothing of nothing" in capsys.readouterr().err
+    assert main(["metrics", "read", str(path), "--csv", "--json"]) == 3
+
+
+def test_the_page_is_written(spiky, tmp_path, capsys):
+    out = tmp_path / "curves.html"
+    told = scanned(capsys, spiky, spiky, "--html", out, code=1)
+    page = out.read_text()
+    assert told.out.count("\n") == 4
+    assert page.count("loss 20 at step 80") > 2
+    assert page.count("<figure>") == 4
+    told = scanned(capsys, spiky, "--html", tmp_path / "no" / "such.html", code=3)
+    assert "cannot write the page" in told.err
