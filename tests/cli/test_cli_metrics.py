@@ -248,3 +248,14 @@ def test_read_says_what_it_cannot(tmp_path, capsys):
     assert main(["metrics", "read", str(path), "--metric", "nothing"]) == 3
     assert "nothing of nothing" in capsys.readouterr().err
     assert main(["metrics", "read", str(path), "--csv", "--json"]) == 3
+
+
+def test_the_page_is_written(spiky, tmp_path, capsys):
+    out = tmp_path / "curves.html"
+    told = scanned(capsys, spiky, spiky, "--html", out, code=1)
+    page = out.read_text()
+    assert told.out.count("\n") == 4
+    assert page.count("loss 20 at step 80") > 2
+    assert page.count("<figure>") == 4
+    told = scanned(capsys, spiky, "--html", tmp_path / "no" / "such.html", code=3)
+    assert "cannot write the page" in told.err
