@@ -241,7 +241,7 @@ class NotFinite:
         halved = 0
         if m.scale is not None and scale != m.scale:
             m.scaled = True
-            halved = max(0, round(math.log2(m.scale / scale)))
+            halved = max(0, round(math.log2(m.scale) - math.log2(scale)))
             if scale > 4 * m.scale:
                 # no growth: the run was started anew with the first scale, which is too high again
                 m.search, m.searched, m.calm = True, 0, 0

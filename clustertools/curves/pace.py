@@ -15,6 +15,7 @@ from typing import Any
 
 from clustertools.curves import Change, CurveEvent, News, Options, Restart, Row, Severity, Story
 from clustertools.curves.pace_signal import StepSeconds
+from clustertools.stats import MAD_TO_SIGMA
 
 #: The newest rows, and those before them: 20 and 200, as blocks of ten that count by their median.
 NEW_ROWS = 20
@@ -156,7 +157,7 @@ class Pace:
             if self._blocks and abs(middle / _median([b[0] for b in self._blocks]) - 1) > NOTICE:
                 self._blocks, self._wander, self._before, self._since = [], [], [], self._rows
         elif len(self._blocks) >= BLOCKS_AT_LEAST:
-            self._wander.append(middle / self._base - 1)
+            self._wander.append(abs(middle / self._base - 1))
             del self._wander[:-WANDER_BLOCKS]
         self._blocks.append([middle, top])
         del self._blocks[:-BLOCKS]
@@ -181,13 +182,13 @@ class Pace:
         self._edge = math.inf
         if not self._blocks:
             return
-        base = self._base = _median([b[0] for b in self._blocks])
-        noise = self._noise = _median([b[1] / b[0] for b in self._blocks]) - 1
+        base = self._base = _median([middle for middle, _ in self._blocks])
+        noise = self._noise = _median([top / middle for middle, top in self._blocks]) - 1
         few = max(0.0, (BLOCKS_ENOUGH - len(self._blocks)) / BLOCKS_ENOUGH)
         limit = max(NOTICE * (1 + few), ROW_SIGMAS * noise * (1 + few), 2 * self._signal.quantum)
         if len(self._wander) >= 2:
-            away = sorted(abs(w) for w in self._wander)
-            limit = max(limit, WANDER_SIGMAS * 1.4826 * _median(away), WANDER_WORST * away[-2])
+            away = sorted(self._wander)
+            limit = max(limit, WANDER_SIGMAS * MAD_TO_SIGMA * away[len(away) // 2], WANDER_WORST * away[-2])
         self._limit = limit
         if len(self._blocks) >= BLOCKS_AT_LEAST and not self._unsure:
             self._edge = base * (1 + max(0.6 * limit, noise))
