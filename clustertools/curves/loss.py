@@ -25,8 +25,8 @@ LOSS_FLOOR, TOLD_LIFT = 0.04, 0.08
 #: loss to about twice (seen in runs of nanoGPT), so that it confirms a loss from 2.5 times on: 56 of 71 loss
 #: events reach 3 (loss.md section 1).
 GRAD_FLOOR, SIGN_RATIO = 0.5, 2.5
-#: A burst of the grad norm alone is 5 times its median and 40 robust sigmas (loss.md section 4). 30 of ours, as
-#: medians over other windows differ by so much and a burst of just 40 is one as well.
+#: A burst of the grad norm alone is 5 times its median and 40 robust sigmas (loss.md section 4). 30 of ours:
+#: medians over other windows differ by so much, and a burst of just 40 is one as well.
 BURST_RATIO, BURST_SIGMAS = 5.0, 30.0
 #: What is told has to be rarer than this by the run's own record: one in 100,000 rows.
 RARE = 1e-5
