@@ -24,9 +24,9 @@ CENTRE_ROWS = 15
 #: a young run the younger half counts: what a loss does while it falls from its first values ends soon.
 SPREAD_ROWS, _YOUNG_ROWS = 80, 12
 #: Rows that are kept as they came: for the slope, the quantum and how rows hang together.
-_RECENT_ROWS = 45
-#: The centre is looked at anew after so many rows, the spread after four times as many.
-_SETTLE_ROWS = 8
+_RECENT_ROWS = 36
+#: The centre is looked at anew after so many rows, the spread after six times as many.
+_SETTLE_ROWS, _SPREAD_TIMES = 8, 6
 #: The slope is taken from three medians of so many rows; it has to be the same way between both pairs, and
 #: the smaller one counts, so that a step, as at the end of an epoch, is none.
 _SLOPE_ROWS = 9
@@ -90,9 +90,9 @@ class Level:
         """A row of the level. One that is out by itself is to be taken as `high`: it widens the spread if
         many come, and one does nothing."""
         self.recent.append(value)
-        self.rows += 1
-        self.centre += self.slope
-        self.high += self.slope
+        if self.slope:
+            self.centre += self.slope
+            self.high += self.slope
         self.wait -= 1
         if not self.wait:
             self._settle()
@@ -142,13 +142,17 @@ class Level:
 
     def _settle(self) -> None:
         """The centre anew from the last rows, and now and then the spread."""
-        recent, rows = self.recent, self.rows
+        recent = self.recent
         count = _SETTLE_ROWS - self.wait
-        self.wait = _SETTLE_ROWS
+        self.rows += count
+        rows, self.wait = self.rows, _SETTLE_ROWS
         if rows > _SETTLE_ROWS and count:  # the first rows have no centre yet to be held against
             slope = self.slope
             first = self.centre - slope * count
-            self.gaps += [value - first - slope * k for k, value in enumerate(recent[-count:])]
+            if slope:
+                self.gaps += [value - first - slope * k for k, value in enumerate(recent[-count:])]
+            else:
+                self.gaps += [value - first for value in recent[-count:]]
             self.watched += count
         slope = self.slope = self._slope()
         last = recent[-CENTRE_ROWS:]
@@ -161,7 +165,7 @@ class Level:
             return
         del recent[:-_RECENT_ROWS]
         del self.gaps[: -min(SPREAD_ROWS, max(_YOUNG_ROWS, rows // 2))]
-        if rows < SPREAD_ROWS or rows // _SETTLE_ROWS % 4 == 0:
+        if rows < SPREAD_ROWS or rows // _SETTLE_ROWS % _SPREAD_TIMES == 0:
             self._respread()
         self.scale = max(abs(self.centre), self.spread)
         if self.scale > 0:  # of a series of zeros nothing is known
@@ -170,17 +174,17 @@ class Level:
     def _slope(self) -> float:
         """Per row, of a series that falls; else 0: a rise is not followed, it may be the beginning of one."""
         recent = self.recent
-        part = min(_SLOPE_ROWS, len(recent) // 3)
+        count = len(recent)
+        part = min(_SLOPE_ROWS, count // 3)
         if part < 3:
             return 0.0
-        count = len(recent)
-        third, second, first = (
-            sorted(recent[count - (k + 1) * part : count - k * part])[part // 2] for k in range(3)
-        )
-        before, after = second - first, third - second
-        if before >= 0 or after >= 0:
+        half = part // 2
+        second = sorted(recent[count - 2 * part : count - part])[half]
+        before = second - sorted(recent[count - 3 * part : count - 2 * part])[half]
+        if before >= 0:
             return 0.0
-        return max(before, after) / part
+        after = sorted(recent[count - part :])[half] - second
+        return max(before, after) / part if after < 0 else 0.0
 
     def _respread(self) -> None:
         count = len(self.gaps)
@@ -209,9 +213,10 @@ class Level:
         From how often the series turns: differences of rows that know nothing of each other go the same way
         twice in a third of all cases, those of a slow wave always. A trend does not matter to it.
         """
-        steps = [b - a for a, b in itertools.pairwise(self.recent)]
-        pairs = [a * b for a, b in itertools.pairwise(steps) if a and b]
-        if len(pairs) < 2 * _SETTLE_ROWS:
+        recent = self.recent
+        steps = [b - a for a, b in itertools.pairwise(recent) if a != b]
+        pairs = len(steps) - 1
+        if pairs < 2 * _SETTLE_ROWS:
             return 0.0
-        same = sum(pair > 0 for pair in pairs) / len(pairs)
+        same = sum((a > 0) == (b > 0) for a, b in itertools.pairwise(steps)) / pairs
         return min(1.0, max(0.0, 1.0 + 2.0 * math.sin(math.pi * (same - 0.5))))

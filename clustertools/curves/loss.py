@@ -67,19 +67,21 @@ class LossWatch:
         loss = values.get("loss")
         grad = values.get("grad_norm")
         joined = self._loss
+        level, grads = joined.level, joined.grad
         if loss is not None:
-            if grad is None:
-                if loss <= joined.high:
-                    joined.take(row.step, loss, story, told)
-                else:
-                    joined.look(row.step, loss, None, story, told)
-            elif loss <= joined.high and grad <= joined.grad_high and grad > 0:
+            # the ordinary row; a value that is no number is not at most anything
+            is_in = not joined.busy and loss <= level.high
+            if is_in and grad is None:
                 joined.take(row.step, loss, story, told)
-                joined.grad.take(grad)
+            elif is_in and grad is not None and 0 < grad <= grads.high:
+                joined.take(row.step, loss, story, told)
+                grads.take(grad)
             else:
                 joined.look(row.step, loss, grad, story, told)
         elif grad is not None:
             joined.look(row.step, None, grad, story, told)
+        if not self._extra:
+            return
         for name, series in self._extra.items():
             value = values.get(name)
             if value is not None:
@@ -104,10 +106,8 @@ class LossWatch:
 
 
 class Joined:
-    """One series and the grad norm beside it.
-
-    `high` and `grad_high` are the bounds of an ordinary row: minus infinity while anything is going on, so
-    that every row then comes to `look`.
+    """One series and the grad norm beside it. `busy`: something is going on, so that every row has to come to
+    `look`; an ordinary row only to `take`.
     """
 
     def __init__(self, metric: str, state: Mapping[str, Any] | None = None) -> None:
@@ -134,19 +134,11 @@ class Joined:
             "resumed": self.resumed, "busy": self.busy,
         }  # fmt: skip
 
-    @property
-    def high(self) -> float:
-        return -math.inf if self.busy else self.level.high
-
-    @property
-    def grad_high(self) -> float:
-        return self.grad.high
-
     def take(self, step: int, value: float, story: Story, told: list[News]) -> None:
         """An ordinary row."""
         level = self.level
         level.take(value)
-        if level.wait == BLOCK_ROWS and level.rows >= BLOCK_ROWS:
+        if level.wait == BLOCK_ROWS:
             risen = self.slow.add(step, level.recent[-BLOCK_ROWS:], level.spread)
             if risen is not None and self.now is None:
                 self._rise(*risen, step, value, story, told)
