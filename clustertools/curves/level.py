@@ -23,6 +23,9 @@ CENTRE_ROWS = 15
 #: Rows against their centre that make the spread: enough that the upper twentieth is more than a handful. In
 #: a young run the younger half counts: what a loss does while it falls from its first values ends soon.
 SPREAD_ROWS, _YOUNG_ROWS = 80, 12
+#: Where the last rows scatter so much less that the others must be of another time (the loss has fallen by
+#: half, the log interval has changed), so many times their spread counts.
+_LATELY_ROWS, _LATELY_TIMES = 24, 2.0
 #: Rows that are kept as they came: for the slope, the quantum and how rows hang together.
 _RECENT_ROWS = 36
 #: The centre is looked at anew after so many rows, the spread after six times as many.
@@ -131,6 +134,12 @@ class Level:
             self.outs += 1.0
             self.heights += math.log(min(z / OUT_SIGMAS, 1e6))
 
+    def renew(self) -> None:
+        """From here on rows are of another kind, as when the log interval changes: the level is learned anew.
+        How far out single rows go stays known."""
+        self.rows, self.wait, self.slope, self.high = 0, _SETTLE_ROWS, 0.0, math.inf
+        self.recent, self.gaps = [], []
+
     def accept(self, values: Sequence[float]) -> None:
         """A new level holds: these are its rows."""
         self.recent, self.gaps = list(values[:CENTRE_ROWS]), self.gaps[-SPREAD_ROWS // 4 :]
@@ -190,17 +199,18 @@ class Level:
         count = len(self.gaps)
         if not count:
             return
-        gaps = sorted(self.gaps)
-        middle = gaps[count // 2]
-        # quarters for the bulk, the upper twentieth for a tail that is heavier than its bulk
-        bulk = (gaps[(3 * count) // 4] - gaps[count // 4]) / 1.349
-        tail = (gaps[min(count - 1, (19 * count) // 20)] - middle) / 1.645
+        middle, bulk, tail = _spreads(self.gaps)
         values = sorted(set(self.recent))
         if len(values) > 1 and 2 * len(values) <= len(self.recent):
             self.quantum = min(b - a for a, b in itertools.pairwise(values))
         # few rows know their spread badly: half as much again at 16, nothing to speak of at 100
+        wide = max(bulk, tail) * (1.0 + 8.0 / count)
+        if count > 2 * _LATELY_ROWS:
+            _, bulk_lately, tail_lately = _spreads(self.gaps[-_LATELY_ROWS:])
+            wide = min(wide, _LATELY_TIMES * max(bulk_lately, tail_lately))
+            bulk = min(bulk, _LATELY_TIMES * bulk_lately)
         self.bulk = max(bulk, self.quantum)
-        self.spread = max(self.bulk, tail) * (1.0 + 8.0 / count)
+        self.spread = max(wide, self.quantum)
         # a series that rises is not out for it; one that falls may stop to
         self.bias = max(middle, 0.0)
         self.carry += 0.25 * (self._carry() - self.carry)
@@ -220,3 +230,13 @@ class Level:
             return 0.0
         same = sum((a > 0) == (b > 0) for a, b in itertools.pairwise(steps)) / pairs
         return min(1.0, max(0.0, 1.0 + 2.0 * math.sin(math.pi * (same - 0.5))))
+
+
+def _spreads(gaps: Sequence[float]) -> tuple[float, float, float]:
+    """The middle, and sigmas of the bulk, by its quarters, and of the tail above, by its upper twentieth: it
+    may be heavier."""
+    known = sorted(gaps)
+    count = len(known)
+    middle = known[count // 2]
+    bulk = (known[(3 * count) // 4] - known[count // 4]) / 1.349
+    return middle, bulk, (known[min(count - 1, (19 * count) // 20)] - middle) / 1.645

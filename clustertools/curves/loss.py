@@ -48,6 +48,8 @@ SIGN_ROWS = 5
 FIRST_VALUES = 14
 #: As the first rows of the run: within 20 %, after the loss had fallen to this share of them.
 RESTART_NEAR, LEARNED_SHARE, FIRST_ROWS = 0.2, 0.7, 4
+#: The log interval has changed when as many rows are so many times as many steps, or as few.
+INTERVAL_TIMES = 3
 #: After a resume the loss is up for some tens of rows by itself (IDEFICS): only what is this high counts.
 RESUME_ROWS, RESUME_LIFT = 50, 0.3
 
@@ -116,6 +118,8 @@ class Joined:
         self.level = Level(LOSS_FLOOR, saved.get("level"))
         self.grad = Level(GRAD_FLOOR, saved.get("grad"))
         self.slow = Slow(saved.get("slow"))
+        #: of the last block of rows its last step, and how many steps it was long
+        self.block: list[int] = list(saved.get("block", (0, 0)))
         self.first_step: int | None = saved.get("first_step")
         self.firsts: list[float] = list(saved.get("firsts", ()))
         self.now = Disturbance.of(saved.get("now"))
@@ -129,7 +133,7 @@ class Joined:
     def state(self) -> dict[str, Any]:
         return {
             "level": self.level.state(), "grad": self.grad.state(), "slow": self.slow.state(),
-            "first_step": self.first_step, "firsts": self.firsts,
+            "block": self.block, "first_step": self.first_step, "firsts": self.firsts,
             "now": self.now.state() if self.now else None, "waiting": self.waiting, "sign": self.sign,
             "resumed": self.resumed, "busy": self.busy,
         }  # fmt: skip
@@ -139,6 +143,14 @@ class Joined:
         level = self.level
         level.take(value)
         if level.wait == BLOCK_ROWS:
+            steps, before = step - self.block[0], self.block[1]
+            if before > 0 and not before < INTERVAL_TIMES * steps < INTERVAL_TIMES**2 * before:
+                level.renew()
+                self.grad.renew()
+                self.slow = Slow()
+                self.block = [step, steps]
+                return
+            self.block = [step, steps]
             risen = self.slow.add(step, level.recent[-BLOCK_ROWS:], level.spread)
             if risen is not None and self.now is None:
                 self._rise(*risen, step, value, story, told)
