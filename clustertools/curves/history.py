@@ -6,7 +6,6 @@ history.points                             64 at most, evenly spaced in rows
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -31,27 +30,26 @@ class Point(NamedTuple):
 class History:
     """The points of one run so far, and the rows of the block that is not full yet."""
 
-    __slots__ = ("_block", "_blocks", "_grads", "_losses", "_lr", "_norm", "_step", "points", "width")
+    __slots__ = ("_blocks", "_grads", "_losses", "_step", "_sums", "points", "width")
 
     def __init__(self, state: Mapping[str, Any] | None = None) -> None:
         saved = state or {}
         self.points: list[Point] = [Point(*p) for p in saved.get("points", ())]
         #: Blocks that make a point now.
         self.width: int = saved.get("width", 1)
-        self._blocks: list[Point] = [Point(*p) for p in saved.get("blocks", ())]
-        self._step: int = saved.get("step", 0)
+        # of the point that is not complete: its first step, its blocks, of each metric the sum and how many
+        self._step: int | None = saved.get("step")
+        self._blocks: int = saved.get("blocks", 0)
+        self._sums: list[list[float]] = [list(s) for s in saved.get("sums", _nothing())]
         self._losses: list[float] = list(saved.get("losses", ()))
         self._grads: list[float] = list(saved.get("grads", ()))
-        self._norm: float | None = saved.get("norm")
-        self._lr: float | None = saved.get("lr")
-        self._block: int = saved.get("block", 0)
 
     def state(self) -> dict[str, Any]:
         """JSON-ready; `History(state)` goes on from it."""
         return {
-            "points": [list(p) for p in self.points], "width": self.width,
-            "blocks": [list(p) for p in self._blocks], "step": self._step, "losses": list(self._losses),
-            "grads": list(self._grads), "norm": self._norm, "lr": self._lr, "block": self._block,
+            "points": [list(p) for p in self.points], "width": self.width, "step": self._step,
+            "blocks": self._blocks, "sums": [list(s) for s in self._sums], "losses": list(self._losses),
+            "grads": list(self._grads),
         }  # fmt: skip
 
     def add(self, row: Row) -> bool:
@@ -62,35 +60,40 @@ class History:
         if loss is None or loss - loss != 0.0:
             return False
         losses = self._losses
-        if not losses:
-            self._step = row.step
         losses.append(loss)
         grad = values.get("grad_norm")
         if grad is not None and grad - grad == 0.0:
             self._grads.append(grad)
         if len(losses) < BLOCK_ROWS:
+            if self._step is None:
+                self._step = row.step
             return False
-        self._norm, self._lr = values.get("param_norm"), values.get("learning_rate")
-        return self._end_block()
+        return self._end_block(values)
 
-    def _end_block(self) -> bool:
-        losses, grads = sorted(self._losses), sorted(self._grads)
+    def _end_block(self, values: Mapping[str, float]) -> bool:
+        """The medians of the losses and grad norms; what else the last row of the block has."""
+        losses, grads = self._losses, self._grads
+        losses.sort()
+        grads.sort()
         half = BLOCK_ROWS // 2
-        loss = (losses[half - 1] + losses[half]) / 2
-        grad = grads[len(grads) // 2] if len(grads) >= half else None
-        self._losses, self._grads = [], []
-        block = Point(self._step, float(f"{loss:.6g}"), _short(grad), _short(self._norm), _short(self._lr))
-        # as a binary counter: two of a kind make one of the next, so that 2**k blocks need k places
-        self._block += 1
-        blocks, count = self._blocks, self._block
-        while count % 2 == 0 and blocks:
-            block = _one_of(blocks.pop(), block)
-            count //= 2
-        if self._block < self.width:
-            blocks.append(block)
+        medians = (
+            (losses[half - 1] + losses[half]) / 2, grads[len(grads) // 2] if len(grads) >= half else None,
+            values.get("param_norm"), values.get("learning_rate"),
+        )  # fmt: skip
+        for told, value in zip(self._sums, medians, strict=True):
+            if value is not None and value - value == 0.0:
+                told[0] += value
+                told[1] += 1
+        losses.clear()
+        grads.clear()
+        self._blocks += 1
+        if self._blocks < self.width:
             return False
-        self._block, self._blocks = 0, []
-        self.points.append(block)
+        loss, *others = (_short(total / n) if n else None for total, n in self._sums)
+        assert self._step is not None
+        assert loss is not None
+        self.points.append(Point(self._step, loss, *others))
+        self._step, self._blocks, self._sums = None, 0, _nothing()
         if len(self.points) == POINTS_AT_MOST:
             points = self.points
             self.points = [_one_of(points[i], points[i + 1]) for i in range(0, POINTS_AT_MOST, 2)]
@@ -100,23 +103,24 @@ class History:
     def back_to(self, step: int) -> None:
         """The run went back: what was logged from `step` on is void."""
         self.points = [p for p in self.points if p.step < step]
-        self._blocks, self._losses, self._grads, self._block = [], [], [], 0
+        self._step, self._blocks, self._sums, self._losses, self._grads = None, 0, _nothing(), [], []
 
 
-def _short(value: float | None) -> float | None:
-    """Four digits: enough for a level, and short in a saved state."""
-    return None if value is None or not math.isfinite(value) else float(f"{value:.4g}")
+def _nothing() -> list[list[float]]:
+    return [[0.0, 0] for _ in Point._fields[1:]]
+
+
+def _short(value: float) -> float:
+    """Five digits: enough for a level, and short in a saved state."""
+    return float(f"{value:.5g}")
 
 
 def _one_of(first: Point, second: Point) -> Point:
-    loss = float(f"{(first.loss + second.loss) / 2:.6g}")
-    return Point(first.step, loss, *(_mean(a, b) for a, b in zip(first[2:], second[2:], strict=True)))
-
-
-def _mean(a: float | None, b: float | None) -> float | None:
-    if a is None or b is None:
-        return b if a is None else a
-    return _short((a + b) / 2)
+    others = (
+        b if a is None else a if b is None else _short((a + b) / 2)
+        for a, b in zip(first[2:], second[2:], strict=True)
+    )
+    return Point(first.step, _short((first.loss + second.loss) / 2), *others)
 
 
 def smooth(values: Sequence[float]) -> list[float]:

@@ -11,8 +11,8 @@ from clustertools.curves.history import History, smooth
 from clustertools.curves.stall import Stall, stalled
 from clustertools.curves.trend import Norm, risen
 
-#: A verdict that holds for so many points running is told: two, since a point may be 8 rows only.
-POINTS_TO_BELIEVE = 3
+#: Every second point is judged; what has looked bad so many times running is told.
+POINTS_TO_BELIEVE = 2
 _KINDS: Mapping[Norm, tuple[Kind, str]] = {
     "grad_norm": ("grad_rise", "grad norm"),
     "param_norm": ("param_norm_rise", "parameter norm"),
@@ -44,7 +44,8 @@ class Slow:
     def add(self, row: Row, story: Story, told: list[News]) -> None:
         if self._history.add(row):
             self._step = row.step
-            self._judge(row.step, story, told)
+            if len(self._history.points) % 2 == 0:
+                self._judge(row.step, story, told)
 
     def _judge(self, step: int, story: Story, told: list[News]) -> None:
         points = self._history.points

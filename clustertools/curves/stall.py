@@ -22,8 +22,8 @@ SPENT_RATE = 0.1
 #: The flat part: at least this share of the run so far, so many points, and this share of what was before.
 FLAT_SHARE, FLAT_POINTS, FLAT_OF_BEFORE = 0.10, 6, 0.35
 #: Our choices, from made runs with and without a stall. `GAP_SIGMAS`, `GAP_SHARE`: how far the flat level
-#: lies above the most careful of the fits. `KEPT_PACE`: the fall while the rows doubled last, as a share of that
-#: while they doubled before. `FALL_SIGMAS`: how far above the noise it must be.
+#: lies above the most careful of the fits. `KEPT_PACE`: the fall while the rows doubled last, as a share of
+#: that while they doubled before. `FALL_SIGMAS`: how far above the noise it must be.
 GAP_SIGMAS, GAP_SHARE, KEPT_PACE, FALL_SIGMAS = 8.0, 0.01, (0.5, 1.6), 10.0
 #: No point may hold more of a fall than this: a stair, a leap, a new mix of data.
 STAIR_SHARE = 0.4
@@ -53,6 +53,8 @@ def stalled(points: Sequence[Point]) -> Stall | None:
     if count < POINTS_AT_LEAST:
         return None
     losses = [p.loss for p in points]
+    if _clearly_falls(losses):
+        return None
     first = max(2, math.ceil(WARM_UP * count))
     sigma = noise(losses[first:])
     start = _flat_from(losses, first, sigma)
@@ -71,6 +73,13 @@ def stalled(points: Sequence[Point]) -> Stall | None:
     if gap < max(GAP_SIGMAS * max(sigma, spread), GAP_SHARE * abs(level)):
         return None
     return Stall(start, level, expected, max(sigma, spread))
+
+
+def _clearly_falls(losses: Sequence[float]) -> bool:
+    """Whether the last points lie below those before the shortest flat part: so it is with most runs."""
+    place = round(len(losses) / (1 + FLAT_OF_BEFORE))
+    then, now = sorted(losses[place - 3 : place + 3]), sorted(losses[-6:])
+    return now[3] < then[3] - GAP_SHARE * abs(then[3])
 
 
 def noise(losses: Sequence[float]) -> float:

@@ -41,11 +41,13 @@ class Rise:
 def risen(points: Sequence[Point], norm: Norm, stall: Stall | None) -> Rise | None:
     """The rise of a norm at the last point, or None."""
     values = [p.grad_norm if norm == "grad_norm" else p.param_norm for p in points]
+    if None in values or len(values) < POINTS_AT_LEAST:
+        return None
     known = [v for v in values if v is not None]
-    if len(known) < len(values) or len(values) < POINTS_AT_LEAST:
+    warm = max(2, round(WARM_UP * len(values)))
+    if max(known[-3:]) < RATIO * min(known[warm:]):
         return None
     eased = smooth(smooth(known))
-    warm = max(2, round(WARM_UP * len(values)))
     low = min(eased[warm:])
     if low <= 0 or eased[-1] < RATIO * low:
         return None
