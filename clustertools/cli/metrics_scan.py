@@ -6,8 +6,9 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, get_args
 
 import click
@@ -16,9 +17,9 @@ from clustertools.cli.frame import SCHEMA, Output, common, examples
 from clustertools.curves import CurveEvent, Kind, Options, Restart, Row, event_json
 from clustertools.curves.rows import Rows
 from clustertools.curves.watch import CurveWatch
-from clustertools.errors import Unobservable, Unparsable
+from clustertools.errors import ConfigError, Unobservable, Unparsable
 from clustertools.model import Status, worst
-from clustertools.render.curves import Pen, Picture, number_text, text_plot
+from clustertools.render.curves import Pen, Picture, Told, number_text, text_plot
 from clustertools.sources.metrics_file import open_metrics
 from clustertools.sources.training_log import FORMATS
 from clustertools.sources.training_values import CANONICAL_NAMES, canonical
@@ -64,6 +65,18 @@ format_option = click.option(
 )
 
 
+def told_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command `--kinds` and `--min-severity`."""
+    function = click.option(
+        "--min-severity",
+        type=click.Choice(SEVERITIES),
+        default="daily",
+        help="Leave out what is less urgent.",
+    )(function)
+    kinds = f"Only these: {', '.join(KINDS)}."
+    return click.option("--kinds", type=Names(KINDS), metavar="KIND,...", help=kinds)(function)
+
+
 @dataclass(slots=True)
 class Wanted:
     """Which events are told."""
@@ -84,6 +97,12 @@ class Wanted:
     @property
     def extra(self) -> tuple[str, ...]:
         return tuple(sorted(self.names - CANONICAL_NAMES))
+
+
+def wanted_of(
+    names: Iterable[str], kinds: Iterable[str] | None, min_severity: str, since: int | None = None
+) -> Wanted:
+    return Wanted(frozenset(canonical(name) for name in names), frozenset(kinds or ()), min_severity, since)
 
 
 @dataclass(slots=True)
@@ -193,18 +212,23 @@ def named(path: str) -> str:
 )
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @click.option("--plot", is_flag=True, help="Draw the curves with their events in the terminal.")
+@click.option(
+    "--html",
+    "html",
+    type=click.Path(path_type=Path),
+    metavar="OUT",
+    help="Write the curves as a page to OUT.",
+)
 @metric_option
 @click.option("--since", type=int, metavar="STEP", help="Only what was not over before this step.")
-@click.option("--kinds", type=Names(KINDS), metavar="KIND,...", help=f"Only these: {', '.join(KINDS)}.")
-@click.option(
-    "--min-severity", type=click.Choice(SEVERITIES), default="daily", help="Leave out what is less urgent."
-)
+@told_options
 @format_option
 @common
 def scan(
     out: Output,
     files: tuple[str, ...],
     plot: bool,
+    html: Path | None,
     names: tuple[str, ...],
     since: int | None,
     kinds: tuple[str, ...] | None,
@@ -220,10 +244,10 @@ def scan(
     or has no known metric.
     """
     wanted = Wanted(frozenset(canonical(name) for name in names), frozenset(kinds or ()), min_severity, since)
-    statuses = []
+    statuses, runs = [], []
     for path in files:
         try:
-            found = scanned(path, format_, wanted, Picture(only=wanted.names) if plot else None)
+            found = scanned(path, format_, wanted, Picture(only=wanted.names) if plot or html else None)
         except Unobservable as exc:
             complain(exc)
             statuses.append(Status.UNKNOWN)
@@ -232,12 +256,16 @@ def scan(
         _tell(out, found, told, len(files) > 1)
         if found.picture is not None:
             found.picture.keep(event.number for event in told)
+            runs.append(Told(named(path), summary(found), found.picture, told))
+        if found.picture is not None and plot:
             for line in text_plot(found.picture, width=_width(), since=since, pen=pen(out)):
                 out.line(line)
         for note in found.notes:
             out.note(plain(note))
         out.note(summary(found))
         statuses.append(status_of(told))
+    if html is not None:
+        write_page(html, runs)
     return worst(statuses)
 
 
@@ -245,6 +273,16 @@ def complain(error: Unobservable) -> None:
     """An error about one of several files; names and samples in it may hold anything."""
     for line in str(error).splitlines():
         print(f"clustertools: {plain(line, 1000)}", file=sys.stderr)
+
+
+def write_page(path: Path, runs: Sequence[Told]) -> None:
+    """Raises ConfigError."""
+    from clustertools.render.curves_page import page
+
+    try:
+        path.write_text(page(runs), encoding="utf-8")
+    except OSError as exc:
+        raise ConfigError(f"cannot write the page {path}: {exc.strerror or exc}") from exc
 
 
 def status_of(told: Sequence[CurveEvent]) -> Status:

@@ -28,6 +28,8 @@ SERIES_AT_MOST = 48
 MARKS_AT_MOST = 500
 #: Highest over lowest value from which an axis is logarithmic: one and a half decades, our choice.
 LOG_FROM = 30.0
+#: Of these a small value is not what one looks for: their axis stays linear.
+_LINEAR = frozenset({"learning_rate", "tokens", "samples", "epoch"})
 #: Columns left of a terminal's plot: a number of at most 9 characters and the axis.
 _MARGIN = 11
 
@@ -111,11 +113,11 @@ class Curve:
     def not_finite(self) -> int:
         return sum(b.not_finite for b in self.buckets)
 
-    def scale(self) -> Scale:
+    def scale(self, name: str = "") -> Scale:
         """The axis that fits: logarithmic when the values span decades and none is negative."""
         low, high = self.low, self.high
         positive = min((v for b in self.buckets for v in (b.low, b.high) if 0 < v < math.inf), default=0.0)
-        is_log = low >= 0 and positive > 0 and high / positive >= LOG_FROM
+        is_log = name not in _LINEAR and low >= 0 and positive > 0 and high / positive >= LOG_FROM
         return Scale(positive if is_log else low, high, is_log)
 
     def strokes(self, since: float = -math.inf) -> Iterator[list[tuple[float, float]]]:
@@ -180,13 +182,13 @@ class Picture:
     first_x: float | None = None
     last_x: float = 0.0
     _shift: float = 0.0
-    _pieces: list[tuple[float, float]] = field(default_factory=list)
+    pieces: list[tuple[float, float]] = field(default_factory=list)
 
     def row(self, row: Row) -> None:
         x = row.step + self._shift
         if self.first_x is None:
             self.first_x = self.last_x = x
-            self._pieces.append((x, self._shift))
+            self.pieces.append((x, self._shift))
         self.last_x = x = max(x, self.last_x)
         for name, value in row.values.items():
             curve = self.curves.get(name)
@@ -212,7 +214,7 @@ class Picture:
         self._shift = self.last_x + 1 - restart.step
         if len(self.restarts) < MARKS_AT_MOST:
             self.restarts.append((self.last_x + 1, restart))
-            self._pieces.append((self.last_x + 1, self._shift))
+            self.pieces.append((self.last_x + 1, self._shift))
 
     def event(self, event: CurveEvent) -> None:
         mark = self.marks.get(event.number)
@@ -230,13 +232,13 @@ class Picture:
 
     def step_at(self, x: float) -> int:
         """The step that was trained at a place of the axis."""
-        place = bisect.bisect_right(self._pieces, (x, math.inf)) - 1
-        return round(x - self._pieces[max(0, place)][1]) if self._pieces else round(x)
+        place = bisect.bisect_right(self.pieces, (x, math.inf)) - 1
+        return round(x - self.pieces[max(0, place)][1]) if self.pieces else round(x)
 
     def x_of(self, step: int) -> float:
         """Where a step was trained first."""
-        for number, (x, shift) in enumerate(self._pieces):
-            end = self._pieces[number + 1][0] if number + 1 < len(self._pieces) else math.inf
+        for number, (x, shift) in enumerate(self.pieces):
+            end = self.pieces[number + 1][0] if number + 1 < len(self.pieces) else math.inf
             if step + shift < end:
                 return max(x, step + shift)
         return self.last_x
@@ -248,6 +250,16 @@ class Picture:
         first = next((name for name in ("loss", "eval_loss") if name in self.curves), "")
         found = [name for name in (first, "grad_norm") if name in self.curves]
         return found or list(self.curves)[:1]
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """One run for the page: the name of its file, what was read of it, its curves, the events to be shown."""
+
+    name: str
+    summary: str
+    picture: Picture
+    events: Sequence[CurveEvent]
 
 
 def number_text(value: float) -> str:
@@ -329,7 +341,7 @@ class _Axis:
 
 def _panel(picture: Picture, name: str, axis: _Axis, rows: int, pen: Pen) -> list[str]:
     curve = picture.curves[name]
-    scale = curve.scale()
+    scale = curve.scale(name)
     title = f"{plain(name, 40)}{', logarithmic' if scale.is_log else ''}"
     if curve.not_finite:
         title += f", {curve.not_finite:,} not a number"

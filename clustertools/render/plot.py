@@ -166,7 +166,7 @@ def lines(series: Sequence[Series], *, key: str, title: str, metric: str) -> str
     if usual:
         best = statistics.median(max(y for _, y in s.points) for s in usual)
         told.append(f"the median of {len(usual):,} others reaches {quantity(best, metric)}")
-    return _svg(key, title, "; ".join(told), width, height, body)
+    return svg(key, title, "; ".join(told), width, height, body)
 
 
 def heat_map(
@@ -197,7 +197,7 @@ def heat_map(
     if slow:
         worst = ", ".join(f"{plain(a, 60)} and {plain(b, 60)} at {r:.2f}" for r, (a, b) in slow[:3])
         told += f"; the slowest are {worst}"
-    return _svg(key, title, told, max(430, corner + side + 12), corner + side + 40, body)
+    return svg(key, title, told, max(430, corner + side + 12), corner + side + 40, body)
 
 
 def _squares(
@@ -252,10 +252,11 @@ def bars(rows: Sequence[Bar], *, key: str, title: str) -> str:
         )
         body.append(f'<text x="{left + long + 6:.1f}" y="{y + 13}">{_short(row.said, 20)}</text>')
     told = "; ".join(f"{plain(row.name, 60)} {plain(row.said, 60)}" for row in rows[:12])
-    return _svg(key, title, told, width, 10 + pitch * len(rows), body)
+    return svg(key, title, told, width, 10 + pitch * len(rows), body)
 
 
-def _svg(key: str, title: str, told: str, width: float, height: float, body: Iterable[str]) -> str:
+def svg(key: str, title: str, told: str, width: float, height: float, body: Iterable[str]) -> str:
+    """A picture of `body` with its title and description; `key` makes its ids its own."""
     mark = _text(key)
     return (
         f'<svg class="plot" role="img" xmlns="http://www.w3.org/2000/svg" '
@@ -267,7 +268,7 @@ def _svg(key: str, title: str, told: str, width: float, height: float, body: Ite
 
 def _empty(key: str, title: str) -> str:
     nothing = "nothing was measured"
-    return _svg(key, title, nothing, 360, 40, [f'<text class="tick" x="8" y="24">{nothing}</text>'])
+    return svg(key, title, nothing, 360, 40, [f'<text class="tick" x="8" y="24">{nothing}</text>'])
 
 
 def _text(said: str) -> str:
@@ -344,7 +345,7 @@ def _ticks(highest: float) -> list[float]:
     rough = highest / 4
     power = 10.0 ** math.floor(math.log10(rough)) if rough > 0 else 1.0
     pace = next(power * nice for nice in (1, 2, 2.5, 5, 10) if power * nice >= rough * (1 - 1e-9))
-    return [round(pace * n, 12) for n in range(math.ceil(highest / pace - 1e-9) + 1)]
+    return [float(f"{pace * n:.12g}") for n in range(math.ceil(highest / pace - 1e-9) + 1)]
 
 
 def _cells(

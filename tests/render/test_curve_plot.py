@@ -8,7 +8,19 @@ import random
 import pytest
 
 from clustertools.curves import CurveEvent, Restart, Row
-from clustertools.render.curves import BUCKETS, SERIES_AT_MOST, Curve, Pen, Picture, number_text, text_plot
+from clustertools.render.curves import (
+    BUCKETS,
+    SERIES_AT_MOST,
+    Curve,
+    Pen,
+    Picture,
+    Told,
+    number_text,
+    text_plot,
+)  # fmt: skip
+from clustertools.render.curves_page import page
+from tests.lab.browser import measure, needs_chromium
+from tests.render.test_preflight_page import Reader
 
 
 def event(number=1, step=500, end=510, **other) -> CurveEvent:
@@ -155,3 +167,68 @@ def test_any_width(width):
 )  # fmt: skip
 def test_numbers_are_short(value, text):
     assert number_text(value) == text
+
+
+MARKUP = "<script>alert(1)</script><img src=x onerror=alert(2)>\x1b[31m\u202e"
+
+
+def told(name="train.log") -> Told:
+    picture = drawn(3000, loss=lambda step: math.nan if step == 7 else 9.0 if step == 500 else 2.0)
+    picture.row(Row(3000, {f"{MARKUP}{n}": 1.0 for n in range(30)}))
+    picture.restart(Restart(2000, 3000))
+    for step in range(2000, 2500):
+        picture.row(Row(step, {"loss": 2.0, "learning_rate": 1e-4 * step}))
+    events = [
+        event(1, step=500, end=500),
+        event(2, step=2400, end=None, kind="divergence", severity="page", message=f"it grows {MARKUP}"),
+        event(3, step=2450, end=2460, metric="grad_norm", kind="grad_burst", value=math.nan),
+        event(4, step=2460, end=2460, metric=MARKUP, kind="spike", severity="daily"),
+    ]
+    for one in events:
+        picture.event(one)
+    return Told(name, f"3,501 rows of {MARKUP}", picture, events)
+
+
+@pytest.mark.parametrize("runs", [[told()], [told(MARKUP), told("b")], [], [Told("a", "", Picture(), ())]])
+def test_the_page_is_whole_asks_for_nothing_and_runs_nothing(runs):
+    text = page(runs)
+    seen = Reader(text)
+    assert not {"script", "img", "link", "iframe", "object", "form", "a", "base"} & set(seen.tags)
+    assert not [name for name, _ in seen.attributes if name.startswith("on") or name in ("src", "href")]
+    assert len(seen.ids) == len(set(seen.ids))
+    assert "default-src 'none'" in text
+    assert not {"\x1b", "\u202e"} & set(text)
+    assert len(text) < 600_000
+
+
+def test_the_page_tells_each_event_and_its_place():
+    text = page([told()])
+    said = Reader(text).text
+    for words in (
+        "1 page, 2 notices, 1 for the day", "loss 9 at step 500", "2,400 and on", "still open at the end",
+        "spike at step 500; divergence at step 2,400", "3,500 rows, from 2 to 2, lowest 2, highest 9.",
+        "the run went back to step 2,000", "it grows <script>alert(1)</script>", "grad_norm 2 to nan",
+    ):  # fmt: skip
+        assert words in said, words
+    assert "Nothing happened" in page([Told("a", "", drawn(), ())])
+
+
+def test_a_flat_a_short_and_a_huge_curve_can_be_drawn():
+    for values in ([1.0], [1.0, 1.0], [-1.7e308, 1.7e308], [1e-300, 1e300], [math.nan] * 3, [0.0, 0.0]):
+        picture = Picture()
+        for n, value in enumerate(values):
+            picture.row(Row(n * 10**15, {"loss": value}))
+        assert "nan" not in page([Told("a", "", picture, ())]).split("<body>")[1].split("figures")[0]
+        assert text_plot(picture)
+
+
+@needs_chromium
+@pytest.mark.slow
+def test_a_browser_shows_the_page_on_desk_and_phone(tmp_path):
+    for width in (1280, 390):
+        seen = measure(tmp_path, page([told()]), width=width)
+        assert width - 20 <= seen["scroll"] <= seen["client"] <= width, seen["wide"]
+        assert seen["wide"] == []
+        assert (seen["scripts"], seen["images"], seen["links"]) == (0, 0, 0)
+        assert seen["pictures"] > 3
+    assert measure(tmp_path, page([told()]), width=390, dark=True)["background"] == "rgb(15, 19, 24)"

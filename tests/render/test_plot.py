@@ -7,7 +7,7 @@ import re
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from clustertools.render import plot
@@ -165,6 +165,7 @@ def test_nothing_of_a_name_is_markup():
 _NUMBER = st.floats(allow_nan=True, allow_infinity=True)
 
 
+@example(series=[("", [(1.0, 2.220446049250313e-16)], False)])
 @given(
     st.lists(st.tuples(st.text(max_size=5), st.lists(st.tuples(_NUMBER, _NUMBER), max_size=4), st.booleans()))
 )
