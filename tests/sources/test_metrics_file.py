@@ -329,6 +329,7 @@ LINE = b"iteration noise 0123456789 abcdefghij klmnopqrst uvwxyz\n"
         (b'[{"step": 1, "loss": 2.0},\n', b'{"a": "' + b"x" * 250_000),
         (gzip.compress(b'{"step": 1, "loss": 2.0}\n'), gzip.compress(b"x" * 5_000_000)),
     ],
+    ids=["text", "csv", "json lines", "json array", "gzip"],
 )
 def test_flat_memory(head: bytes, piece: bytes) -> None:
     size = 20_000_000 if piece[:2] != b"\x1f\x8b" else 200_000
