@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -65,6 +65,18 @@ format_option = click.option(
 )
 
 
+def told_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command `--kinds` and `--min-severity`."""
+    function = click.option(
+        "--min-severity",
+        type=click.Choice(SEVERITIES),
+        default="daily",
+        help="Leave out what is less urgent.",
+    )(function)
+    kinds = f"Only these: {', '.join(KINDS)}."
+    return click.option("--kinds", type=Names(KINDS), metavar="KIND,...", help=kinds)(function)
+
+
 @dataclass(slots=True)
 class Wanted:
     """Which events are told."""
@@ -85,6 +97,12 @@ class Wanted:
     @property
     def extra(self) -> tuple[str, ...]:
         return tuple(sorted(self.names - CANONICAL_NAMES))
+
+
+def wanted_of(
+    names: Iterable[str], kinds: Iterable[str] | None, min_severity: str, since: int | None = None
+) -> Wanted:
+    return Wanted(frozenset(canonical(name) for name in names), frozenset(kinds or ()), min_severity, since)
 
 
 @dataclass(slots=True)
@@ -203,10 +221,7 @@ def named(path: str) -> str:
 )
 @metric_option
 @click.option("--since", type=int, metavar="STEP", help="Only what was not over before this step.")
-@click.option("--kinds", type=Names(KINDS), metavar="KIND,...", help=f"Only these: {', '.join(KINDS)}.")
-@click.option(
-    "--min-severity", type=click.Choice(SEVERITIES), default="daily", help="Leave out what is less urgent."
-)
+@told_options
 @format_option
 @common
 def scan(

@@ -14,7 +14,7 @@ from statistics import median
 from typing import Any
 
 from clustertools.curves import Kind, News, Options, Restart, Row, Story
-from clustertools.curves.level import Level
+from clustertools.curves.level import OUT_SIGMAS, Level
 from clustertools.curves.loss_event import (
     ACCEPT_ROWS,
     AGAIN_ROWS,
@@ -26,18 +26,23 @@ from clustertools.curves.loss_event import (
 #: A loss has to be so far above its level, as a share of it, to be out: half of the 10 % that an event has to
 #: have (loss.md section 4), as the first row of some is not the highest.
 LOSS_FLOOR = 0.05
-#: A grad norm scatters far more: it is out at 1.5 times its level, and a sign of a spike at twice.
-GRAD_FLOOR, GRAD_SIGN_RATIO = 0.5, 2.0
-#: A burst of the grad norm alone (loss.md section 4).
-BURST_RATIO, BURST_SIGMAS = 5.0, 40.0
-#: On the spot, a single row has to be rarer than this by the run's own record: three in 100,000 rows.
-RARE = 3e-5
+#: A grad norm scatters far more: it is out at 1.5 times its level.
+GRAD_FLOOR = 0.5
+#: A burst of the grad norm alone: 5 times its median and 40 robust sigmas (loss.md section 4). Ours are wider
+#: than those of a median absolute deviation, as the tail counts: 30 of them are as much.
+BURST_RATIO, BURST_SIGMAS = 5.0, 30.0
+#: What is told has to be rarer than this by the run's own record: one in 100,000 rows.
+RARE = 1e-5
 #: ... and so high: 10 % (loss.md section 4); twice the level where there is a grad norm that did not move.
 SPOT_LIFT, UNMOVED_LIFT = 0.10, 1.0
-#: Single rows more frequent than this come in pairs by chance: then a third one has to confirm.
-PAIR_RATE = 1 / 300
-#: With the grad norm out, so much of the loss is enough to belong to it.
-JOINT_SIGMAS, JOINT_LIFT = 3.5, 0.02
+#: ... of a series that has a level at all: a loss around zero is noise, and one row of it tells nothing.
+SPOT_SPREADS = 4.0
+#: Rows that confirm the highest have to be rarer than this together, a grad norm rarer than that.
+CONFIRMED, SIGN_RARE = 1e-3, 1e-2
+#: With the grad norm out, so much of the loss is enough to belong to it; less is not taken for a sign of it.
+JOINT_SIGMAS, JOINT_LIFT = 3.0, 0.02
+#: After a row that is out, the next ones are with it from here on, until so many wait.
+AFTER_SIGMAS, WAIT_ROWS = 2.0, 3
 #: A sign in the grad norm belongs to a loss that leaves within so many rows: four in BLOOM's first spike.
 SIGN_ROWS = 5
 #: As the first rows of the run: within 20 %, after the loss had fallen to this share of them.
@@ -106,9 +111,9 @@ class Joined:
         self.grad = Level(GRAD_FLOOR, saved.get("grad"))
         self.firsts: list[float] = list(saved.get("firsts", ()))
         self.now = Disturbance.of(saved.get("now"))
-        #: rows that are out and not told: step, value, grad norm over its level, rarity
+        #: rows that are out and not told: step, value, grad norm over its level, sigmas, chance
         self.waiting: list[list[float]] = [list(row) for row in saved.get("waiting", ())]
-        #: the first and the last row of the grad norm's being out, the rows since, the highest ratio
+        #: the step at which the grad norm went out, the rows since it last was, the highest ratio and sigmas
         self.sign: list[float] | None = saved.get("sign")
         self.resumed: int = saved.get("resumed", 0)
         self.busy: bool = saved.get("busy", True)
@@ -143,6 +148,7 @@ class Joined:
         if value is None:
             if ratio >= BURST_RATIO and self.now is None:
                 self._burst(step, grad, ratio, story, told)
+            self._settle_busy()
             return
         if len(self.firsts) < FIRST_ROWS:
             self.firsts.append(value)
@@ -150,7 +156,7 @@ class Joined:
             self.resumed -= 1
         if self.now is not None and not self.now.over:
             self._follow(self.now, step, value, grad, ratio, told)
-        elif value > self.level.high:
+        elif self._is_out(value):
             self._out(step, value, grad, ratio, story, told)
         else:
             self._in(step, value, grad, ratio, story, told)
@@ -163,76 +169,94 @@ class Joined:
 
     def _grad_sign(self, step: int, grad: float | None) -> float:
         """Follow the grad norm: how many times its level it is where it is out, else 0."""
-        level = self.grad
-        if self.sign is not None:
-            self.sign[2] += 1
-            if self.sign[2] > SIGN_ROWS:
+        level, sign = self.grad, self.sign
+        if sign is not None:
+            sign[1] += 1
+            if sign[1] > SIGN_ROWS:
+                level.note_single(sign[3])
                 self.sign = None
         if grad is None:
             return 0.0
+        now = self.now
         if grad <= level.high:
-            if self.now is None or self.now.over or grad <= self.now.grad_back:
+            if now is None or now.over or grad <= now.grad_back:
                 level.take(grad)
             return 0.0
         ratio = grad / level.centre if level.centre > 0 else 0.0
-        if self.now is None or self.now.over:
+        z = level.z(grad)
+        if now is None or now.over:
             level.take(level.high)  # many of these are how the run is; few change nothing
-        if ratio < GRAD_SIGN_RATIO:
-            return 0.0
         if self.sign is None:
-            self.sign = [step, step, 0, ratio]
+            self.sign = [step, 0, ratio, z]
         else:
-            self.sign[1], self.sign[2], self.sign[3] = step, 0, max(ratio, self.sign[3])
+            self.sign[1:] = [0, max(ratio, self.sign[2]), max(z, self.sign[3])]
         return ratio
+
+    def _is_out(self, value: float) -> bool:
+        """Above the level; nearer to it when the row before or the grad norm is out already."""
+        level = self.level
+        if value > level.high:
+            return True
+        if not level.is_ready or not (self.waiting or self.sign):
+            return False
+        z, lift = level.z(value), level.lift(value)
+        if self.waiting:
+            return z >= AFTER_SIGMAS and lift >= JOINT_LIFT and len(self.waiting) < WAIT_ROWS
+        return z >= JOINT_SIGMAS and lift >= JOINT_LIFT
 
     def _out(
         self, step: int, value: float, grad: float | None, ratio: float, story: Story, told: list[News]
     ) -> None:
-        """The loss is above its level."""
-        level = self.level
-        rarity = level.rarity(value)
-        self.waiting.append([step, value, ratio, rarity])
+        level, z = self.level, self.level.z(value)
+        known = 0.0  # so much of its height was to be expected, as the rows of some series hang together
+        if self.waiting:
+            highest = max(row[3] for row in self.waiting)
+            known = min(level.carry * self.waiting[-1][3], level.carry ** len(self.waiting) * highest)
+        self.waiting.append([step, value, ratio, z, level.chance(z - known)])
         if self._is_told(grad):
             self._begin("spike", story, told)
 
     def _is_told(self, grad: float | None) -> bool:
-        level, rows = self.level, len(self.waiting)
-        _, value, _, rarity = self.waiting[-1]
-        lift = level.lift(value)
+        """Whether the rows that wait are more than the run's data do now and then."""
+        level, waiting = self.level, self.waiting
+        lift = level.lift(max(row[1] for row in waiting))
         if self.resumed and lift < RESUME_LIFT:
             return False
+        chance = math.prod(row[4] for row in waiting)
         if self.sign is not None:
-            return True
-        if rows >= (2 if level.rate < PAIR_RATE else 3):
+            sign = min(1.0, SIGN_ROWS * self.grad.chance(self.sign[3]))
+            if chance * sign <= RARE and sign <= SIGN_RARE:
+                return True
+        if chance > RARE or lift < LOSS_FLOOR:
+            return False
+        if len(waiting) > 1 and chance <= CONFIRMED * min(row[4] for row in waiting):
             return True
         unmoved = grad is not None and self.grad.is_ready
-        return rarity <= RARE and lift >= (UNMOVED_LIFT if unmoved else SPOT_LIFT)
+        return lift >= (UNMOVED_LIFT if unmoved else SPOT_LIFT) and level.scale >= SPOT_SPREADS * level.spread
 
     def _in(
         self, step: int, value: float, grad: float | None, ratio: float, story: Story, told: list[News]
     ) -> None:
         """The loss is at its level. What was out and not confirmed was the data."""
         level = self.level
+        if self.waiting and self.sign is not None and self._is_told(grad):  # the grad norm came a row later
+            self._begin("spike", story, told)
+            assert self.now is not None
+            self._follow(self.now, step, value, grad, ratio, told)
+            return
         if self.waiting:
-            story.isolated += len(self.waiting)
-            for _, out, _, _ in self.waiting:
-                level.note_single(out)
-                level.take(level.high)
+            z = max(row[3] for row in self.waiting)
+            level.note_single(z)
+            story.isolated += z >= OUT_SIGMAS
+            for row in self.waiting:
+                level.take(min(row[1], level.high))
             self.waiting = []
         if self.now is not None:  # over, and kept for a while: what comes again soon is the same
             self.now.rows += 1
             if self.now.rows > AGAIN_ROWS:
                 self.now = None
-        if ratio >= GRAD_SIGN_RATIO and level.is_ready and self.grad.is_ready and grad is not None:
-            if level.z(value) >= JOINT_SIGMAS and level.lift(value) >= JOINT_LIFT:
-                self.waiting.append([step, value, ratio, level.rarity(value)])
-                self._begin("spike", story, told)
-                return
-            if ratio >= BURST_RATIO and self.grad.z(grad) >= BURST_SIGMAS:
-                self._burst(step, grad, ratio, story, told)
-                assert self.now is not None
-                self.now.held.append([value, grad])
-                return
+        if ratio >= BURST_RATIO and level.is_ready and grad is not None:
+            self._burst(step, grad, ratio, story, told)
         level.take(value)
 
     def _begin(self, kind: Kind, story: Story, told: list[News]) -> None:
@@ -243,7 +267,7 @@ class Joined:
         peak, ratio = max(values), max(row[2] for row in self.waiting)
         sign = None
         if self.sign is not None:
-            ratio, sign = max(ratio, self.sign[3]), int(self.sign[0])
+            ratio, sign = max(ratio, self.sign[2]), int(self.sign[0])
         if self.now is not None:  # over, but not for long: it comes again
             known = self.now
             known.over, known.back_rows, known.rows = False, 0, len(values)
@@ -254,11 +278,13 @@ class Joined:
             told.append(known.news("grew"))
             self.waiting = []
             return
-        rarity = min(row[3] for row in self.waiting) ** len(values) * (1e-3 if sign is not None else 1.0)
+        chance = math.prod(row[4] for row in self.waiting)
+        if self.sign is not None:
+            chance *= min(1.0, SIGN_ROWS * self.grad.chance(self.sign[3]))
         self.now = Disturbance(
             number=story.number(), kind=kind, metric=self.metric, step=int(first[0]), alarm_step=int(last[0]),
             baseline=level.centre, back=self._back(peak), grad_back=self.grad.high, peak=peak,
-            confidence=_sure(rarity), end_step=int(last[0]), rows=len(values), sign_step=sign,
+            confidence=_sure(chance), end_step=int(last[0]), rows=len(values), sign_step=sign,
             grad_ratio=ratio, values=values,
         )  # fmt: skip
         self.waiting = []
@@ -283,7 +309,7 @@ class Joined:
         self.now = Disturbance(
             number=story.number(), kind="grad_burst", metric="grad_norm", step=step, alarm_step=step,
             baseline=level.centre, back=self._back(self.level.centre), grad_back=level.high, peak=grad,
-            confidence=_sure(level.rarity(grad)), end_step=step, grad_ratio=ratio,
+            confidence=_sure(level.chance(level.z(grad))), end_step=step, grad_ratio=ratio,
         )  # fmt: skip
         told.append(self.now.news("began"))
 
@@ -295,11 +321,7 @@ class Joined:
         now.grad_ratio = max(now.grad_ratio, ratio)
         page = now.severity
         if now.kind == "grad_burst":
-            if value > self.level.high or (
-                ratio >= GRAD_SIGN_RATIO
-                and self.level.z(value) >= JOINT_SIGMAS
-                and self.level.lift(value) >= JOINT_LIFT
-            ):
+            if self._is_out(value):
                 self._turn(now, "spike", step, value)
                 now.values, now.held = [value], []
                 told.append(now.news("grew"))
@@ -405,7 +427,7 @@ def _holds(now: Disturbance) -> bool:
     return abs(late - early) <= 0.25 * max(early - now.baseline, late - now.baseline)
 
 
-def _sure(rarity: float) -> float:
+def _sure(chance: float) -> float:
     """How sure: 0.5 where such a row comes once in 10, 0.99 where once in 100,000 and rarer."""
-    digits = -math.log10(max(rarity, 1e-12))
+    digits = -math.log10(max(chance, 1e-12))
     return round(min(0.99, 0.4 + 0.12 * digits), 2)

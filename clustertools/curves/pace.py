@@ -9,7 +9,8 @@ this is how one bad node, a throttled GPU or a full file system shows in a log.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from array import array
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -51,7 +52,7 @@ _UNITS = {
 }  # fmt: skip
 
 
-def _median(values: list[float]) -> float:
+def _median(values: Iterable[float]) -> float:
     ordered = sorted(values)
     half = len(ordered) // 2
     return ordered[half] if len(ordered) % 2 else 0.5 * (ordered[half - 1] + ordered[half])
@@ -60,15 +61,22 @@ def _median(values: list[float]) -> float:
 class Pace:
     """The detector. All of its state is bounded: 20 blocks, 80 distances, at most 20 rows in doubt."""
 
+    __slots__ = (
+        "_base", "_before", "_block_end", "_bursts", "_doubt", "_edge", "_event", "_limit", "_middles",
+        "_newest", "_noise", "_open", "_past", "_rows", "_signal", "_since", "_slow", "_slow_rows", "_stands",
+        "_tops", "_unsure", "_usual", "_wander",
+    )  # fmt: skip
+
     def __init__(self, state: Mapping[str, Any] | None = None, options: Options | None = None) -> None:
         saved = state or {}
         self._signal = StepSeconds(saved.get("signal"))
         #: Rows that told a time, of the whole log.
         self._rows: int = saved.get("rows", 0)
         #: Median and second highest of each block at the usual pace, and the rows of the open one.
-        self._blocks: list[list[float]] = [list(b) for b in saved.get("blocks", ())]
+        self._middles = array("d", saved.get("middles", ()))
+        self._tops = array("d", saved.get("tops", ()))
         self._open: list[float] = list(saved.get("open", ()))
-        self._wander: list[float] = list(saved.get("wander", ()))
+        self._wander = array("d", saved.get("wander", ()))
         #: The first block after a start says whether the pace of before still holds.
         self._unsure: bool = saved.get("unsure", False)
         #: Step and seconds of the rows since the first that was slow, while it is not known what they are.
@@ -96,10 +104,11 @@ class Pace:
 
     def state(self) -> dict[str, Any]:
         return {
-            "signal": self._signal.state(), "rows": self._rows, "blocks": [list(b) for b in self._blocks],
-            "open": list(self._open), "wander": list(self._wander), "unsure": self._unsure,
-            "doubt": [list(d) for d in self._doubt], "bursts": list(self._bursts),
-            "past": [list(p) for p in self._past], "before": list(self._before), "since": self._since,
+            "signal": self._signal.state(), "rows": self._rows, "middles": list(self._middles),
+            "tops": list(self._tops), "open": list(self._open), "wander": list(self._wander),
+            "unsure": self._unsure, "doubt": [list(d) for d in self._doubt],
+            "bursts": list(self._bursts), "past": [list(p) for p in self._past],
+            "before": list(self._before), "since": self._since,
             "event": asdict(self._event) if self._event else None, "usual": self._usual, "slow": self._slow,
             "slow_rows": self._slow_rows, "newest": [list(n) for n in self._newest],
             "stands": self._stands, "block_end": self._block_end,
@@ -136,8 +145,9 @@ class Pace:
     def _forget(self, told: list[News]) -> None:
         """What comes cannot be compared with what was."""
         self._end(told)
-        self._blocks, self._open, self._wander, self._doubt = [], [], [], []
-        self._past, self._before, self._since = [], [], self._rows
+        self._learn_anew()
+        self._open, self._doubt = [], []
+        self._past = []
         self._unsure = False
         self._measure()
 
@@ -154,43 +164,51 @@ class Pace:
             self._block_end = step
         if self._unsure:
             self._unsure = False
-            if self._blocks and abs(middle / _median([b[0] for b in self._blocks]) - 1) > NOTICE:
-                self._blocks, self._wander, self._before, self._since = [], [], [], self._rows
-        elif len(self._blocks) >= BLOCKS_AT_LEAST:
+            if self._middles and abs(middle / _median(self._middles) - 1) > NOTICE:
+                self._learn_anew()
+        elif len(self._middles) >= BLOCKS_AT_LEAST:
             self._wander.append(abs(middle / self._base - 1))
             del self._wander[:-WANDER_BLOCKS]
-        self._blocks.append([middle, top])
-        del self._blocks[:-BLOCKS]
+        self._middles.append(middle)
+        self._tops.append(top)
+        del self._middles[:-BLOCKS], self._tops[:-BLOCKS]
         self._measure()
-        if len(self._blocks) > FASTER_BLOCKS + BLOCKS_AT_LEAST:
-            newest = [b[0] for b in self._blocks[-FASTER_BLOCKS:]]
-            if max(newest) < self._base * (1 - self._limit):
-                self._follow_faster()
+        if len(self._middles) > FASTER_BLOCKS + BLOCKS_AT_LEAST and max(
+            self._middles[-FASTER_BLOCKS:]
+        ) < self._base * (1 - self._limit):
+            self._follow_faster()
+
+    def _learn_anew(self) -> None:
+        del self._middles[:], self._tops[:], self._wander[:]
+        self._before, self._since = [], self._rows
 
     def _follow_faster(self) -> None:
         rows = FASTER_BLOCKS * BLOCK_ROWS
-        old = self._blocks[:-FASTER_BLOCKS]
+        old = self._middles[:-FASTER_BLOCKS]
         lasted = self._rows - rows - self._since
-        self._before = [_median([b[0] for b in old]), lasted, self._rows - rows]
-        self._blocks = self._blocks[-FASTER_BLOCKS:]
-        del self._wander[-FASTER_BLOCKS:]
+        self._before = [_median(old), lasted, self._rows - rows]
+        del self._middles[:-FASTER_BLOCKS], self._tops[:-FASTER_BLOCKS], self._wander[-FASTER_BLOCKS:]
         self._since = self._rows - rows
         self._measure()
 
     def _measure(self) -> None:
         """The usual pace, how much it wanders, and from where on a row is slow."""
         self._edge = math.inf
-        if not self._blocks:
+        middles = self._middles
+        if not middles:
             return
-        base = self._base = _median([middle for middle, _ in self._blocks])
-        noise = self._noise = _median([top / middle for middle, top in self._blocks]) - 1
-        few = max(0.0, (BLOCKS_ENOUGH - len(self._blocks)) / BLOCKS_ENOUGH)
+        base = self._base = _median(middles)
+        noise = self._noise = _median([t / m for m, t in zip(middles, self._tops, strict=True)]) - 1
+        few = max(0.0, (BLOCKS_ENOUGH - len(middles)) / BLOCKS_ENOUGH)
         limit = max(NOTICE * (1 + few), ROW_SIGMAS * noise * (1 + few), 2 * self._signal.quantum)
+        if len(self._wander) < BLOCKS_ENOUGH:
+            away = sorted(abs(middle / base - 1) for middle in middles)
+            limit = max(limit, WANDER_WORST * away[-2:][0])
         if len(self._wander) >= 2:
             away = sorted(self._wander)
             limit = max(limit, WANDER_SIGMAS * MAD_TO_SIGMA * away[len(away) // 2], WANDER_WORST * away[-2])
         self._limit = limit
-        if len(self._blocks) >= BLOCKS_AT_LEAST and not self._unsure:
+        if len(middles) >= BLOCKS_AT_LEAST and not self._unsure:
             self._edge = base * (1 + max(0.6 * limit, noise))
 
     # a slowdown that may be one
@@ -336,7 +354,8 @@ class Pace:
 
     def _scale(self, factor: float) -> None:
         """The usual pace is another one; how it wanders is as it was."""
-        self._blocks = [[middle * factor, top * factor] for middle, top in self._blocks]
+        self._middles = array("d", [middle * factor for middle in self._middles])
+        self._tops = array("d", [top * factor for top in self._tops])
         self._open.clear()
         self._before, self._since = [], self._rows
         self._measure()

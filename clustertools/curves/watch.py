@@ -14,6 +14,7 @@ from clustertools.curves.loss import LossWatch
 from clustertools.curves.not_finite import NotFinite
 from clustertools.curves.pace import Pace
 from clustertools.curves.rows import Rows
+from clustertools.curves.scale import Scale
 from clustertools.curves.together import Together
 from clustertools.sources.training_values import Event, Point
 
@@ -22,6 +23,7 @@ DETECTORS: Mapping[str, Callable[[Any, Options], Detector]] = {
     "loss": LossWatch,
     "pace": Pace,
     "not_finite": NotFinite,
+    "scale": Scale,
 }
 
 
