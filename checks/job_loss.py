@@ -149,7 +149,7 @@ class Curves:
         except (TypeError, ValueError, KeyError, IndexError, AttributeError):
             # written by another version: the level of the run is learned anew
             watch, events, history = CurveWatch(None, options), OpenEvents(), True
-        for item in self._with_restart(items):
+        for item in self._of_this_start(items):
             for news in watch.add(item):
                 self._news(news, item, events, off, history=history)
             if isinstance(item, Point) and item.step is not None and not item.evaluation:
@@ -161,14 +161,12 @@ class Curves:
         self.waits = self.attempt >= 0
         self.attempt = attempt
 
-    def _with_restart(self, items: list[Point | Event]) -> Iterator[Point | Event]:
-        """The items; a start that goes back in a log of its own has no line before it that could tell so."""
-        told = any(isinstance(i, Event) and i.kind == "restart_marker" for i in items)
+    def _of_this_start(self, items: list[Point | Event]) -> Iterator[Point | Event]:
+        """The items; a line that is no news in the log may be the first step of a new start all the same."""
         for item in items:
-            if isinstance(item, Point) and item.step is not None and not item.evaluation:
-                if self.waits and not told and self.last_step is not None and item.step <= self.last_step:
-                    yield Event("restart_marker", item.step)
-                told = True
+            first = self.waits and isinstance(item, Point) and not item.evaluation
+            if first and item.step is not None and item.step <= (self.last_step or 0):
+                yield Event("resumed", item.step)
             yield item
 
     def _news(
@@ -284,8 +282,8 @@ def _curve_finding(ctx: Context, kind: Kind, each_of: list[Told], format: str) -
         _CODES[kind], "", event.message,
         evidence=tuple(evidence), nodes=job.nodes, since=job.started_at,
         clears=_LASTING_SECONDS if kind in LASTING else "recovery",
-        # a later event of the same code is news as well
-        edition=event.number * 100 + min(newest.edition, 99),
+        # a later event of the same code is news as well; what goes by another name now says nothing new
+        edition=event.number * 100 + min(newest.edition, 99) if kind == event.kind else 0,
         daily=all(t.event.severity == "daily" for t in each_of),
     )  # fmt: skip
 

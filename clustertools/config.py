@@ -43,8 +43,8 @@ Mode = Literal["observe", "ask", "act"]
 TransitionKind = Literal["opened", "reopened", "worsened", "resolved"]
 PluginStage = Literal["preflight", "watch", "prolog", "epilog", "daily"]
 CurveKind = Literal[
-    "spike", "divergence", "restart", "level_shift", "slow_bump", "grad_burst", "grad_rise", "param_norm_rise",
-    "loss_scale_collapse", "stall", "nan",
+    "spike", "divergence", "restart", "level_shift", "slow_bump", "grad_burst", "grad_rise",
+    "param_norm_rise", "loss_scale_collapse", "stall", "nan",
 ]  # fmt: skip
 SinkKind = Literal["terminal", "slack", "webhook", "pagerduty", "alertmanager", "mail", "deadman", "metrics"]
 

@@ -23,8 +23,8 @@ from clustertools.model import Attempt, Job, starts_without_progress
 class Decision:
     """What to do about a run that ended or hangs.
 
-    `restart`: begin it anew, without `exclude`; from a checkpoint before `before_step`, when that is set, and,
-    with `skip_data`, without the data around that step.
+    `restart`: begin it anew, without `exclude`; from a checkpoint before `before_step`, when that is set,
+    and, with `skip_data`, without the data around that step.
     `hold`: not now, but ask again (a resource is away). `stop`: not without a person. `leave`: nothing is to
     be done (it ended well, a person ended it, the scheduler begins it anew by itself).
     `counts`: it spends the run's budget. `why` is a sentence for people.

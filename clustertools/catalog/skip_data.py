@@ -38,7 +38,7 @@ def around(bad_step: int, begun: int = 0) -> tuple[int, int]:
 
 
 def how(format: str, first: int, last: int) -> str:
-    """What to do in the framework that writes such logs, in one line; what holds for all where it is not known."""
+    """What to do in the framework that writes such logs; what holds for all where none is known."""
     row = next((row for row in frameworks() if format in row.formats), None)
     text = f"{row.name}: {row.how}" if row is not None else _OTHER
     steps = {
