@@ -24,7 +24,7 @@ BLOCK_ROWS = 10
 BLOCKS = 20
 #: Blocks that must be known before anything is told. While there are few of them, 5 % is not enough.
 BLOCKS_AT_LEAST = 4
-BLOCKS_ENOUGH = 10
+BLOCKS_ENOUGH = 20
 #: 5 % is the BLOOM case (105.2 -> 111.1 s a step); from 20 % on somebody is woken.
 NOTICE, PAGE = 0.05, 0.20
 #: A great slowdown needs fewer rows: from so many rows in a row that all are slower by so much.
@@ -81,8 +81,8 @@ class Pace:
         self._unsure: bool = saved.get("unsure", False)
         #: Step and seconds of the rows since the first that was slow, while it is not known what they are.
         self._doubt: list[list[float]] = [list(d) for d in saved.get("doubt", ())]
-        #: Lengths of slow bursts that were too short to be told, the newest last.
-        self._bursts: list[int] = list(saved.get("bursts", ()))
+        #: Slow bursts that were too short to be told, the newest last: their rows, how many times as slow.
+        self._bursts: list[list[float]] = [list(b) for b in saved.get("bursts", ())]
         #: Row, ratio and length of slowdowns that went by.
         self._past: list[list[float]] = [list(p) for p in saved.get("past", ())]
         #: The usual pace before a faster time: seconds, rows that it had lasted, row at which it ended.
@@ -107,7 +107,7 @@ class Pace:
             "signal": self._signal.state(), "rows": self._rows, "middles": list(self._middles),
             "tops": list(self._tops), "open": list(self._open), "wander": list(self._wander),
             "unsure": self._unsure, "doubt": [list(d) for d in self._doubt],
-            "bursts": list(self._bursts), "past": [list(p) for p in self._past],
+            "bursts": [list(b) for b in self._bursts], "past": [list(p) for p in self._past],
             "before": list(self._before), "since": self._since,
             "event": asdict(self._event) if self._event else None, "usual": self._usual, "slow": self._slow,
             "slow_rows": self._slow_rows, "newest": [list(n) for n in self._newest],
@@ -123,7 +123,7 @@ class Pace:
             return
         self._rows += 1
         if self._event is not None and not self._stands:
-            self._go_on(row, seconds, told)
+            self._go_on(row, seconds, story, told)
         elif self._doubt or seconds > self._edge:
             self._suspect(row, seconds, story, told)
         else:
@@ -167,7 +167,7 @@ class Pace:
             if self._middles and abs(middle / _median(self._middles) - 1) > NOTICE:
                 self._learn_anew()
         elif len(self._middles) >= BLOCKS_AT_LEAST:
-            self._wander.append(abs(middle / self._base - 1))
+            self._wander.append(middle / self._base - 1)
             del self._wander[:-WANDER_BLOCKS]
         self._middles.append(middle)
         self._tops.append(top)
@@ -206,7 +206,10 @@ class Pace:
             limit = max(limit, WANDER_WORST * away[-2:][0])
         if len(self._wander) >= 2:
             away = sorted(self._wander)
-            limit = max(limit, WANDER_SIGMAS * MAD_TO_SIGMA * away[len(away) // 2], WANDER_WORST * away[-2])
+            # a pace that changes all the time, such as with a growing window, is no shift
+            drift = away[len(away) // 2]
+            spread = MAD_TO_SIGMA * _median(abs(one - drift) for one in away)
+            limit = max(limit, max(0.0, drift) + WANDER_SIGMAS * spread, WANDER_WORST * away[-2])
         self._limit = limit
         if len(middles) >= BLOCKS_AT_LEAST and not self._unsure:
             self._edge = base * (1 + max(0.6 * limit, noise))
@@ -243,9 +246,9 @@ class Pace:
 
     def _burst(self) -> None:
         """A few slow rows went by: so long are those of an evaluation in this run."""
-        great = sum(d[1] > self._base * (1 + BURSTS[-1][1]) for d in self._doubt)
+        great = sorted(d[1] / self._base for d in self._doubt if d[1] > self._base * (1 + BURSTS[-1][1]))
         if great:
-            self._bursts = [*self._bursts, great][-BURSTS_KEPT:]
+            self._bursts = [*self._bursts, [len(great), great[len(great) // 2]]][-BURSTS_KEPT:]
 
     def _give_back(self, count: int, told: list[News]) -> None:
         """The oldest rows in doubt go where they belong: to the usual pace."""
@@ -262,54 +265,65 @@ class Pace:
             if value <= self._edge:
                 break
             slow += 1
-        usual_burst = max(self._bursts, default=0)
         for rows, ratio in BURSTS:
-            if slow >= max(rows, usual_burst + 2):
-                least = base * (1 + max(ratio, 6 * self._noise, 3 * self._limit))
-                if min(seconds[-rows:]) >= least:
-                    return self._is_news(_median(seconds[-rows:]) / base, slow)
+            if slow < rows:
+                break
+            height = min(seconds[-rows:]) / base
+            if height >= 1 + max(ratio, 6 * self._noise, 3 * self._limit):
+                # as high ones are usual here, such as evaluations of some rows
+                usual = max((length for length, other in self._bursts if other >= 0.5 * height), default=0)
+                if slow >= usual + 2:
+                    return True
         if sum(value > self._edge for value in seconds) <= NEW_ROWS // 2:
             return False
-        middle = _median(seconds)
-        return middle >= base * (1 + self._limit) and self._is_news(middle / base, len(seconds))
+        return _median(seconds) >= base * (1 + self._limit)
 
-    def _is_news(self, ratio: float, rows: int) -> bool:
+    def _is_news(self, ratio: float) -> bool:
         recent = [p for p in self._past if p[0] > self._rows - HABIT_ROWS]
         if len(recent) >= HABIT_EVENTS:
             worst, longest = max(p[1] for p in recent), max(p[2] for p in recent)
-            return ratio - 1 > HABIT_WORSE * (worst - 1) or rows > HABIT_WORSE * longest
+            return ratio - 1 > HABIT_WORSE * (worst - 1) or self._slow_rows > HABIT_WORSE * longest
         return True
 
     # a slowdown that goes on
 
     def _begin(self, row: Row, story: Story, told: list[News]) -> None:
         slow = [d[1] for d in self._doubt if d[1] > self._edge]
-        first = self._first_of_shift()
         self._end(told)
         self._usual, self._slow, self._slow_rows = self._base, _median(slow), len(self._doubt)
         if self._before and self._returns():
             self._doubt = []
             self._scale(self._slow / self._base)
             return
+        first = self._first_of_shift()
         self._newest = self._doubt[-NEW_ROWS:]
         self._doubt = []
         self._open.clear()
         ratio = self._slow / self._usual
         event = CurveEvent(
-            number=story.number(), kind="step_time", metric=self._signal.metric, step=first,
-            alarm_step=row.step, value=self._said(self._slow), baseline=self._said(self._usual),
+            number=0, kind="step_time", metric=self._signal.metric, step=first, alarm_step=row.step,
+            value=self._said(self._slow), baseline=self._said(self._usual),
             confidence=self._confidence(ratio), severity=self._severity(ratio), message="",
         )  # fmt: skip
-        self._event = replace(event, message=self._message(event))
-        told.append(News("began", self._event))
+        self._event = event
+        self._tell_first(event, ratio, row.step, story, told)
+
+    def _tell_first(self, event: CurveEvent, ratio: float, step: int, story: Story, told: list[News]) -> None:
+        """Unless it is one of those that this run has all the time: then only if it outlasts them."""
+        if self._is_news(ratio):
+            event = replace(event, number=story.number(), alarm_step=step)
+            self._event = replace(event, message=self._message(event))
+            told.append(News("began", self._event))
 
     def _first_of_shift(self) -> int:
-        """The step of the first slow row that others follow: an evaluation just before is none of it."""
-        slow = [d[1] > self._edge for d in self._doubt]
-        for number, is_slow in enumerate(slow):
-            if is_slow and sum(slow[number : number + 4]) >= 3:
-                return int(self._doubt[number][0])
-        return int(self._doubt[slow.index(True)][0])
+        """The step from which on the rows are slow: an evaluation just before it is no part of it."""
+        middle = max(self._edge, math.sqrt(self._usual * self._slow))
+        best, score, first = 0, 0, len(self._doubt) - 1
+        for number in range(first, -1, -1):
+            score += 1 if self._doubt[number][1] > middle else -2
+            if score >= best:
+                best, first = score, number
+        return int(self._doubt[first][0])
 
     def _returns(self) -> bool:
         """Whether the pace is again what it was before a faster time that was the shorter of the two."""
@@ -317,7 +331,7 @@ class Pace:
         gone = self._rows - ended
         return abs(self._slow / seconds - 1) <= NOTICE and gone < min(lasted, FASTER_ROWS)
 
-    def _go_on(self, row: Row, seconds: float, told: list[News]) -> None:
+    def _go_on(self, row: Row, seconds: float, story: Story, told: list[News]) -> None:
         event = self._event
         assert event is not None
         self._slow_rows += 1
@@ -331,10 +345,12 @@ class Pace:
                 self._recover(int(self._newest[end][0]), int(self._newest[end + 1][0]), told)
                 return
         if self._slow_rows % BLOCK_ROWS == 0 or self._slow_rows == NEW_ROWS // 2 + 1:
-            self._look_again(event, middle, told)
+            self._look_again(row, middle, story, told)
 
-    def _look_again(self, event: CurveEvent, middle: float, told: list[News]) -> None:
+    def _look_again(self, row: Row, middle: float, story: Story, told: list[News]) -> None:
         """Worse than was told? And after as many rows as a baseline has, the slow pace is one."""
+        event = self._event
+        assert event is not None
         slow = _median([n[1] for n in self._newest])
         if slow > middle:
             self._slow = slow
@@ -346,7 +362,10 @@ class Pace:
                 confidence=self._confidence(ratio),
             )  # fmt: skip
             self._event = replace(event, message=self._message(event))
-            told.append(News("grew", self._event))
+            if event.number:
+                told.append(News("grew", self._event))
+        if not event.number:
+            self._tell_first(event, ratio, row.step, story, told)
         if self._slow_rows >= BLOCKS * BLOCK_ROWS:
             self._stands, self._block_end = True, int(self._newest[-1][0])
             self._scale(self._slow / self._usual)
@@ -380,7 +399,8 @@ class Pace:
         self, event: CurveEvent, change: Change, end: int, told: list[News], back: int | None = None
     ) -> None:
         event = replace(event, end_step=end, recovered_step=back)
-        told.append(News(change, replace(event, message=self._message(event))))
+        if event.number:
+            told.append(News(change, replace(event, message=self._message(event))))
         self._event, self._stands, self._newest = None, False, []
 
     # what is told
