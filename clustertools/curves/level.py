@@ -22,7 +22,9 @@ from typing import Any
 CENTRE_ROWS = 15
 #: Rows against their centre that make the spread: enough that the upper twentieth is more than a handful. In
 #: a young run the younger half counts: what a loss does while it falls from its first values ends soon.
-SPREAD_ROWS, _YOUNG_ROWS = 96, 24
+SPREAD_ROWS, _YOUNG_ROWS = 80, 12
+#: Rows that are kept as they came: for the slope, the quantum and how rows hang together.
+_RECENT_ROWS = 45
 #: The centre is looked at anew after so many rows, the spread after four times as many.
 _SETTLE_ROWS = 8
 #: The slope is taken from three medians of so many rows; it has to be the same way between both pairs, and
@@ -51,8 +53,8 @@ class Level:
     """
 
     __slots__ = (  # noqa: RUF023 - in the order in which they are set
-        "floor", "rows", "wait", "centre", "spread", "bias", "scale", "quantum", "carry", "high", "recent",
-        "gaps", "outs", "heights", "watched",
+        "floor", "rows", "wait", "centre", "slope", "spread", "bulk", "bias", "scale", "quantum", "carry",
+        "high", "recent", "gaps", "outs", "heights", "watched",
     )  # fmt: skip
 
     def __init__(self, floor: float, state: Mapping[str, Any] | None = None) -> None:
@@ -61,7 +63,9 @@ class Level:
         self.rows: int = saved.get("rows", 0)
         self.wait: int = saved.get("wait", _SETTLE_ROWS)
         self.centre: float = saved.get("centre", 0.0)
+        self.slope: float = saved.get("slope", 0.0)
         self.spread: float = saved.get("spread", 0.0)
+        self.bulk: float = saved.get("bulk", 0.0)
         self.bias: float = saved.get("bias", 0.0)
         self.scale: float = saved.get("scale", 0.0)
         self.quantum: float = saved.get("quantum", 0.0)
@@ -87,6 +91,8 @@ class Level:
         many come, and one does nothing."""
         self.recent.append(value)
         self.rows += 1
+        self.centre += self.slope
+        self.high += self.slope
         self.wait -= 1
         if not self.wait:
             self._settle()
@@ -140,19 +146,21 @@ class Level:
         count = _SETTLE_ROWS - self.wait
         self.wait = _SETTLE_ROWS
         if rows > _SETTLE_ROWS and count:  # the first rows have no centre yet to be held against
-            centre = self.centre
-            self.gaps += [value - centre for value in recent[-count:]]
+            slope = self.slope
+            first = self.centre - slope * count
+            self.gaps += [value - first - slope * k for k, value in enumerate(recent[-count:])]
             self.watched += count
-        slope = self._slope()
+        slope = self.slope = self._slope()
         last = recent[-CENTRE_ROWS:]
-        if slope:
-            # each row carried on to the middle of the rows to come
-            ahead = len(last) + 0.5 * _SETTLE_ROWS
+        if slope:  # each row carried on to the first of those to come
+            ahead = len(last)
             last = [value + slope * (ahead - k) for k, value in enumerate(last)]
         last.sort()
         self.centre = last[len(last) // 2]
         if rows < CENTRE_ROWS:
             return
+        del recent[:-_RECENT_ROWS]
+        del self.gaps[: -min(SPREAD_ROWS, max(_YOUNG_ROWS, rows // 2))]
         if rows < SPREAD_ROWS or rows // _SETTLE_ROWS % 4 == 0:
             self._respread()
         self.scale = max(abs(self.centre), self.spread)
@@ -160,7 +168,7 @@ class Level:
             self.high = self.centre + max(self.bias + HIGH_SIGMAS * self.spread, self.floor * self.scale)
 
     def _slope(self) -> float:
-        """Per row, 0 where the last rows do not agree on one."""
+        """Per row, of a series that falls; else 0: a rise is not followed, it may be the beginning of one."""
         recent = self.recent
         part = min(_SLOPE_ROWS, len(recent) // 3)
         if part < 3:
@@ -170,13 +178,11 @@ class Level:
             sorted(recent[count - (k + 1) * part : count - k * part])[part // 2] for k in range(3)
         )
         before, after = second - first, third - second
-        if before * after <= 0:
+        if before >= 0 or after >= 0:
             return 0.0
-        return (before if abs(before) < abs(after) else after) / part
+        return max(before, after) / part
 
     def _respread(self) -> None:
-        del self.recent[: -4 * CENTRE_ROWS]
-        del self.gaps[: -min(SPREAD_ROWS, max(_YOUNG_ROWS, self.rows // 2))]
         count = len(self.gaps)
         if not count:
             return
@@ -189,7 +195,8 @@ class Level:
         if len(values) > 1 and 2 * len(values) <= len(self.recent):
             self.quantum = min(b - a for a, b in itertools.pairwise(values))
         # few rows know their spread badly: half as much again at 16, nothing to speak of at 100
-        self.spread = max(bulk, tail, self.quantum) * (1.0 + 8.0 / count)
+        self.bulk = max(bulk, self.quantum)
+        self.spread = max(self.bulk, tail) * (1.0 + 8.0 / count)
         # a series that rises is not out for it; one that falls may stop to
         self.bias = max(middle, 0.0)
         self.carry += 0.25 * (self._carry() - self.carry)

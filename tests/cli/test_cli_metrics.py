@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import random
 import re
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +15,10 @@ from pathlib import Path
 import pytest
 
 from clustertools.cli import main
+from clustertools.cli.metrics_read import read as read_series
+from clustertools.cli.metrics_scan import KINDS, scan
 from clustertools.cli.metrics_tail import Screen
+from clustertools.cli.metrics_tail import tail as follow
 from clustertools.curves import CurveEvent, News, watch
 
 LOGS = Path(__file__).parent.parent / "runs" / "logs"
@@ -80,7 +85,7 @@ def scanned(capsys, *words, code):
 def test_every_real_form_is_recognised(name, capsys):
     assert main(["metrics", "scan", str(LOGS / name)]) in (0, 1, 2)
     told = capsys.readouterr()
-    assert " rows; steps " in told.err
+    assert re.search(r" rows?; steps \d", told.err)
     assert "(None)" not in told.err
 
 
@@ -399,3 +404,62 @@ def test_the_line_of_an_open_event_is_edited_in_place(monkeypatch):
     assert terminal.lines[0] == "ONE"
     assert terminal.lines[4] == "again"
     assert terminal.lines[-2] == "it has scrolled away"
+
+
+PAGE = LOGS.parent.parent.parent / "docs" / "metrics.md"
+
+
+def test_the_commands_of_the_documentation_run(tmp_path, monkeypatch, capsys):
+    (tmp_path / "tests").symlink_to(LOGS.parent.parent)
+    monkeypatch.chdir(tmp_path)
+    lines = re.findall(r"^\$ clustertools (metrics .+)$", PAGE.read_text(), re.M)
+    assert len(lines) >= 7
+    codes = {line: main(shlex.split(line)) for line in lines}
+    assert set(codes.values()) <= {0, 1, 2}, codes
+    assert (tmp_path / "curves.html").stat().st_size > 5000
+
+
+def test_the_documentation_names_every_kind_and_option():
+    page = PAGE.read_text()
+    assert [kind for kind in KINDS if f"`{kind}`" not in page] == []
+    options = {name for one in (scan, follow, read_series) for p in one.params for name in p.opts}
+    options -= {"--no-color", "-q", "--quiet", "-v", "--verbose"}
+    assert [name for name in options if name.startswith("-") and f"{name}" not in page] == []
+
+
+#: watchdog.md 6.6: iterations 31214 to 31222 and 31250 of tr11-176B (bigscience, chronicles.md).
+BLOOM_LOSS = [2.198845, 2.220424, 2.595213, 2.241558, 2.345279, 5.098124, 3.492029, 3.213059, 2.804948]
+BLOOM_GRAD = [0.242, 0.947, 2.390, 15.886, 145.119, 960.351, 353.2, 379.3, 650.2]
+
+
+def bloom_lines() -> list[str]:
+    """The recorded values; before and after them noise at the levels of that run, a way down between."""
+    noise, lines = random.Random(176), []
+    for step in range(30_600, 31_400):
+        loss, grad = 2.2 + noise.gauss(0, 0.02), 0.24 + abs(noise.gauss(0, 0.02))
+        place = step - 31_214
+        if 0 <= place < len(BLOOM_LOSS):
+            loss, grad = BLOOM_LOSS[place], BLOOM_GRAD[place]
+        elif len(BLOOM_LOSS) <= place < 30:
+            loss, grad = loss + 0.6 * 0.85 ** (place - 8), grad + 650 * 0.3 ** (place - 8)
+        lines.append(
+            f" iteration {step:8d}/  115311 | consumed samples: {step * 2048:12d} | consumed tokens: "
+            f"{step * 4194304:15d} | elapsed time per iteration (s): {105.2 + noise.gauss(0, 0.3):.2f} | "
+            f"learning rate: 5.969E-05 | global batch size:  2048 | lm loss: {loss:.6E} | "
+            f"grad norm: {grad:.3f} | num zeros: 0.0 | "
+            "number of skipped iterations:   0 | number of nan iterations:   0 | "
+            "samples per second: 19.463 | TFLOPs: 149.02 |\n"
+        )
+    return lines
+
+
+def test_the_first_spike_of_bloom_is_told_in_time_and_has_recovered(tmp_path, capsys):
+    path = tmp_path / "bloom.log"
+    path.write_text("".join(bloom_lines()))
+    told = scanned(capsys, path, "--json", "--kinds", "spike,divergence,nan,restart,level_shift", code=2)
+    (event,) = [json.loads(line) for line in told.out.splitlines()]
+    assert (event["kind"], event["metric"], event["severity"]) == ("spike", "loss", "page")
+    assert 31_214 <= event["step"] <= 31_216
+    assert event["alarm_step"] <= 31_217
+    assert event["recovered_step"] <= 31_250
+    assert (event["value"], event["file"]) == (5.098124, str(path))
