@@ -1,7 +1,8 @@
-"""Whether the loss of a run is still a number.
+"""Whether the loss of a run is still a number, and whether its curves do what those of a healthy run do.
 
 Nothing is trained from the first nan or inf on, and whatever is saved after it is lost as well. In fp16
 single iterations overflow and are skipped while the loss scale is searched for: normal, as long as it ends.
+Spikes, divergences and their early signs are told by `curves.watch`, as `clustertools metrics scan` does.
 """
 
 from __future__ import annotations
@@ -11,13 +12,34 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from clustertools.catalog import skip_data
 from clustertools.check import Context, check
+from clustertools.curves import CurveEvent, Kind, News, Options
+from clustertools.curves.open_events import LASTING, OpenEvents, Told
+from clustertools.curves.watch import CurveWatch
 from clustertools.model import Finding, Reading, Remedy
 from clustertools.sources.training_run import read_run
-from clustertools.sources.training_values import Event, Point
+from clustertools.sources.training_values import Event, Point, canonical
 
 #: So many starts are remembered with the step at which their loss was lost.
 _STARTS_AT_MOST = 8
+#: What each kind of event is called here. A loss that is no number is LossNotFinite, found below; that steps
+#: take longer is told by job_slow, which also looks for the node.
+_CODES: dict[Kind, str] = {
+    "nan": "StepsNotFinite",
+    "spike": "LossSpike",
+    "divergence": "LossDiverged",
+    "restart": "LossRestarted",
+    "level_shift": "LossLevelShift",
+    "slow_bump": "LossSlowBump",
+    "grad_burst": "GradNormBurst",
+    "grad_rise": "GradNormRise",
+    "param_norm_rise": "ParamNormRise",
+    "loss_scale_collapse": "LossScaleCollapse",
+    "stall": "TrainingStall",
+}
+#: When nothing more is told of what lasts, it stays for a day, or until a person says that it is over.
+_LASTING_SECONDS = 86400.0
 
 
 @dataclass(frozen=True)
@@ -25,10 +47,14 @@ class Limits:
     """`lines_in_a_row`: one inf by itself may be a step that a gradient scaler skips in silence, the next
     line tells. `skipped_in_a_row`: a loss scale of 2**32 takes about 16 halvings to where training begins;
     the collapses of GLM-130B took 30 to 40 (main-log-en.md): after more than that no scale is found any more.
+    `extra`: metrics beside the known ones that are watched like a loss; `kinds_off`: kinds of curve events
+    that nobody is told of. Both come from `jobs.NAME.loss` of the config.
     """
 
     lines_in_a_row: int = 2
     skipped_in_a_row: int = 50
+    extra: tuple[str, ...] = ()
+    kinds_off: tuple[str, ...] = ()
 
 
 @dataclass
@@ -99,29 +125,130 @@ class Losses:
             self.lost = [*self.lost, [self.attempt, first]][-_STARTS_AT_MOST:]
 
 
+@dataclass
+class Curves:
+    """What is known of the run's curves between two looks. `diverged_step` is the first bad step of a
+    divergence that has not come back; it outlives the way back, as `Losses.first_bad_step` does."""
+
+    watch: dict[str, Any] = field(default_factory=dict)
+    events: dict[str, Any] = field(default_factory=dict)
+    attempt: int = -1
+    last_step: int | None = None
+    diverged_step: int | None = None
+    went_back: bool = False
+    waits: bool = False
+
+    def add(self, items: Iterable[Point | Event], options: Options, off: Iterable[str]) -> None:
+        """Let the detectors see `items`; without any nothing is done, and nothing is paid for."""
+        items = list(items)
+        if not items:
+            return
+        history = not self.watch
+        try:
+            watch, events = CurveWatch(self.watch or None, options), OpenEvents(self.events)
+        except (TypeError, ValueError, KeyError, IndexError, AttributeError):
+            # written by another version: the level of the run is learned anew
+            watch, events, history = CurveWatch(None, options), OpenEvents(), True
+        for item in self._of_this_start(items):
+            for news in watch.add(item):
+                self._news(news, item, events, off, history=history)
+            if isinstance(item, Point) and item.step is not None and not item.evaluation:
+                self._step(item.step)
+        self.watch, self.events = watch.state(), events.state()
+
+    def begin(self, attempt: int) -> None:
+        """A new start of the run: what it trains on is not known yet."""
+        self.waits = self.attempt >= 0
+        self.attempt = attempt
+
+    def _of_this_start(self, items: list[Point | Event]) -> Iterator[Point | Event]:
+        """The items; a line that is no news in the log may be the first step of a new start all the same."""
+        for item in items:
+            first = self.waits and isinstance(item, Point) and not item.evaluation
+            if first and item.step is not None and item.step <= (self.last_step or 0):
+                yield Event("resumed", item.step)
+            yield item
+
+    def _news(
+        self, news: News, item: Point | Event, events: OpenEvents, off: Iterable[str], *, history: bool
+    ) -> None:
+        event = news.event
+        back = news.change == "ended" and item.step is not None and item.step <= event.step
+        if event.kind in ("divergence", "restart"):
+            if news.change in ("began", "grew"):
+                self.diverged_step, self.went_back = event.step, False
+            else:
+                self.diverged_step, self.went_back = (event.step, True) if back else (None, False)
+        elif event.kind == "level_shift" and event.step == self.diverged_step:
+            self.diverged_step = None
+        if event.kind in _CODES and event.kind not in off and (event.kind, event.metric) != ("nan", "loss"):
+            events.take(news, went_back=back, history=history)
+
+    def _step(self, step: int) -> None:
+        self.waits = False
+        self.last_step = step
+        if self.went_back and self.diverged_step is not None and step >= self.diverged_step:
+            self.diverged_step, self.went_back = None, False
+
+
 @check(
     limits=Limits,
     stages={"job"},
     interval_seconds=0.0,
     timeout_seconds=60.0,
-    codes={"LossNotFinite": "the loss of a run is nan or infinite: nothing is trained any more"},
+    codes={
+        "LossNotFinite": "the loss of a run is nan or infinite: nothing is trained any more",
+        "LossSpike": "the loss of a run left its level; most spikes come back by themselves",
+        "LossDiverged": "the loss of a run left its level and did not come back",
+        "LossRestarted": "the loss of a run is where it was at its first steps: the weights are lost",
+        "LossLevelShift": "the loss of a run jumped to another level and holds it",
+        "LossSlowBump": "the loss of a run rose and fell over tens of logged rows",
+        "GradNormBurst": "the gradient norm of a run leapt; an early sign, if the loss follows",
+        "GradNormRise": "the gradient norm of a run grows while the loss stops to improve",
+        "ParamNormRise": "the parameter norm of a run grows while the loss stops to improve",
+        "LossScaleCollapse": "the fp16 loss scale of a run falls and falls: an early sign of a spike",
+        "StepsNotFinite": "gradients of a run are nan or infinite, and its steps are skipped",
+        "TrainingStall": "a run learns nothing more although its learning rate is not spent",
+    },
 )
 def job_loss(ctx: Context) -> Iterator[Finding | Reading]:
-    """Whether the run's loss is finite; the step at which it stopped to be is remembered."""
+    """Whether the run's loss is finite and stays at its level; the step from which on it did not is kept."""
     job, limits = ctx.job, ctx.limits
     if job is None or job.state not in ("running", "completing", "ended"):
         raise ctx.skip(f"the job is {job.state if job else 'not known'}")
     news = read_run(ctx.host, job, ctx.past.get("logs", {}))
-    losses = _remembered(ctx.past)
+    losses, curves = _remembered(ctx.past)
     if losses.attempt != job.attempt:
         losses.begin(job.attempt)
+    if curves.attempt != job.attempt:
+        curves.begin(job.attempt)
     losses.add(news.items, limits)
-    ctx.remember.update({"logs": news.memory, "losses": asdict(losses)})
+    curves.add(news.items, Options(tuple(map(canonical, limits.extra))), limits.kinds_off)
+    events = OpenEvents(curves.events)
+    told = [] if curves.waits else list(events.told())
+    curves.events = events.state()
+    ctx.remember.update({"logs": news.memory, "losses": asdict(losses), "curves": asdict(curves)})
     if losses.first_bad_step is not None:
         ctx.remember["first_bad_step"] = losses.first_bad_step
+    if curves.diverged_step is not None:
+        ctx.remember["diverged_step"] = curves.diverged_step
     if not news.paths:
         raise ctx.skip("no log can be read yet")
-    if losses.in_a_row >= limits.lines_in_a_row or (losses.in_a_row and job.state == "ended"):
+    yield from _not_finite(ctx, losses)
+    yield from _curve_findings(ctx, told, news.format or "")
+    for kind, sentence in events.over.items():
+        ctx.over(_CODES[kind], sentence)  # type: ignore[index]
+    yield ctx.reading("loss_isolated_rows", float(curves.watch.get("story", {}).get("isolated", 0)))
+    if losses.waits and not losses.in_a_row:
+        raise ctx.skip("a new start after a loss that was not a number: it has told no finite one yet")
+    if curves.waits and not events.is_empty():
+        raise ctx.skip("a new start after trouble with its loss: it has told no step yet")
+
+
+def _not_finite(ctx: Context, losses: Losses) -> Iterator[Finding]:
+    job = ctx.job
+    assert job is not None
+    if losses.in_a_row >= ctx.limits.lines_in_a_row or (losses.in_a_row and job.state == "ended"):
         first = losses.first_bad_step
         where = f"from step {first} on" if first is not None else "at a step that the log does not tell"
         yield ctx.critical(
@@ -129,15 +256,53 @@ def job_loss(ctx: Context) -> Iterator[Finding | Reading]:
             evidence=tuple(_evidence(losses)), remedy=Remedy.RESTART_APP, nodes=job.nodes,
             since=job.started_at,
         )  # fmt: skip
-    elif losses.waits:
-        raise ctx.skip("a new start after a loss that was not a number: it has told no finite one yet")
 
 
-def _remembered(past: Any) -> Losses:
+def _curve_findings(ctx: Context, told: Iterable[Told], format: str) -> Iterator[Finding]:
+    """One finding for each code; of several events the newest speaks, the others are evidence."""
+    by_kind: dict[Kind, list[Told]] = {}
+    for each in told:
+        for kind in each.kinds:
+            by_kind.setdefault(kind, []).append(each)
+    for kind, each_of in by_kind.items():
+        yield _curve_finding(ctx, kind, each_of, format)
+
+
+def _curve_finding(ctx: Context, kind: Kind, each_of: list[Told], format: str) -> Finding:
+    job = ctx.job
+    assert job is not None
+    newest = max(each_of, key=lambda t: t.event.number)
+    event = newest.event
+    pages = any(t.event.severity == "page" for t in each_of)
+    say = ctx.critical if pages else ctx.warning
+    evidence = [*_about(event, format), *(t.event.message for t in each_of if t is not newest)]
+    if newest.ended:
+        evidence.insert(0, newest.ended)
+    return say(
+        _CODES[kind], "", event.message,
+        evidence=tuple(evidence), nodes=job.nodes, since=job.started_at,
+        clears=_LASTING_SECONDS if kind in LASTING else "recovery",
+        # a later event of the same code is news as well; what goes by another name now says nothing new
+        edition=event.number * 100 + min(newest.edition, 99) if kind == event.kind else 0,
+        daily=all(t.event.severity == "daily" for t in each_of),
+    )  # fmt: skip
+
+
+def _about(event: CurveEvent, format: str) -> Iterator[str]:
+    yield f"worst {event.value:.6g}, its level {event.baseline:.6g}, first bad step {event.step}"
+    if event.sign_step is not None:
+        yield f"an earlier sign in another metric at step {event.sign_step}"
+    yield f"seen at step {event.alarm_step}; {event.confidence:.0%} sure"
+    if event.kind == "divergence" and event.is_open:
+        yield f"checkpoints of step {event.step} and later were saved after it began"
+        yield f"to leave out the data around it: {skip_data.how(format, *skip_data.around(event.step))}"
+
+
+def _remembered(past: Any) -> tuple[Losses, Curves]:
     try:
-        return Losses(**past.get("losses", {}))
+        return Losses(**past.get("losses", {})), Curves(**past.get("curves", {}))
     except TypeError:
-        return Losses()  # written by another version: the log tells the rest
+        return Losses(), Curves()  # written by another version: the log tells the rest
 
 
 def _evidence(losses: Losses) -> Iterator[str]:

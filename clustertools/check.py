@@ -187,6 +187,7 @@ class Context:
     blind: list[str] = field(default_factory=list)
     detail: list[str] = field(default_factory=list)
     looked: JobLook | None = None
+    ends: dict[str, str] = field(default_factory=dict)
 
     def _about(self, part: str | Subject) -> Subject:
         return part if isinstance(part, Subject) else dataclasses.replace(self.subject, part=part)
@@ -208,14 +209,17 @@ class Context:
         time: float | None = None,
         nodes: tuple[str, ...] = (),
         since: float = 0.0,
+        edition: int = 0,
+        daily: bool = False,
     ) -> Finding:
         if code not in self.check.codes:
             raise ConfigError(f"check {self.check.name} yields {code}, which it does not declare")
         at = self.host.now() if time is None else time
         about = self._about(part)
         return Finding(
-            self.check.name, code, about, status, summary, evidence, remedy, clears, at, nodes, since
-        )
+            self.check.name, code, about, status, summary, evidence, remedy, clears, at, nodes, since,
+            edition=edition, daily=daily,
+        )  # fmt: skip
 
     #: A fault that somebody must act on.
     critical = functools.partialmethod(_finding, Status.CRITICAL)
@@ -256,6 +260,10 @@ class Context:
     def unseen(self, reason: str) -> None:
         """Note that a part could not be looked at: the rest counts, but nothing resolves on this pass."""
         self.blind.append(reason)
+
+    def over(self, code: str, sentence: str, part: str | Subject = "") -> None:
+        """Say how a finding of an earlier look ended; it is told where its beginning was. May be repeated."""
+        self.ends[f"{code}:{self._about(part)}"] = sentence
 
     def note(self, text: str) -> None:
         """A sentence for the person who reads the verdict; not a finding."""
@@ -319,6 +327,7 @@ def run(
         "; ".join(ctx.blind), time.monotonic() - began, _boot_id(host), host.now(),
         # a check that broke off may have read more than it told: next time it begins where it began now
         dict(ctx.remember if whole or (status is Status.SKIPPED and ctx.remember) else ctx.past),
+        ends=ctx.ends if whole else {},
     )  # fmt: skip
 
 

@@ -45,8 +45,10 @@ class Mail:
 
     def enqueue(self, store: Store, message: Message, now: float) -> None:
         """Owe a message to every sink that wants it. Part of the caller's transaction."""
-        for name in self.sinks:
+        for name, sink in self.sinks.items():
             told = any(_reference(store, name, key) is not None for key in message.keys)
+            if message.kind == "changed" and not (told and getattr(sink, "edits", False)):
+                continue
             if wants(self._rule(name), message, told=told):
                 self._owe(store, name, _joined(store, name, message, now), now)
 
@@ -115,7 +117,7 @@ class Mail:
 
 def _joined(store: Store, sink: str, message: Message, now: float) -> Message:
     """The message, told in the thread of the earlier ones of its code where there are enough of them."""
-    if message.kind != "opened":
+    if message.kind != "opened" or message.joins:
         return message
     recent = store.cursor(f"recent:{sink}", message.code)
     is_recent = bool(recent) and 0 <= now - float(recent["at"]) < JOIN_SECONDS

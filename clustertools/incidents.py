@@ -109,6 +109,8 @@ def _report(
         told.append(Transition(seen, "resolved", "open", now, worse))
     elif finding.status > known.finding.status:
         told.append(Transition(seen, "open", "open", now, worse=True))
+    elif finding.edition > known.finding.edition:
+        told.append(Transition(seen, "open", "open", now, changed=True))
     after[key] = seen
 
 
@@ -122,8 +124,13 @@ def _not_reported(
 ) -> None:
     if incident.state == "pending":
         del after[key]
-    elif incident.state == "open" and _cleared(incident, verdict, now):
-        done = dataclasses.replace(incident, state="resolved", resolved_at=now, explained_by="")
+    elif incident.state == "open" and (key in verdict.ends or _cleared(incident, verdict, now)):
+        finding = incident.finding
+        if verdict.ends.get(key):
+            finding = dataclasses.replace(finding, summary=verdict.ends[key])
+        done = dataclasses.replace(
+            incident, finding=finding, state="resolved", resolved_at=now, explained_by=""
+        )
         after[key] = done
         told.append(Transition(done, "open", "resolved", now))
 
@@ -176,7 +183,10 @@ def _explained(
         by = next((root.key for root in roots if _explains(root, incident, rules)), "")
         if by != incident.explained_by:
             after[key] = dataclasses.replace(incident, explained_by=by)
-            if not by and key not in told:
+            root = after.get(incident.explained_by)
+            # what was open before its root was told then
+            hushed = root is None or root.opened_at <= incident.opened_at
+            if not by and key not in told and hushed:
                 left.append(Transition(after[key], "none", "open", now))
     marked = [dataclasses.replace(t, incident=after.get(t.incident.key, t.incident)) for t in transitions]
     return marked + left
@@ -189,6 +199,8 @@ def _explains(root: Incident, symptom: Incident, rules: Rules) -> bool:
         return False  # the run began after it, and made its way in spite of it
     if root.finding.status < symptom.finding.status:
         return False  # who asked to hear of the worst only would hear of neither
+    if root.finding.subject.run and root.finding.subject.run != symptom.finding.subject.run:
+        return False  # what one run does says nothing of another's
     return known and root.key != symptom.key and root.finding.subject.node in nodes
 
 

@@ -94,7 +94,8 @@ class Finding:
     `time` is when it was seen or, for an event, when it happened; `since` is when the attempt of a run began
     that the finding is about: what happened before cannot explain it. `cause` and `blamed` are what a
     diagnosis made of it: the name of a failure signature, and the nodes that are guilty ("" and none: nobody
-    knows).
+    knows). `edition` grows when what was told of it should be read again; who can edit messages edits them.
+    `daily`: it can wait for the summary of the day.
     """
 
     check: str
@@ -110,6 +111,8 @@ class Finding:
     since: float = 0.0
     cause: str = ""
     blamed: tuple[str, ...] = ()
+    edition: int = 0
+    daily: bool = False
 
     @property
     def key(self) -> str:
@@ -123,6 +126,7 @@ class Verdict:
 
     `blind` says what could not be seen (empty: everything was); while it is set nothing resolves.
     `memory` is handed back to the check the next time. `wants_look`: it has to see the job's nodes first.
+    `ends`: key of a finding that is no longer reported -> how it ended; that ends it, however it clears.
     """
 
     check: str
@@ -137,6 +141,7 @@ class Verdict:
     time: float = 0.0
     memory: Mapping[str, Any] = field(default_factory=dict)
     wants_look: bool = False
+    ends: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def codes(self) -> frozenset[str]:
@@ -181,14 +186,17 @@ class Transition:
     now: State
     time: float
     worse: bool = False
+    changed: bool = False
 
     @property
     def kind(self) -> str:
-        """`opened`, `reopened`, `worsened` or `resolved`."""
+        """`opened`, `reopened`, `worsened`, `changed` (it says something new) or `resolved`."""
         if self.now == "resolved":
             return "resolved"
         if self.worse:
             return "worsened"
+        if self.changed:
+            return "changed"
         return "reopened" if self.was == "resolved" else "opened"
 
 
@@ -261,7 +269,8 @@ class Attempt:
 
     `requeues` counts how often the scheduler had begun this very job before (Slurm's Restarts): with `job_id`
     it names one incarnation. `ended_by`, `cause` and `blamed` say how it ended, for the decision on the next.
-    `excluded` are nodes that it was started without.
+    `excluded` are nodes that it was started without. `before_step`: it had to begin before that step;
+    `skip_steps`: the steps whose data it is asked to leave out, as `FIRST-LAST`.
     """
 
     run: str
@@ -281,6 +290,8 @@ class Attempt:
     ended_by: EndedBy = ""
     cause: str = ""
     blamed: tuple[str, ...] = ()
+    before_step: int | None = None
+    skip_steps: str = ""
 
     @property
     def new_steps(self) -> int | None:

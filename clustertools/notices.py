@@ -2,11 +2,13 @@
 
 While an incident is silenced, taken by a person, or explained by another one, nothing is said about it. What
 was kept back is told when that ends and the incident is still open: a silence delays a page, it eats none.
+What can wait for the summary of the day is kept back until then.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -18,6 +20,17 @@ Owed = Mapping[str, str]
 #: The earlier ones hold the later ones: who hears that it opened needs not hear that it got worse.
 _ORDER = ("opened", "reopened", "worsened")
 _WAS: Mapping[str, State] = {"opened": "none", "reopened": "resolved", "worsened": "open"}
+
+
+#: The hour, by the clock of this machine, from which on the summary of the day is told: people are there.
+#: Our choice.
+DAILY_HOUR = 9
+
+
+def day_of(now: float, zone: datetime.tzinfo | None = None) -> str:
+    """The newest day whose summary may be told: `2026-01-31`. `zone`: None is this machine's."""
+    moment = datetime.datetime.fromtimestamp(now, datetime.timezone.utc).astimezone(zone)
+    return (moment - datetime.timedelta(hours=DAILY_HOUR)).date().isoformat()
 
 
 def is_silenced(key: str, patterns: Iterable[str]) -> bool:
@@ -37,13 +50,19 @@ def due(
     owed: Owed,
     patterns: Sequence[str],
     now: float,
+    *,
+    with_daily: bool = True,
 ) -> tuple[list[Transition], dict[str, str]]:
-    """What to tell on this pass, and what is owed after it.
+    """What to tell on this pass, and what is owed after it. `with_daily`: the summary of the day is due.
 
     `incidents` are those after the pass, `owed` is what an earlier call gave. The end of an incident is told
     to whoever heard of its beginning, in spite of any silence: a page whose end is never told is worse than
     none.
     """
+
+    def must_wait(incident: Incident) -> bool:
+        return (incident.finding.daily and not with_daily) or is_quiet(incident, patterns, now)
+
     told: list[Transition] = []
     left = dict(owed)
     for transition in transitions:
@@ -52,8 +71,13 @@ def due(
             if left.pop(key, "worsened") == "worsened":
                 told.append(transition)
             continue
+        if kind == "changed":
+            # whoever is still owed its beginning hears all of it then
+            if key not in left and not must_wait(transition.incident):
+                told.append(transition)
+            continue
         first = min(kind, left.pop(key, kind), key=_ORDER.index)
-        if is_quiet(transition.incident, patterns, now):
+        if must_wait(transition.incident):
             left[key] = first
         else:
             told.append(transition if first == kind else _again(transition.incident, first, now))
@@ -61,7 +85,7 @@ def due(
         incident = incidents.get(key)
         if incident is None or incident.state != "open":
             del left[key]
-        elif not is_quiet(incident, patterns, now):
+        elif not must_wait(incident):
             del left[key]
             told.append(_again(incident, kind, now))
     return told, left

@@ -312,4 +312,4 @@ def test_a_sink_that_asks_for_a_rest_gets_it(tmp_path):
 
 def test_every_kind_of_news_has_its_place():
     """A kind that is added later has to be thought of in the sinks that tell kinds apart."""
-    assert {"opened", "reopened", "worsened", "resolved", "outcome", "note"} == KINDS
+    assert {"opened", "reopened", "worsened", "changed", "resolved", "outcome", "note"} == KINDS

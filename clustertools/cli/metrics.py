@@ -7,6 +7,7 @@ import click
 from clustertools.cli.frame import examples
 from clustertools.cli.metrics_read import read
 from clustertools.cli.metrics_scan import scan
+from clustertools.cli.metrics_tail import tail
 
 
 @click.group(
@@ -25,5 +26,5 @@ def metrics() -> None:
     """
 
 
-for _command in (scan, read):
+for _command in (scan, tail, read):
     metrics.add_command(_command)

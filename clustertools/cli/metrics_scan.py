@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -65,6 +65,18 @@ format_option = click.option(
 )
 
 
+def told_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command `--kinds` and `--min-severity`."""
+    function = click.option(
+        "--min-severity",
+        type=click.Choice(SEVERITIES),
+        default="daily",
+        help="Leave out what is less urgent.",
+    )(function)
+    kinds = f"Only these: {', '.join(KINDS)}."
+    return click.option("--kinds", type=Names(KINDS), metavar="KIND,...", help=kinds)(function)
+
+
 @dataclass(slots=True)
 class Wanted:
     """Which events are told."""
@@ -85,6 +97,12 @@ class Wanted:
     @property
     def extra(self) -> tuple[str, ...]:
         return tuple(sorted(self.names - CANONICAL_NAMES))
+
+
+def wanted_of(
+    names: Iterable[str], kinds: Iterable[str] | None, min_severity: str, since: int | None = None
+) -> Wanted:
+    return Wanted(frozenset(canonical(name) for name in names), frozenset(kinds or ()), min_severity, since)
 
 
 @dataclass(slots=True)
@@ -174,8 +192,8 @@ def nothing_known(found: Scanned) -> str:
     shown = ", ".join(plain(one, 40) for one in list(found.series)[:12])
     more = f" and {len(found.series) - 12} more" if len(found.series) > 12 else ""
     return (
-        f"{name} ({found.format}) has {found.rows:,} rows of {shown}{more}: none of them is a metric that is "
-        "known.\n`--metric NAME` watches one of them as a loss is watched"
+        f"{name} ({found.format}) has {_many(found.rows, 'row')} of {shown}{more}: none of them is a "
+        "metric that is known.\n`--metric NAME` watches one of them as a loss is watched"
     )
 
 
@@ -203,10 +221,7 @@ def named(path: str) -> str:
 )
 @metric_option
 @click.option("--since", type=int, metavar="STEP", help="Only what was not over before this step.")
-@click.option("--kinds", type=Names(KINDS), metavar="KIND,...", help=f"Only these: {', '.join(KINDS)}.")
-@click.option(
-    "--min-severity", type=click.Choice(SEVERITIES), default="daily", help="Leave out what is less urgent."
-)
+@told_options
 @format_option
 @common
 def scan(
@@ -241,13 +256,13 @@ def scan(
         _tell(out, found, told, len(files) > 1)
         if found.picture is not None:
             found.picture.keep(event.number for event in told)
-            runs.append(Told(named(path), summary(found), found.picture, told))
+            runs.append(Told(named(path), summary(found, told), found.picture, told))
         if found.picture is not None and plot:
             for line in text_plot(found.picture, width=_width(), since=since, pen=pen(out)):
                 out.line(line)
         for note in found.notes:
             out.note(plain(note))
-        out.note(summary(found))
+        out.note(summary(found, told))
         statuses.append(status_of(told))
     if html is not None:
         write_page(html, runs)
@@ -315,8 +330,8 @@ def event_cells(event: CurveEvent) -> list[str]:
     ]  # fmt: skip
 
 
-def summary(found: Scanned) -> str:
-    """What was read: the last line of a scan."""
+def summary(found: Scanned, told: Sequence[CurveEvent]) -> str:
+    """What was read and how much is told: the last line of a scan."""
     steps = "no step"
     if found.first_step is not None:
         steps = f"steps {found.first_step} to {found.last_step}"
@@ -325,14 +340,21 @@ def summary(found: Scanned) -> str:
     series = ", ".join(plain(name, 40) for name in names[:8])
     if len(found.series) > 8:
         series += f" and {len(found.series) - 8} more"
+    counts = [(sum(event.severity == word for event in told), word) for word in reversed(SEVERITIES)]
     parts = [
-        f"{found.rows:,} rows", steps, f"{len(found.series)} series ({series})",
-        f"{found.restarts:,} restarts" if found.restarts else "",
-        f"{found.isolated:,} isolated outliers counted, not told",
-        f"{found.unreadable:,} unreadable records",
+        ", ".join(f"{count:,} {word}" for count, word in counts if count) or "nothing to tell",
+        _many(found.rows, "row"), steps, f"{len(found.series)} series ({series})",
+        _many(found.restarts, "restart") if found.restarts else "",
+        _many(found.isolated, "isolated outlier") + " counted, not told",
+        _many(found.unreadable, "unreadable record"),
         f"{found.dropped_events:,} events beyond {EVENTS_AT_MOST:,} left out" if found.dropped_events else "",
+        "" if "loss" in found.series else "there is no loss in it, so nothing is known of that",
     ]  # fmt: skip
     return f"{named(found.path)} ({found.format}): " + "; ".join(part for part in parts if part)
+
+
+def _many(count: int, word: str) -> str:
+    return f"{count:,} {word}{'' if count == 1 else 's'}"
 
 
 def _width() -> int:

@@ -1,12 +1,14 @@
 """Where one series of a run is, how much it scatters, and how far out its single rows go. Streaming. Pure.
 
-level = Level()
-level.take(2.31)                 a row that belongs to the level
-level.high                       above it a row is *out*; infinite before enough rows are known
-level.z(5.1), level.rarity(5.1)  in robust sigmas; how many rows out of one come so far out by themselves
+level = Level(floor=0.05)
+level.take(2.31)       a row that belongs to the level
+level.high             above it a row may be out of it; infinite before enough rows are known
+level.z(5.1)           in robust sigmas
+level.chance(8.0)      in how many rows out of one a row comes so far out by itself, as this run shows
 
-The centre is the median of the last rows. The spread is that of the rows against the centre that was known
-when they came: what a trend, a schedule or a slow wave does to it is in there, so no model of them is needed.
+The centre is the median of the last rows, carried on along their slope where they have one. The spread is
+that of the rows against the centre that was known when they came: what a trend, a schedule or a slow wave
+does to it is in there, so no model of them is needed.
 """
 
 from __future__ import annotations
@@ -18,18 +20,26 @@ from typing import Any
 
 #: The centre is the median of so many rows: odd, so that it is a value of the series and quanta stay whole.
 CENTRE_ROWS = 15
-#: Rows against their centre that make the spread. 95 % of it must be more than a handful.
-SPREAD_ROWS = 96
+#: Rows against their centre that make the spread: enough that the upper twentieth is more than a handful. In
+#: a young run the younger half counts: what a loss does while it falls from its first values ends soon.
+SPREAD_ROWS, _YOUNG_ROWS = 80, 12
+#: Rows that are kept as they came: for the slope, the quantum and how rows hang together.
+_RECENT_ROWS = 45
 #: The centre is looked at anew after so many rows, the spread after four times as many.
 _SETTLE_ROWS = 8
+#: The slope is taken from three medians of so many rows; it has to be the same way between both pairs, and
+#: the smaller one counts, so that a step, as at the end of an epoch, is none.
+_SLOPE_ROWS = 9
 #: Rows before anything can be out: the centre's, and one more.
 READY_ROWS = 16
-#: Robust sigmas from which on a row is out. The lowest tenth of real spikes peaks at 8.7 (loss.md section 1);
-#: what comes by chance is told apart by the grad norm, the next row and the record of such rows.
-OUT_SIGMAS = 6.0
-#: Heights of single rows fall off as a power law; 3 where a run has shown none (a t distribution of 3 degrees
-#: of freedom, as heavy as a tail with a variance can be), with the weight of so many rows seen.
-_TAIL_POWER, _TAIL_WEIGHT = 3.0, 4.0
+#: Robust sigmas from which on a row may be out, and from which on it is counted as out by itself when nothing
+#: comes of it. The lowest tenth of real spikes peaks at 8.7 (loss.md section 1).
+HIGH_SIGMAS, OUT_SIGMAS = 4.0, 6.0
+#: At 2 sigmas a twentieth of the rows is out by itself, on any series.
+_EDGE_SIGMAS, _EDGE_RATE = 2.0, 0.05
+#: Heights of single rows fall off as a power law: 3 where a run has shown none (a t distribution of 3 degrees
+#: of freedom, the heaviest of them that has a variance), with the weight of so many rows seen. 1.5 at least.
+_TAIL_POWER, _TAIL_WEIGHT, _TAIL_HEAVIEST = 3.0, 4.0, 1.5
 #: As if one row out had been seen in so many, before the run's own record counts.
 _RATE_ROWS = 2000.0
 #: The record forgets by half in so many rows: the data of a run change.
@@ -43,8 +53,8 @@ class Level:
     """
 
     __slots__ = (  # noqa: RUF023 - in the order in which they are set
-        "floor", "rows", "wait", "centre", "spread", "bias", "scale", "quantum", "high", "recent", "gaps",
-        "outs", "heights", "watched",
+        "floor", "rows", "wait", "centre", "slope", "spread", "bulk", "bias", "scale", "quantum", "carry",
+        "high", "recent", "gaps", "outs", "heights", "watched",
     )  # fmt: skip
 
     def __init__(self, floor: float, state: Mapping[str, Any] | None = None) -> None:
@@ -53,10 +63,13 @@ class Level:
         self.rows: int = saved.get("rows", 0)
         self.wait: int = saved.get("wait", _SETTLE_ROWS)
         self.centre: float = saved.get("centre", 0.0)
+        self.slope: float = saved.get("slope", 0.0)
         self.spread: float = saved.get("spread", 0.0)
+        self.bulk: float = saved.get("bulk", 0.0)
         self.bias: float = saved.get("bias", 0.0)
         self.scale: float = saved.get("scale", 0.0)
         self.quantum: float = saved.get("quantum", 0.0)
+        self.carry: float = saved.get("carry", 0.0)
         self.high: float = saved.get("high", math.inf)
         self.recent: list[float] = list(saved.get("recent", ()))
         self.gaps: list[float] = list(saved.get("gaps", ()))
@@ -78,6 +91,8 @@ class Level:
         many come, and one does nothing."""
         self.recent.append(value)
         self.rows += 1
+        self.centre += self.slope
+        self.high += self.slope
         self.wait -= 1
         if not self.wait:
             self._settle()
@@ -90,27 +105,31 @@ class Level:
         """How far above the level, as a share of it."""
         return (value - self.centre) / self.scale if self.scale > 0 else math.inf
 
-    def rarity(self, value: float) -> float:
-        """In how many rows out of one a single row comes out as far as this one, as the run itself shows.
+    def chance(self, z: float) -> float:
+        """In how many rows out of one a row comes this many sigmas out by itself.
 
-        A power law over the heights at which single rows were out until now (the largest-value theory calls
-        it peaks over a threshold), with a run that has shown little held near what runs do in general.
+        A power law over the heights at which single rows were out until now (what the statistics of extremes
+        call peaks over a threshold), where a run that has shown little is held near what runs do in general.
         """
-        height = self.z(value) / OUT_SIGMAS
-        if height <= 1.0:
+        if z <= _EDGE_SIGMAS:
             return 1.0
+        if z < OUT_SIGMAS:
+            share = (z - _EDGE_SIGMAS) / (OUT_SIGMAS - _EDGE_SIGMAS)
+            return _EDGE_RATE * math.exp(share * math.log(self.rate / _EDGE_RATE))
         power = (_TAIL_WEIGHT + self.outs) / (_TAIL_WEIGHT / _TAIL_POWER + self.heights)
-        return self.rate * math.exp(-power * math.log(height)) if math.isfinite(height) else 0.0
+        power = max(power, _TAIL_HEAVIEST)
+        return self.rate * math.exp(-power * math.log(z / OUT_SIGMAS)) if math.isfinite(z) else 0.0
 
     @property
     def rate(self) -> float:
-        """Which share of the rows is out by itself."""
-        return (1.0 + self.outs) / (_RATE_ROWS + self.watched)
+        """Which share of the rows is out by itself; at most so many that it still says something."""
+        return min((1.0 + self.outs) / (_RATE_ROWS + self.watched), 0.5 * _EDGE_RATE)
 
-    def note_single(self, value: float) -> None:
-        """A row that was out by itself: it is kept in mind how far."""
-        self.outs += 1.0
-        self.heights += math.log(max(1.0, min(self.z(value) / OUT_SIGMAS, 1e6)))
+    def note_single(self, z: float) -> None:
+        """Rows that were out by themselves, `z` at most: it is kept in mind how far."""
+        if z >= OUT_SIGMAS:
+            self.outs += 1.0
+            self.heights += math.log(min(z / OUT_SIGMAS, 1e6))
 
     def accept(self, values: Sequence[float]) -> None:
         """A new level holds: these are its rows."""
@@ -124,28 +143,50 @@ class Level:
     def _settle(self) -> None:
         """The centre anew from the last rows, and now and then the spread."""
         recent, rows = self.recent, self.rows
-        new = recent[-(_SETTLE_ROWS - self.wait) :] if self.wait < _SETTLE_ROWS else []
+        count = _SETTLE_ROWS - self.wait
         self.wait = _SETTLE_ROWS
-        if rows > _SETTLE_ROWS:  # the first centre comes from the first rows: they say nothing against it
-            centre = self.centre
-            self.gaps += [value - centre for value in new]
+        if rows > _SETTLE_ROWS and count:  # the first rows have no centre yet to be held against
+            slope = self.slope
+            first = self.centre - slope * count
+            self.gaps += [value - first - slope * k for k, value in enumerate(recent[-count:])]
+            self.watched += count
+        slope = self.slope = self._slope()
+        last = recent[-CENTRE_ROWS:]
+        if slope:  # each row carried on to the first of those to come
+            ahead = len(last)
+            last = [value + slope * (ahead - k) for k, value in enumerate(last)]
+        last.sort()
+        self.centre = last[len(last) // 2]
         if rows < CENTRE_ROWS:
-            middle = sorted(recent)
-            self.centre = middle[len(middle) // 2]
             return
-        self.centre = sorted(recent[-CENTRE_ROWS:])[CENTRE_ROWS // 2]
-        self.watched += len(new)
-        if rows < SPREAD_ROWS or rows // _SETTLE_ROWS % 4 == 0 or not math.isfinite(self.high):
+        del recent[:-_RECENT_ROWS]
+        del self.gaps[: -min(SPREAD_ROWS, max(_YOUNG_ROWS, rows // 2))]
+        if rows < SPREAD_ROWS or rows // _SETTLE_ROWS % 4 == 0:
             self._respread()
+        self.scale = max(abs(self.centre), self.spread)
         if self.scale > 0:  # of a series of zeros nothing is known
-            self.high = self.centre + max(self.bias + OUT_SIGMAS * self.spread, self.floor * self.scale)
+            self.high = self.centre + max(self.bias + HIGH_SIGMAS * self.spread, self.floor * self.scale)
+
+    def _slope(self) -> float:
+        """Per row, of a series that falls; else 0: a rise is not followed, it may be the beginning of one."""
+        recent = self.recent
+        part = min(_SLOPE_ROWS, len(recent) // 3)
+        if part < 3:
+            return 0.0
+        count = len(recent)
+        third, second, first = (
+            sorted(recent[count - (k + 1) * part : count - k * part])[part // 2] for k in range(3)
+        )
+        before, after = second - first, third - second
+        if before >= 0 or after >= 0:
+            return 0.0
+        return max(before, after) / part
 
     def _respread(self) -> None:
-        del self.gaps[:-SPREAD_ROWS], self.recent[: -4 * CENTRE_ROWS]
-        gaps = sorted(self.gaps)
-        count = len(gaps)
+        count = len(self.gaps)
         if not count:
             return
+        gaps = sorted(self.gaps)
         middle = gaps[count // 2]
         # quarters for the bulk, the upper twentieth for a tail that is heavier than its bulk
         bulk = (gaps[(3 * count) // 4] - gaps[count // 4]) / 1.349
@@ -154,9 +195,23 @@ class Level:
         if len(values) > 1 and 2 * len(values) <= len(self.recent):
             self.quantum = min(b - a for a, b in itertools.pairwise(values))
         # few rows know their spread badly: half as much again at 16, nothing to speak of at 100
-        self.spread = max(bulk, tail, self.quantum) * (1.0 + 8.0 / count)
-        self.scale = max(sorted(abs(v) for v in self.recent)[len(self.recent) // 2], self.spread)
+        self.bulk = max(bulk, self.quantum)
+        self.spread = max(self.bulk, tail) * (1.0 + 8.0 / count)
         # a series that rises is not out for it; one that falls may stop to
         self.bias = max(middle, 0.0)
+        self.carry += 0.25 * (self._carry() - self.carry)
         if self.watched > _FORGET_ROWS:
             self.watched, self.outs, self.heights = self.watched / 2, self.outs / 2, self.heights / 2
+
+    def _carry(self) -> float:
+        """How much of a row's height over the level the next row has again.
+
+        From how often the series turns: differences of rows that know nothing of each other go the same way
+        twice in a third of all cases, those of a slow wave always. A trend does not matter to it.
+        """
+        steps = [b - a for a, b in itertools.pairwise(self.recent)]
+        pairs = [a * b for a, b in itertools.pairwise(steps) if a and b]
+        if len(pairs) < 2 * _SETTLE_ROWS:
+            return 0.0
+        same = sum(pair > 0 for pair in pairs) / len(pairs)
+        return min(1.0, max(0.0, 1.0 + 2.0 * math.sin(math.pi * (same - 0.5))))

@@ -14,36 +14,42 @@ from statistics import median
 from typing import Any
 
 from clustertools.curves import Kind, News, Options, Restart, Row, Story
-from clustertools.curves.level import Level
-from clustertools.curves.loss_event import (
-    ACCEPT_ROWS,
-    AGAIN_ROWS,
-    BACK_ROWS,
-    SPIKE_ROWS,
-    Disturbance,
-)
+from clustertools.curves.level import OUT_SIGMAS, Level
+from clustertools.curves.loss_event import ACCEPT_ROWS, AGAIN_ROWS, BACK_ROWS, SPIKE_ROWS, Disturbance
+from clustertools.curves.loss_slow import BLOCK_ROWS, Slow
 
-#: A loss has to be so far above its level, as a share of it, to be out: half of the 10 % that an event has to
-#: have (loss.md section 4), as the first row of some is not the highest.
-LOSS_FLOOR = 0.05
-#: A grad norm scatters far more: it is out at 1.5 times its level, and a sign of a spike at twice.
-GRAD_FLOOR, GRAD_SIGN_RATIO = 0.5, 2.0
-#: A burst of the grad norm alone (loss.md section 4).
-BURST_RATIO, BURST_SIGMAS = 5.0, 40.0
-#: On the spot, a single row has to be rarer than this by the run's own record: three in 100,000 rows.
-RARE = 3e-5
+#: A loss has to be so far above its level, as a share of it, to be out, and so far to be told: an event has
+#: 10 % at its peak (loss.md section 4), by levels that are not quite ours, and the first row is often lower.
+LOSS_FLOOR, TOLD_LIFT = 0.04, 0.08
+#: A grad norm scatters far more. It is out at 1.5 times its level; a batch that is odd raises it with the
+#: loss to about twice (seen in runs of nanoGPT), so that it confirms a loss from 2.5 times on: 56 of 71 loss
+#: events reach 3 (loss.md section 1).
+GRAD_FLOOR, SIGN_RATIO = 0.5, 2.5
+#: A burst of the grad norm alone is 5 times its median and 40 robust sigmas (loss.md section 4). 30 of ours:
+#: medians over other windows differ by so much, and a burst of just 40 is one as well.
+BURST_RATIO, BURST_SIGMAS = 5.0, 30.0
+#: What is told has to be rarer than this by the run's own record: one in 100,000 rows.
+RARE = 1e-5
 #: ... and so high: 10 % (loss.md section 4); twice the level where there is a grad norm that did not move.
 SPOT_LIFT, UNMOVED_LIFT = 0.10, 1.0
-#: Single rows more frequent than this come in pairs by chance: then a third one has to confirm.
-PAIR_RATE = 1 / 300
-#: With the grad norm out, so much of the loss is enough to belong to it.
-JOINT_SIGMAS, JOINT_LIFT = 3.5, 0.02
+#: ... of a series that has a level at all: a loss around zero is noise, and one row of it tells nothing.
+SPOT_SPREADS = 4.0
+#: Rows that confirm the highest have to be rarer than this together, a grad norm rarer than that.
+CONFIRMED, SIGN_RARE = 1e-3, 1e-2
+#: With the grad norm out, so much of the loss is enough to belong to it; less is not taken for a sign of it.
+JOINT_SIGMAS, JOINT_LIFT = 3.0, 0.02
+#: After a row that is out, the next ones are with it from here on, until so many wait.
+AFTER_SIGMAS, WAIT_ROWS = 2.0, 3
+#: Rows that are out and still tell nothing after so many are how the series is.
+GIVE_UP_ROWS = 8
 #: A sign in the grad norm belongs to a loss that leaves within so many rows: four in BLOOM's first spike.
 SIGN_ROWS = 5
+#: Of a long event, so many of its first rows are kept beside the last ones.
+FIRST_VALUES = 14
 #: As the first rows of the run: within 20 %, after the loss had fallen to this share of them.
 RESTART_NEAR, LEARNED_SHARE, FIRST_ROWS = 0.2, 0.7, 4
 #: After a resume the loss is up for some tens of rows by itself (IDEFICS): only what is this high counts.
-RESUME_ROWS, RESUME_LIFT = 50, 0.5
+RESUME_ROWS, RESUME_LIFT = 50, 0.3
 
 
 class LossWatch:
@@ -64,11 +70,11 @@ class LossWatch:
         if loss is not None:
             if grad is None:
                 if loss <= joined.high:
-                    joined.level.take(loss)
+                    joined.take(row.step, loss, story, told)
                 else:
                     joined.look(row.step, loss, None, story, told)
             elif loss <= joined.high and grad <= joined.grad_high and grad > 0:
-                joined.level.take(loss)
+                joined.take(row.step, loss, story, told)
                 joined.grad.take(grad)
             else:
                 joined.look(row.step, loss, grad, story, told)
@@ -80,8 +86,13 @@ class LossWatch:
                 series.look(row.step, value, None, story, told)
 
     def restart(self, restart: Restart, story: Story, told: list[News]) -> None:
+        """To where the log begins: another run in the same file, of which nothing is known yet."""
+        first = self._loss.first_step
         for series in (self._loss, *self._extra.values()):
             series.restart(told)
+        if first is not None and restart.step <= first:
+            self._loss = Joined("loss")
+            self._extra = {name: Joined(name) for name in self._extra}
 
     def finish(self, story: Story, told: list[News]) -> None:
         for series in (self._loss, *self._extra.values()):
@@ -104,18 +115,21 @@ class Joined:
         self.metric = metric
         self.level = Level(LOSS_FLOOR, saved.get("level"))
         self.grad = Level(GRAD_FLOOR, saved.get("grad"))
+        self.slow = Slow(saved.get("slow"))
+        self.first_step: int | None = saved.get("first_step")
         self.firsts: list[float] = list(saved.get("firsts", ()))
         self.now = Disturbance.of(saved.get("now"))
-        #: rows that are out and not told: step, value, grad norm over its level, rarity
+        #: rows that are out and not told: step, value, grad norm over its level, sigmas, chance
         self.waiting: list[list[float]] = [list(row) for row in saved.get("waiting", ())]
-        #: the first and the last row of the grad norm's being out, the rows since, the highest ratio
+        #: the step at which the grad norm went out, the rows since it last was, the highest ratio and sigmas
         self.sign: list[float] | None = saved.get("sign")
         self.resumed: int = saved.get("resumed", 0)
         self.busy: bool = saved.get("busy", True)
 
     def state(self) -> dict[str, Any]:
         return {
-            "level": self.level.state(), "grad": self.grad.state(), "firsts": self.firsts,
+            "level": self.level.state(), "grad": self.grad.state(), "slow": self.slow.state(),
+            "first_step": self.first_step, "firsts": self.firsts,
             "now": self.now.state() if self.now else None, "waiting": self.waiting, "sign": self.sign,
             "resumed": self.resumed, "busy": self.busy,
         }  # fmt: skip
@@ -127,6 +141,15 @@ class Joined:
     @property
     def grad_high(self) -> float:
         return self.grad.high
+
+    def take(self, step: int, value: float, story: Story, told: list[News]) -> None:
+        """An ordinary row."""
+        level = self.level
+        level.take(value)
+        if level.wait == BLOCK_ROWS and level.rows >= BLOCK_ROWS:
+            risen = self.slow.add(step, level.recent[-BLOCK_ROWS:], level.spread)
+            if risen is not None and self.now is None:
+                self._rise(*risen, step, value, story, told)
 
     def look(
         self, step: int, value: float | None, grad: float | None, story: Story, told: list[News]
@@ -143,14 +166,17 @@ class Joined:
         if value is None:
             if ratio >= BURST_RATIO and self.now is None:
                 self._burst(step, grad, ratio, story, told)
+            self._settle_busy()
             return
+        if self.first_step is None:
+            self.first_step = step
         if len(self.firsts) < FIRST_ROWS:
             self.firsts.append(value)
         if self.resumed:
             self.resumed -= 1
         if self.now is not None and not self.now.over:
             self._follow(self.now, step, value, grad, ratio, told)
-        elif value > self.level.high:
+        elif self._is_out(value):
             self._out(step, value, grad, ratio, story, told)
         else:
             self._in(step, value, grad, ratio, story, told)
@@ -163,77 +189,104 @@ class Joined:
 
     def _grad_sign(self, step: int, grad: float | None) -> float:
         """Follow the grad norm: how many times its level it is where it is out, else 0."""
-        level = self.grad
-        if self.sign is not None:
-            self.sign[2] += 1
-            if self.sign[2] > SIGN_ROWS:
+        level, sign = self.grad, self.sign
+        if sign is not None:
+            sign[1] += 1
+            if sign[1] > SIGN_ROWS:
+                level.note_single(sign[3])
                 self.sign = None
         if grad is None:
             return 0.0
+        now = self.now
         if grad <= level.high:
-            if self.now is None or self.now.over or grad <= self.now.grad_back:
+            if now is None or now.over or grad <= now.grad_back:
                 level.take(grad)
             return 0.0
         ratio = grad / level.centre if level.centre > 0 else 0.0
-        if self.now is None or self.now.over:
+        z = level.z(grad)
+        if now is None or now.over:
             level.take(level.high)  # many of these are how the run is; few change nothing
-        if ratio < GRAD_SIGN_RATIO:
-            return 0.0
         if self.sign is None:
-            self.sign = [step, step, 0, ratio]
+            self.sign = [step, 0, ratio, z]
         else:
-            self.sign[1], self.sign[2], self.sign[3] = step, 0, max(ratio, self.sign[3])
+            self.sign[1:] = [0, max(ratio, self.sign[2]), max(z, self.sign[3])]
         return ratio
+
+    def _is_out(self, value: float) -> bool:
+        """Above the level; nearer to it when the row before or the grad norm is out already."""
+        level = self.level
+        if value > level.high:
+            return True
+        if not level.is_ready or not (self.waiting or self.sign):
+            return False
+        z, lift = level.z(value), level.lift(value)
+        if self.waiting:
+            return z >= AFTER_SIGMAS and lift >= JOINT_LIFT and len(self.waiting) < WAIT_ROWS
+        return z >= JOINT_SIGMAS and lift >= JOINT_LIFT
 
     def _out(
         self, step: int, value: float, grad: float | None, ratio: float, story: Story, told: list[News]
     ) -> None:
-        """The loss is above its level."""
-        level = self.level
-        rarity = level.rarity(value)
-        self.waiting.append([step, value, ratio, rarity])
+        level, z = self.level, self.level.z(value)
+        known = 0.0  # so much of its height was to be expected, as the rows of some series hang together
+        if self.waiting:
+            highest = max(row[3] for row in self.waiting)
+            known = min(level.carry * self.waiting[-1][3], level.carry ** len(self.waiting) * highest)
+        self.waiting.append([step, value, ratio, z, level.chance(z - known)])
         if self._is_told(grad):
             self._begin("spike", story, told)
+        elif len(self.waiting) >= GIVE_UP_ROWS:
+            self._let_go(story)
+
+    def _let_go(self, story: Story) -> None:
+        """What was out and not confirmed was the data."""
+        level, waiting = self.level, self.waiting
+        z = max(row[3] for row in waiting)
+        level.note_single(z)
+        story.isolated += z >= OUT_SIGMAS
+        for row in waiting:
+            level.take(min(row[1], level.high))
+        self.waiting = []
 
     def _is_told(self, grad: float | None) -> bool:
-        level, rows = self.level, len(self.waiting)
-        _, value, _, rarity = self.waiting[-1]
-        lift = level.lift(value)
-        if self.resumed and lift < RESUME_LIFT:
+        """Whether the rows that wait are more than the run's data do now and then."""
+        level, waiting = self.level, self.waiting
+        peak = max(row[1] for row in waiting)
+        lift = level.lift(peak)
+        if lift < (RESUME_LIFT if self.resumed else TOLD_LIFT):
             return False
-        if self.sign is not None:
-            return True
-        if rows >= (2 if level.rate < PAIR_RATE else 3):
+        chance = math.prod(row[4] for row in waiting)
+        is_high = level.z(peak) >= OUT_SIGMAS
+        if self.sign is not None and self.sign[2] >= (SIGN_RATIO if is_high else BURST_RATIO):
+            sign = min(1.0, SIGN_ROWS * self.grad.chance(self.sign[3]))
+            if chance * sign <= RARE and sign <= SIGN_RARE:
+                return True
+        if chance > RARE or not is_high:
+            return False
+        if len(waiting) > 1 and chance <= CONFIRMED * min(row[4] for row in waiting):
             return True
         unmoved = grad is not None and self.grad.is_ready
-        return rarity <= RARE and lift >= (UNMOVED_LIFT if unmoved else SPOT_LIFT)
+        return lift >= (UNMOVED_LIFT if unmoved else SPOT_LIFT) and level.scale >= SPOT_SPREADS * level.spread
 
     def _in(
         self, step: int, value: float, grad: float | None, ratio: float, story: Story, told: list[News]
     ) -> None:
-        """The loss is at its level. What was out and not confirmed was the data."""
+        """The loss is at its level."""
         level = self.level
+        if self.waiting and self.sign is not None and self._is_told(grad):  # the grad norm came a row later
+            self._begin("spike", story, told)
+            assert self.now is not None
+            self._follow(self.now, step, value, grad, ratio, told)
+            return
         if self.waiting:
-            story.isolated += len(self.waiting)
-            for _, out, _, _ in self.waiting:
-                level.note_single(out)
-                level.take(level.high)
-            self.waiting = []
+            self._let_go(story)
         if self.now is not None:  # over, and kept for a while: what comes again soon is the same
             self.now.rows += 1
             if self.now.rows > AGAIN_ROWS:
                 self.now = None
-        if ratio >= GRAD_SIGN_RATIO and level.is_ready and self.grad.is_ready and grad is not None:
-            if level.z(value) >= JOINT_SIGMAS and level.lift(value) >= JOINT_LIFT:
-                self.waiting.append([step, value, ratio, level.rarity(value)])
-                self._begin("spike", story, told)
-                return
-            if ratio >= BURST_RATIO and self.grad.z(grad) >= BURST_SIGMAS:
-                self._burst(step, grad, ratio, story, told)
-                assert self.now is not None
-                self.now.held.append([value, grad])
-                return
-        level.take(value)
+        if ratio >= BURST_RATIO and level.is_ready and grad is not None:
+            self._burst(step, grad, ratio, story, told)
+        self.take(step, value, story, told)
 
     def _begin(self, kind: Kind, story: Story, told: list[News]) -> None:
         """Tell of the rows that wait, as one disturbance."""
@@ -243,7 +296,7 @@ class Joined:
         peak, ratio = max(values), max(row[2] for row in self.waiting)
         sign = None
         if self.sign is not None:
-            ratio, sign = max(ratio, self.sign[3]), int(self.sign[0])
+            ratio, sign = max(ratio, self.sign[2]), int(self.sign[0])
         if self.now is not None:  # over, but not for long: it comes again
             known = self.now
             known.over, known.back_rows, known.rows = False, 0, len(values)
@@ -254,11 +307,13 @@ class Joined:
             told.append(known.news("grew"))
             self.waiting = []
             return
-        rarity = min(row[3] for row in self.waiting) ** len(values) * (1e-3 if sign is not None else 1.0)
+        chance = math.prod(row[4] for row in self.waiting)
+        if self.sign is not None:
+            chance *= min(1.0, SIGN_ROWS * self.grad.chance(self.sign[3]))
         self.now = Disturbance(
             number=story.number(), kind=kind, metric=self.metric, step=int(first[0]), alarm_step=int(last[0]),
             baseline=level.centre, back=self._back(peak), grad_back=self.grad.high, peak=peak,
-            confidence=_sure(rarity), end_step=int(last[0]), rows=len(values), sign_step=sign,
+            confidence=_sure(chance), end_step=int(last[0]), rows=len(values), sign_step=sign,
             grad_ratio=ratio, values=values,
         )  # fmt: skip
         self.waiting = []
@@ -273,7 +328,7 @@ class Joined:
 
     def _burst(self, step: int, grad: float | None, ratio: float, story: Story, told: list[News]) -> None:
         level = self.grad
-        if grad is None or level.z(grad) < BURST_SIGMAS or not level.is_ready:
+        if grad is None or not level.is_ready or grad - level.centre < BURST_SIGMAS * level.bulk:
             return
         if self.now is not None:
             known = self.now
@@ -283,8 +338,23 @@ class Joined:
         self.now = Disturbance(
             number=story.number(), kind="grad_burst", metric="grad_norm", step=step, alarm_step=step,
             baseline=level.centre, back=self._back(self.level.centre), grad_back=level.high, peak=grad,
-            confidence=_sure(level.rarity(grad)), end_step=step, grad_ratio=ratio,
+            confidence=_sure(level.chance(level.z(grad))), end_step=step, grad_ratio=ratio,
         )  # fmt: skip
+        told.append(self.now.news("began"))
+
+    def _rise(
+        self, first: int, before: float, step: int, value: float, story: Story, told: list[News]
+    ) -> None:
+        """The loss has come up, too slowly for any row of it to be out."""
+        if self.resumed:
+            return
+        level = self.level
+        self.now = Disturbance(
+            number=story.number(), kind="slow_bump", metric=self.metric, step=first, alarm_step=step,
+            baseline=before, back=before + 0.3 * (level.centre - before) + level.spread,
+            grad_back=self.grad.high, peak=level.centre, confidence=0.8, end_step=step, values=[value],
+        )  # fmt: skip
+        self.busy = True
         told.append(self.now.news("began"))
 
     def _follow(
@@ -295,11 +365,7 @@ class Joined:
         now.grad_ratio = max(now.grad_ratio, ratio)
         page = now.severity
         if now.kind == "grad_burst":
-            if value > self.level.high or (
-                ratio >= GRAD_SIGN_RATIO
-                and self.level.z(value) >= JOINT_SIGMAS
-                and self.level.lift(value) >= JOINT_LIFT
-            ):
+            if self._is_out(value):
                 self._turn(now, "spike", step, value)
                 now.values, now.held = [value], []
                 told.append(now.news("grew"))
@@ -309,9 +375,11 @@ class Joined:
                 now.peak = max(now.peak, grad)
         else:
             out = value > now.back
+            if now.kind == "slow_bump":
+                self.level.take(min(value, self.level.high))
             now.values.append(value)
-            if len(now.values) > 2 * SPIKE_ROWS:
-                del now.values[SPIKE_ROWS // 2 : SPIKE_ROWS]
+            if len(now.values) > SPIKE_ROWS + FIRST_VALUES:
+                del now.values[FIRST_VALUES]
             if out:
                 now.peak = max(now.peak, value)
         if not out:
@@ -329,22 +397,23 @@ class Joined:
                 self._ended(now, told)
             return
         now.held = []
-        self._kind(now, told, page)
+        self._grow(now, told, page)
 
-    def _kind(self, now: Disturbance, told: list[News], page: str) -> None:
+    def _grow(self, now: Disturbance, told: list[News], page: str) -> None:
         """What it is by now, and whether that is news."""
         kind = now.kind
         if kind == "spike" and self._is_restart(now):
             now.kind = "restart"
         elif kind == "spike" and now.rows >= SPIKE_ROWS:
             now.kind = "level_shift" if _holds(now) else "divergence"
-        elif kind == "spike" and now.rows >= SPIKE_ROWS // 2 and min(now.values[-5:]) > max(now.values[:5]):
+        elif _rises(now):
             now.kind = "divergence"
         now.judge()
         if now.kind == "level_shift" or now.rows >= ACCEPT_ROWS:
             if now.kind != kind:
                 told.append(now.news("grew"))
             self.level.accept(now.values[-SPIKE_ROWS:])
+            self.slow = Slow()
             self._ended(now, told)
         elif (
             now.kind != kind
@@ -372,7 +441,7 @@ class Joined:
 
     def _over(self, now: Disturbance, told: list[News]) -> None:
         told.append(now.news("recovered"))
-        for held in now.held:
+        for held in now.held if now.kind != "slow_bump" else ():
             self.level.take(min(held[0], self.level.high))
         now.over, now.rows, now.values, now.held = True, 0, [], []
 
@@ -399,13 +468,20 @@ class Joined:
         self.now = None
 
 
+def _rises(now: Disturbance) -> bool:
+    """It is higher than ever after a while that is long for its kind: nobody has to wait for its end."""
+    if now.kind == "spike":
+        return now.rows >= SPIKE_ROWS // 2 and min(now.values[-5:]) > max(now.values[:5])
+    return now.kind == "slow_bump" and now.rows >= 2 * SPIKE_ROWS and now.values[-1] > 1.5 * now.baseline > 0
+
+
 def _holds(now: Disturbance) -> bool:
     """The level since is as flat as it was high: it does not come back and does not rise."""
-    early, late = median(now.values[2:14]), median(now.values[-12:])
+    early, late = median(now.values[2:FIRST_VALUES]), median(now.values[-12:])
     return abs(late - early) <= 0.25 * max(early - now.baseline, late - now.baseline)
 
 
-def _sure(rarity: float) -> float:
+def _sure(chance: float) -> float:
     """How sure: 0.5 where such a row comes once in 10, 0.99 where once in 100,000 and rarer."""
-    digits = -math.log10(max(rarity, 1e-12))
+    digits = -math.log10(max(chance, 1e-12))
     return round(min(0.99, 0.4 + 0.12 * digits), 2)

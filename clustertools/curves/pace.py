@@ -9,7 +9,8 @@ this is how one bad node, a throttled GPU or a full file system shows in a log.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from array import array
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -22,7 +23,7 @@ BLOCK_ROWS = 10
 BLOCKS = 20
 #: Blocks that must be known before anything is told. While there are few of them, 5 % is not enough.
 BLOCKS_AT_LEAST = 4
-BLOCKS_ENOUGH = 10
+BLOCKS_ENOUGH = 20
 #: 5 % is the BLOOM case (105.2 -> 111.1 s a step); from 20 % on somebody is woken.
 NOTICE, PAGE = 0.05, 0.20
 #: A great slowdown needs fewer rows: from so many rows in a row that all are slower by so much.
@@ -32,6 +33,8 @@ BURSTS = ((3, 1.0), (5, 0.5), (8, 0.25))
 WANDER_BLOCKS = 80
 WANDER_SIGMAS = 4.5
 WANDER_WORST = 1.4
+#: A normal distribution's quarters are so many standard deviations apart.
+QUARTERS_TO_SIGMA = 1.349
 #: The median of 20 rows has a standard error of 0.28 sigmas of a row: so this is four of them.
 ROW_SIGMAS = 1.1
 #: Back: so many of the last rows are nearer to the usual pace than to the slow one.
@@ -50,7 +53,7 @@ _UNITS = {
 }  # fmt: skip
 
 
-def _median(values: list[float]) -> float:
+def _median(values: Iterable[float]) -> float:
     ordered = sorted(values)
     half = len(ordered) // 2
     return ordered[half] if len(ordered) % 2 else 0.5 * (ordered[half - 1] + ordered[half])
@@ -59,21 +62,28 @@ def _median(values: list[float]) -> float:
 class Pace:
     """The detector. All of its state is bounded: 20 blocks, 80 distances, at most 20 rows in doubt."""
 
+    __slots__ = (
+        "_base", "_before", "_block_end", "_bursts", "_doubt", "_edge", "_event", "_limit", "_middles",
+        "_newest", "_noise", "_open", "_past", "_rows", "_signal", "_since", "_slow", "_slow_rows", "_stands",
+        "_tops", "_unsure", "_usual", "_wander",
+    )  # fmt: skip
+
     def __init__(self, state: Mapping[str, Any] | None = None, options: Options | None = None) -> None:
         saved = state or {}
         self._signal = StepSeconds(saved.get("signal"))
         #: Rows that told a time, of the whole log.
         self._rows: int = saved.get("rows", 0)
         #: Median and second highest of each block at the usual pace, and the rows of the open one.
-        self._blocks: list[list[float]] = [list(b) for b in saved.get("blocks", ())]
+        self._middles = array("d", saved.get("middles", ()))
+        self._tops = array("d", saved.get("tops", ()))
         self._open: list[float] = list(saved.get("open", ()))
-        self._wander: list[float] = list(saved.get("wander", ()))
+        self._wander = array("d", saved.get("wander", ()))
         #: The first block after a start says whether the pace of before still holds.
         self._unsure: bool = saved.get("unsure", False)
         #: Step and seconds of the rows since the first that was slow, while it is not known what they are.
         self._doubt: list[list[float]] = [list(d) for d in saved.get("doubt", ())]
-        #: Lengths of slow bursts that were too short to be told, the newest last.
-        self._bursts: list[int] = list(saved.get("bursts", ()))
+        #: Slow bursts that were too short to be told, the newest last: their rows, how many times as slow.
+        self._bursts: list[list[float]] = [list(b) for b in saved.get("bursts", ())]
         #: Row, ratio and length of slowdowns that went by.
         self._past: list[list[float]] = [list(p) for p in saved.get("past", ())]
         #: The usual pace before a faster time: seconds, rows that it had lasted, row at which it ended.
@@ -95,10 +105,11 @@ class Pace:
 
     def state(self) -> dict[str, Any]:
         return {
-            "signal": self._signal.state(), "rows": self._rows, "blocks": [list(b) for b in self._blocks],
-            "open": list(self._open), "wander": list(self._wander), "unsure": self._unsure,
-            "doubt": [list(d) for d in self._doubt], "bursts": list(self._bursts),
-            "past": [list(p) for p in self._past], "before": list(self._before), "since": self._since,
+            "signal": self._signal.state(), "rows": self._rows, "middles": list(self._middles),
+            "tops": list(self._tops), "open": list(self._open), "wander": list(self._wander),
+            "unsure": self._unsure, "doubt": [list(d) for d in self._doubt],
+            "bursts": [list(b) for b in self._bursts], "past": [list(p) for p in self._past],
+            "before": list(self._before), "since": self._since,
             "event": asdict(self._event) if self._event else None, "usual": self._usual, "slow": self._slow,
             "slow_rows": self._slow_rows, "newest": [list(n) for n in self._newest],
             "stands": self._stands, "block_end": self._block_end,
@@ -113,7 +124,7 @@ class Pace:
             return
         self._rows += 1
         if self._event is not None and not self._stands:
-            self._go_on(row, seconds, told)
+            self._go_on(row, seconds, story, told)
         elif self._doubt or seconds > self._edge:
             self._suspect(row, seconds, story, told)
         else:
@@ -135,8 +146,9 @@ class Pace:
     def _forget(self, told: list[News]) -> None:
         """What comes cannot be compared with what was."""
         self._end(told)
-        self._blocks, self._open, self._wander, self._doubt = [], [], [], []
-        self._past, self._before, self._since = [], [], self._rows
+        self._learn_anew()
+        self._open, self._doubt = [], []
+        self._past = []
         self._unsure = False
         self._measure()
 
@@ -153,43 +165,54 @@ class Pace:
             self._block_end = step
         if self._unsure:
             self._unsure = False
-            if self._blocks and abs(middle / _median([b[0] for b in self._blocks]) - 1) > NOTICE:
-                self._blocks, self._wander, self._before, self._since = [], [], [], self._rows
-        elif len(self._blocks) >= BLOCKS_AT_LEAST:
+            if self._middles and abs(middle / _median(self._middles) - 1) > NOTICE:
+                self._learn_anew()
+        elif len(self._middles) >= BLOCKS_AT_LEAST:
             self._wander.append(middle / self._base - 1)
             del self._wander[:-WANDER_BLOCKS]
-        self._blocks.append([middle, top])
-        del self._blocks[:-BLOCKS]
+        self._middles.append(middle)
+        self._tops.append(top)
+        del self._middles[:-BLOCKS], self._tops[:-BLOCKS]
         self._measure()
-        if len(self._blocks) > FASTER_BLOCKS + BLOCKS_AT_LEAST:
-            newest = [b[0] for b in self._blocks[-FASTER_BLOCKS:]]
-            if max(newest) < self._base * (1 - self._limit):
-                self._follow_faster()
+        if len(self._middles) > FASTER_BLOCKS + BLOCKS_AT_LEAST and max(
+            self._middles[-FASTER_BLOCKS:]
+        ) < self._base * (1 - self._limit):
+            self._follow_faster()
+
+    def _learn_anew(self) -> None:
+        del self._middles[:], self._tops[:], self._wander[:]
+        self._before, self._since = [], self._rows
 
     def _follow_faster(self) -> None:
         rows = FASTER_BLOCKS * BLOCK_ROWS
-        old = self._blocks[:-FASTER_BLOCKS]
+        old = self._middles[:-FASTER_BLOCKS]
         lasted = self._rows - rows - self._since
-        self._before = [_median([b[0] for b in old]), lasted, self._rows - rows]
-        self._blocks = self._blocks[-FASTER_BLOCKS:]
-        del self._wander[-FASTER_BLOCKS:]
+        self._before = [_median(old), lasted, self._rows - rows]
+        del self._middles[:-FASTER_BLOCKS], self._tops[:-FASTER_BLOCKS], self._wander[-FASTER_BLOCKS:]
         self._since = self._rows - rows
         self._measure()
 
     def _measure(self) -> None:
         """The usual pace, how much it wanders, and from where on a row is slow."""
         self._edge = math.inf
-        if not self._blocks:
+        middles = self._middles
+        if not middles:
             return
-        base = self._base = _median([b[0] for b in self._blocks])
-        noise = self._noise = _median([b[1] / b[0] for b in self._blocks]) - 1
-        few = max(0.0, (BLOCKS_ENOUGH - len(self._blocks)) / BLOCKS_ENOUGH)
+        base = self._base = _median(middles)
+        noise = self._noise = _median([t / m for m, t in zip(middles, self._tops, strict=True)]) - 1
+        few = max(0.0, (BLOCKS_ENOUGH - len(middles)) / BLOCKS_ENOUGH)
         limit = max(NOTICE * (1 + few), ROW_SIGMAS * noise * (1 + few), 2 * self._signal.quantum)
+        if len(self._wander) < BLOCKS_ENOUGH:
+            away = sorted(abs(middle / base - 1) for middle in middles)
+            limit = max(limit, WANDER_WORST * away[-2:][0])
         if len(self._wander) >= 2:
-            away = sorted(abs(w) for w in self._wander)
-            limit = max(limit, WANDER_SIGMAS * 1.4826 * _median(away), WANDER_WORST * away[-2])
+            away = sorted(self._wander)
+            # a pace that changes all the time, such as with a growing window, is no shift
+            drift = away[len(away) // 2]
+            spread = (away[3 * len(away) // 4] - away[len(away) // 4]) / QUARTERS_TO_SIGMA
+            limit = max(limit, max(0.0, drift) + WANDER_SIGMAS * spread, WANDER_WORST * away[-2])
         self._limit = limit
-        if len(self._blocks) >= BLOCKS_AT_LEAST and not self._unsure:
+        if len(middles) >= BLOCKS_AT_LEAST and not self._unsure:
             self._edge = base * (1 + max(0.6 * limit, noise))
 
     # a slowdown that may be one
@@ -224,9 +247,9 @@ class Pace:
 
     def _burst(self) -> None:
         """A few slow rows went by: so long are those of an evaluation in this run."""
-        great = sum(d[1] > self._base * (1 + BURSTS[-1][1]) for d in self._doubt)
+        great = sorted(d[1] / self._base for d in self._doubt if d[1] > self._base * (1 + BURSTS[-1][1]))
         if great:
-            self._bursts = [*self._bursts, great][-BURSTS_KEPT:]
+            self._bursts = [*self._bursts, [len(great), great[len(great) // 2]]][-BURSTS_KEPT:]
 
     def _give_back(self, count: int, told: list[News]) -> None:
         """The oldest rows in doubt go where they belong: to the usual pace."""
@@ -243,54 +266,65 @@ class Pace:
             if value <= self._edge:
                 break
             slow += 1
-        usual_burst = max(self._bursts, default=0)
         for rows, ratio in BURSTS:
-            if slow >= max(rows, usual_burst + 2):
-                least = base * (1 + max(ratio, 6 * self._noise, 3 * self._limit))
-                if min(seconds[-rows:]) >= least:
-                    return self._is_news(_median(seconds[-rows:]) / base, slow)
+            if slow < rows:
+                break
+            height = min(seconds[-rows:]) / base
+            if height >= 1 + max(ratio, 6 * self._noise, 3 * self._limit):
+                # as high ones are usual here, such as evaluations of some rows
+                usual = max((length for length, other in self._bursts if other >= 0.5 * height), default=0)
+                if slow >= usual + 2:
+                    return True
         if sum(value > self._edge for value in seconds) <= NEW_ROWS // 2:
             return False
-        middle = _median(seconds)
-        return middle >= base * (1 + self._limit) and self._is_news(middle / base, len(seconds))
+        return _median(seconds) >= base * (1 + self._limit)
 
-    def _is_news(self, ratio: float, rows: int) -> bool:
+    def _is_news(self, ratio: float) -> bool:
         recent = [p for p in self._past if p[0] > self._rows - HABIT_ROWS]
         if len(recent) >= HABIT_EVENTS:
             worst, longest = max(p[1] for p in recent), max(p[2] for p in recent)
-            return ratio - 1 > HABIT_WORSE * (worst - 1) or rows > HABIT_WORSE * longest
+            return ratio - 1 > HABIT_WORSE * (worst - 1) or self._slow_rows > HABIT_WORSE * longest
         return True
 
     # a slowdown that goes on
 
     def _begin(self, row: Row, story: Story, told: list[News]) -> None:
         slow = [d[1] for d in self._doubt if d[1] > self._edge]
-        first = self._first_of_shift()
         self._end(told)
         self._usual, self._slow, self._slow_rows = self._base, _median(slow), len(self._doubt)
         if self._before and self._returns():
             self._doubt = []
             self._scale(self._slow / self._base)
             return
+        first = self._first_of_shift()
         self._newest = self._doubt[-NEW_ROWS:]
         self._doubt = []
         self._open.clear()
         ratio = self._slow / self._usual
         event = CurveEvent(
-            number=story.number(), kind="step_time", metric=self._signal.metric, step=first,
-            alarm_step=row.step, value=self._said(self._slow), baseline=self._said(self._usual),
+            number=0, kind="step_time", metric=self._signal.metric, step=first, alarm_step=row.step,
+            value=self._said(self._slow), baseline=self._said(self._usual),
             confidence=self._confidence(ratio), severity=self._severity(ratio), message="",
         )  # fmt: skip
-        self._event = replace(event, message=self._message(event))
-        told.append(News("began", self._event))
+        self._event = event
+        self._tell_first(event, ratio, row.step, story, told)
+
+    def _tell_first(self, event: CurveEvent, ratio: float, step: int, story: Story, told: list[News]) -> None:
+        """Unless it is one of those that this run has all the time: then only if it outlasts them."""
+        if self._is_news(ratio):
+            event = replace(event, number=story.number(), alarm_step=step)
+            self._event = replace(event, message=self._message(event))
+            told.append(News("began", self._event))
 
     def _first_of_shift(self) -> int:
-        """The step of the first slow row that others follow: an evaluation just before is none of it."""
-        slow = [d[1] > self._edge for d in self._doubt]
-        for number, is_slow in enumerate(slow):
-            if is_slow and sum(slow[number : number + 4]) >= 3:
-                return int(self._doubt[number][0])
-        return int(self._doubt[slow.index(True)][0])
+        """The step from which on the rows are slow: an evaluation just before it is no part of it."""
+        middle = max(self._edge, math.sqrt(self._usual * self._slow))
+        best, score, first = 0, 0, len(self._doubt) - 1
+        for number in range(first, -1, -1):
+            score += 1 if self._doubt[number][1] > middle else -2
+            if score >= best:
+                best, first = score, number
+        return int(self._doubt[first][0])
 
     def _returns(self) -> bool:
         """Whether the pace is again what it was before a faster time that was the shorter of the two."""
@@ -298,7 +332,7 @@ class Pace:
         gone = self._rows - ended
         return abs(self._slow / seconds - 1) <= NOTICE and gone < min(lasted, FASTER_ROWS)
 
-    def _go_on(self, row: Row, seconds: float, told: list[News]) -> None:
+    def _go_on(self, row: Row, seconds: float, story: Story, told: list[News]) -> None:
         event = self._event
         assert event is not None
         self._slow_rows += 1
@@ -312,10 +346,12 @@ class Pace:
                 self._recover(int(self._newest[end][0]), int(self._newest[end + 1][0]), told)
                 return
         if self._slow_rows % BLOCK_ROWS == 0 or self._slow_rows == NEW_ROWS // 2 + 1:
-            self._look_again(event, middle, told)
+            self._look_again(row, middle, story, told)
 
-    def _look_again(self, event: CurveEvent, middle: float, told: list[News]) -> None:
+    def _look_again(self, row: Row, middle: float, story: Story, told: list[News]) -> None:
         """Worse than was told? And after as many rows as a baseline has, the slow pace is one."""
+        event = self._event
+        assert event is not None
         slow = _median([n[1] for n in self._newest])
         if slow > middle:
             self._slow = slow
@@ -327,7 +363,10 @@ class Pace:
                 confidence=self._confidence(ratio),
             )  # fmt: skip
             self._event = replace(event, message=self._message(event))
-            told.append(News("grew", self._event))
+            if event.number:
+                told.append(News("grew", self._event))
+        if not event.number:
+            self._tell_first(event, ratio, row.step, story, told)
         if self._slow_rows >= BLOCKS * BLOCK_ROWS:
             self._stands, self._block_end = True, int(self._newest[-1][0])
             self._scale(self._slow / self._usual)
@@ -335,7 +374,8 @@ class Pace:
 
     def _scale(self, factor: float) -> None:
         """The usual pace is another one; how it wanders is as it was."""
-        self._blocks = [[middle * factor, top * factor] for middle, top in self._blocks]
+        self._middles = array("d", [middle * factor for middle in self._middles])
+        self._tops = array("d", [top * factor for top in self._tops])
         self._open.clear()
         self._before, self._since = [], self._rows
         self._measure()
@@ -360,7 +400,8 @@ class Pace:
         self, event: CurveEvent, change: Change, end: int, told: list[News], back: int | None = None
     ) -> None:
         event = replace(event, end_step=end, recovered_step=back)
-        told.append(News(change, replace(event, message=self._message(event))))
+        if event.number:
+            told.append(News(change, replace(event, message=self._message(event))))
         self._event, self._stands, self._newest = None, False, []
 
     # what is told

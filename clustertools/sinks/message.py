@@ -19,7 +19,7 @@ from typing import Literal, get_args
 from clustertools.model import Action, Incident, Outcome, Playbook, Remedy, Status, Subject, Transition, worst
 from clustertools.text import in_words, plain, plain_block
 
-Kind = Literal["opened", "reopened", "worsened", "resolved", "outcome", "note"]
+Kind = Literal["opened", "reopened", "worsened", "changed", "resolved", "outcome", "note"]
 KINDS: frozenset[str] = frozenset(get_args(Kind))
 
 #: Fewer incidents than this keep a message, and so a thread, each. Three of a kind in one pass are one story.
@@ -60,7 +60,8 @@ class Message:
 
     `place` (a node or a run) and `headline` are the two halves of the title that folding needs apart.
     `status` of a recovery is what the incident was, so that those who heard of the fault hear of its end.
-    `joins` is the key of an earlier incident in whose thread this one is told.
+    `joins` is the key of an earlier incident in whose thread this one is told. One that is only `changed`
+    edits what was told, and goes to sinks that can.
 
     The last three are true at the moment of sending: `together` are the keys of all incidents of its thread,
     when there are others; `left_open` says how many of all of them are open; `taken_by` is who has it.
@@ -144,7 +145,18 @@ def from_transition(
         time=transition.time,
         place=place,
         headline=headline,
+        joins="" if ended else _joins(incident, explains),
     )
+
+
+def _joins(incident: Incident, explains: Sequence[Incident]) -> str:
+    """The thread of the oldest symptom in the same run: what was told there first is this."""
+    subject = incident.finding.subject
+    before = [
+        i for i in explains
+        if subject.run and i.finding.subject == subject and i.opened_at < incident.opened_at
+    ]  # fmt: skip
+    return min(before, key=lambda i: i.opened_at).key if before else ""
 
 
 def from_outcome(
@@ -314,14 +326,56 @@ def _fold(group: Sequence[Message], zone: datetime.tzinfo | None) -> Message:
     )
 
 
-def of_thread(message: Message, *, zone: datetime.tzinfo | None = None) -> Message:
+def one_end(messages: Sequence[Message]) -> list[Message]:
+    """The messages, with ends of one place that say the same told as one: it had several names."""
+    kept: list[Message] = []
+    first: dict[tuple[str, str], int] = {}
+    for message in messages:
+        alike = (message.place, message.headline)
+        if message.kind == "resolved" and alike in first:
+            known = kept[first[alike]]
+            kept[first[alike]] = dataclasses.replace(
+                known, keys=(*known.keys, *message.keys), status=max(known.status, message.status)
+            )
+            continue
+        if message.kind == "resolved":
+            first[alike] = len(kept)
+        kept.append(message)
+    return kept
+
+
+def of_the_day(messages: Sequence[Message], *, zone: datetime.tzinfo | None = None) -> list[Message]:
+    """What could wait for the summary of the day, as one message."""
+    if len(messages) < 2:
+        return list(messages)
+    first, last = messages[0], f"look: clustertools show {shlex.quote(plain(messages[0].key))}"
+    status, time = worst(m.status for m in messages), max(m.time for m in messages)
+    lines = [f"{m.place}: {m.headline} ({plain(m.code)})" for m in messages]
+    return [
+        dataclasses.replace(
+            first,
+            status=status,
+            title=_title(status.name, "summary of the day", f"{len(messages)} things to look at", time, zone),
+            lines=_capped([*lines, f"{last} · clustertools status"]),
+            evidence=(),
+            runbook="",
+            time=time,
+            keys=tuple(dict.fromkeys(key for m in messages for key in m.keys)),
+        )
+    ]
+
+
+def of_thread(message: Message, *, zone: datetime.tzinfo | None = None) -> Message | None:
     """What the first message of its thread says from now on, when the thread is about more than this message.
 
-    That is the message itself where it is about all of them.
+    That is the message itself where it is about all of them, or where the thread is about one run whose
+    trouble has had several names; then None for the end of one of them: what was told last still holds.
     """
     every = message.together
     if not set(every) - set(message.keys):
         return message
+    if len({key.partition(":")[2] for key in every}) == 1:
+        return None if message.kind == "resolved" and message.left_open else message
     count, is_over = len(every), not message.left_open
     who = f"all {count}" if is_over else f"{message.left_open} of {count}"
     if message.left_open == count:

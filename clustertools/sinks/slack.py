@@ -2,6 +2,7 @@
 
 With a bot token (scope `chat:write`) the first message of an incident opens a thread; everything later is a
 reply; a recovery, a return and a worsening also edit the first message, which is the one that people see.
+What only changed in its words edits it without a reply.
 With an incoming webhook there are no threads: each message is a post of its own.
 
 Sent twice: when we die between Slack's answer and our commit, the outbox sends that message once more. Slack
@@ -52,7 +53,7 @@ _RUNBOOK_CHARACTERS = 900
 BURST = 10
 
 #: An opening that comes into a thread joins those before it.
-_EDITS = frozenset({"opened", "resolved", "reopened", "worsened"})
+_EDITS = frozenset({"opened", "resolved", "reopened", "worsened", "changed"})
 _LIGHTS = {Status.CRITICAL: "\U0001f534", Status.WARNING: "\U0001f7e1", Status.UNKNOWN: "⚪"}
 _GREEN = "\U0001f7e2"
 
@@ -206,13 +207,16 @@ class SlackSink:
     def _deliver_thread(self, message: Message, thread: Thread | None, token: str) -> str:
         client = self._client(token)
         if thread is None:
-            return self._post_first(client, message, token)
+            return "" if message.kind == "changed" else self._post_first(client, message, token)
         try:
-            if message.kind in _EDITS:
-                # one recovery of 31 must not turn the message about all 31 green
-                self._edit(client, of_thread(message), thread, token)
+            # one recovery of 31 must not turn the message about all 31 green
+            first = of_thread(message) if message.kind in _EDITS else None
+            if first is not None:
+                self._edit(client, first, thread, token)
+            if message.kind == "changed":
+                return str(thread)
             more: dict[str, Any] = {"thread_ts": thread.ts, "channel": thread.channel}
-            if message.kind == "worsened":
+            if message.kind == "worsened" or _is_more_than(message, message.joins):
                 more["reply_broadcast"] = True  # threads are easily missed, and this one matters
             self._post(client, message, token, **more)
         except Refused as exc:
@@ -220,6 +224,11 @@ class SlackSink:
                 raise
             return self._post_first(client, message, token)
         return str(thread)
+
+    @property
+    def edits(self) -> bool:
+        """Whether what was told can be changed: not through a webhook."""
+        return not self._is_webhook
 
     def _post_first(self, client: WebClient, message: Message, token: str) -> str:
         answer = self._post(client, message, token, channel=self.channel)
@@ -355,6 +364,13 @@ def _retry_after(headers: Mapping[str, Any]) -> float:
     value = {str(k).lower(): v for k, v in headers.items()}.get("retry-after", "")
     value = value[0] if isinstance(value, list) and value else value
     return retry_after({"retry-after": str(value)})
+
+
+def _is_more_than(message: Message, joined: str) -> bool:
+    """Whether an opening that joins a thread is the worse name of what the thread is about."""
+    mine, _, place = message.key.partition(":")
+    theirs, _, other = joined.partition(":")
+    return message.status is Status.CRITICAL and place == other and mine != theirs
 
 
 # what it looks like

@@ -47,6 +47,8 @@ from clustertools.sinks.message import (
     from_outcome,
     from_transition,
     note,
+    of_the_day,
+    one_end,
 )
 from clustertools.sources.job_look import Looker
 from clustertools.store import ActionRow, Store
@@ -282,7 +284,12 @@ class Watchdog:
     ) -> list[Message]:
         patterns = [s.pattern for s in self.store.silences(now)]
         owed = self.store.cursor("owed")
-        tell, left = notices.due(transitions, after, owed, patterns, now)
+        day = notices.day_of(now)
+        last = self.store.cursor("daily").get("day")
+        with_daily = last is not None and last != day
+        if last != day:
+            self.store.put_cursor("daily", "", {"day": day})
+        tell, left = notices.due(transitions, after, owed, patterns, now, with_daily=with_daily)
         if left != owed:
             self.store.put_cursor("owed", "", left)
         wanted = {**(self._asking(now) if tell else {}), **{a.id: a for a in planned}}
@@ -313,7 +320,14 @@ class Watchdog:
             for key, text in self._said_by_people()
             if key in after and self.mail.heard(self.store, key)
         ]
-        return [*said, *fold_messages(told, references=self.mail.references(self.store, keys)), *reminders]
+        daily = {t.incident.key for t in tell if t.incident.finding.daily and t.kind != "resolved"}
+        news = one_end([message for message in told if message.key not in daily])
+        return [
+            *said,
+            *fold_messages(news, references=self.mail.references(self.store, keys)),
+            *of_the_day([message for message in told if message.key in daily]),
+            *reminders,
+        ]
 
     def _asking(self, now: float) -> dict[str, Action]:
         """What waits for a person's word, by its id."""

@@ -21,11 +21,13 @@ def plain(step: int, loss: object = 2.5) -> str:
     return f"step {step}/1000 | loss {loss} | grad norm 0.5"
 
 
-def megatron(step: int, loss: str = "2.5E+00", skipped: int = 0, nan: int = 0, norm: str = "0.5") -> str:
+def megatron(
+    step: int, loss: str = "2.5E+00", skipped: int = 0, nan: int = 0, norm: str = "0.5", scale: float = 1.0
+) -> str:  # fmt: skip
     told = f" lm loss: {loss} |" if loss else ""
     return (
         f" iteration {step:8}/  500000 | consumed samples: {step * 64} | learning rate: 1.2E-05 |"
-        f" global batch size: 64 |{told} loss scale: 1.0 | grad norm: {norm} |"
+        f" global batch size: 64 |{told} loss scale: {scale} | grad norm: {norm} |"
         f" number of skipped iterations: {skipped:3} | number of nan iterations: {nan:3} |"
     )
 
@@ -66,20 +68,23 @@ def test_megatron_leaves_the_loss_out(big: FollowedRun) -> None:
 
 
 def test_the_search_for_a_loss_scale_is_normal(big: FollowedRun) -> None:
-    big.look(megatron(1))
-    lines = [megatron(n, "", skipped=1, nan=1, norm="inf") for n in range(2, 20)]
+    big.look(megatron(1, scale=2.0**32))
+    lines = [megatron(n, "", skipped=1, nan=1, norm="inf", scale=2.0 ** (33 - n)) for n in range(2, 20)]
     assert big.look(*lines).codes == OK
-    assert big.look(megatron(20)).codes == OK
-    lines = [megatron(n, skipped=1, nan=1) for n in (30, 40, 50)]
+    assert big.look(megatron(20, scale=8192.0)).codes == OK
+    lines = [megatron(n, skipped=1, nan=1, scale=8192.0) for n in (30, 40, 50)]
     assert big.look(*lines).codes == OK, "the mean of ten iterations without the one that was skipped"
     assert "first_bad_step" not in big.memory
 
 
 def test_a_search_that_does_not_end_is_not(big: FollowedRun) -> None:
-    big.look(megatron(1))
-    lines = [megatron(n, "", skipped=1, nan=1, norm="inf") for n in range(2, 60)]
-    (finding,) = big.look(*lines).findings
+    big.look(megatron(1, scale=2.0**32))
+    lines = [
+        megatron(n, "", skipped=1, nan=1, norm="inf", scale=max(1.0, 2.0 ** (33 - n))) for n in range(2, 60)
+    ]
+    finding, *signs = big.look(*lines).findings
     assert "51 iterations in a row were skipped" in finding.summary
+    assert {sign.code for sign in signs} <= {"StepsNotFinite", "LossScaleCollapse"}, "explained by the other"
     assert big.memory["first_bad_step"] == 2
 
 

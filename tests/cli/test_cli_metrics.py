@@ -5,6 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import random
+import re
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +15,10 @@ from pathlib import Path
 import pytest
 
 from clustertools.cli import main
+from clustertools.cli.metrics_read import read as read_series
+from clustertools.cli.metrics_scan import KINDS, scan
+from clustertools.cli.metrics_tail import Screen
+from clustertools.cli.metrics_tail import tail as follow
 from clustertools.curves import CurveEvent, News, watch
 
 LOGS = Path(__file__).parent.parent / "runs" / "logs"
@@ -78,7 +85,7 @@ def scanned(capsys, *words, code):
 def test_every_real_form_is_recognised(name, capsys):
     assert main(["metrics", "scan", str(LOGS / name)]) in (0, 1, 2)
     told = capsys.readouterr()
-    assert " rows; steps " in told.err
+    assert re.search(r" rows?; steps \d", told.err)
     assert "(None)" not in told.err
 
 
@@ -259,3 +266,200 @@ def test_the_page_is_written(spiky, tmp_path, capsys):
     assert page.count("<figure>") == 4
     told = scanned(capsys, spiky, "--html", tmp_path / "no" / "such.html", code=3)
     assert "cannot write the page" in told.err
+
+
+def tail(capsys, *words, code=0):
+    assert main(["metrics", "tail", *map(str, words)]) == code
+    return capsys.readouterr()
+
+
+def append(path: Path, losses: dict[int, object]) -> None:
+    with path.open("a") as file:
+        file.write("".join(json.dumps({"step": step, "loss": loss}) + "\n" for step, loss in losses.items()))
+
+
+@pytest.fixture
+def live(monkeypatch):
+    """Has one thing happen in each pause of `metrics tail`, then Ctrl-C."""
+
+    def install(*happenings):
+        left = list(happenings)
+
+        def sleep(seconds):
+            assert seconds >= 1
+            if not left:
+                raise KeyboardInterrupt
+            left.pop(0)()
+
+        monkeypatch.setattr("clustertools.cli.metrics_tail.time.sleep", sleep)
+
+    return install
+
+
+def changes(told) -> list[tuple[str, int]]:
+    return [(line.split()[1], int(line.split()[5].split("-")[0])) for line in told.out.splitlines()]
+
+
+def test_tail_tells_an_event_when_it_begins_and_when_it_is_over(tmp_path, ten, live, capsys):
+    path = log(tmp_path / "live.jsonl", {1: 2.0, 2: 20.0, 3: 2.0})
+    live(
+        lambda: append(path, {4: 2.0, 5: 30.0}),
+        lambda: None,
+        lambda: append(path, {6: 40.0, 7: 2.0}),
+    )
+    told = tail(capsys, path, code=130)
+    assert changes(told) == [("recovered", 2), ("began", 5), ("recovered", 5)]
+    assert [line.split()[0] == "earlier" for line in told.out.splitlines()] == [True, False, False]
+    assert "3 rows, step 3; no event goes on" in told.err
+
+
+def test_tail_waits_for_a_file_and_follows_rotation_and_truncation(tmp_path, ten, live, capsys):
+    path = tmp_path / "live.jsonl"
+    live(
+        lambda: log(path, {1: 2.0, 2: 20.0, 3: 2.0}),
+        lambda: (path.rename(tmp_path / "live.jsonl.1"), log(path, {4: 2.0, 5: 20.0, 6: 2.0})),
+        lambda: log(path, {7: 20.0}),
+        lambda: append(path, {8: 2.0}),
+    )
+    told = tail(capsys, path, code=130)
+    assert changes(told) == [("began", n) if k == 0 else ("recovered", n) for n in (2, 5, 7) for k in (0, 1)]
+    assert "waiting for it" in told.err
+    assert "was replaced" in told.err
+    assert "truncated" in told.err
+
+
+def test_tail_goes_on_from_its_state(tmp_path, ten, capsys):
+    path, state = tmp_path / "live.jsonl", tmp_path / "deep" / "state.json"
+    log(path, {1: 2.0, 2: 2000.0})
+    told = tail(capsys, path, "--once", "--state", state, "--json", code=2)
+    (event,) = [json.loads(line) for line in told.out.splitlines()]
+    assert (list(event)[:9], event["change"], event["end_step"]) == (FIRST_KEYS, "began", None)
+    told = tail(capsys, path, "--once", "--state", state, code=2)
+    assert told.out == ""
+    assert "1 event goes on" in told.err
+    other = tmp_path / "other.jsonl"
+    log(other, {1: 2.0})
+    assert "a state of its own" in tail(capsys, other, "--once", "--state", state, code=3).err
+    state.write_text("{")
+    assert "begun anew" in tail(capsys, path, "--once", "--state", state, code=2).err
+    assert json.loads(state.read_text())["version"] == 1
+    assert tail(capsys, tmp_path / "none.jsonl", "--once", code=3).out == ""
+    assert "a pipe cannot be read again" in tail(capsys, "-", "--once", code=3).err
+
+
+def test_tail_of_a_pipe_tells_at_once_and_ends_with_it(tmp_path, ten, capsys, monkeypatch):
+    path = log(tmp_path / "a.jsonl", {1: 2.0, 2: 20.0, 3: 2.0})
+    with path.open() as file:
+        monkeypatch.setattr(sys, "stdin", file)
+        assert changes(tail(capsys, "-", code=1)) == [("began", 2), ("recovered", 2)]
+
+
+class Terminal:
+    """As much of a terminal as `metrics tail` uses."""
+
+    def __init__(self) -> None:
+        self.lines, self.row = [""], 0
+
+    def write(self, text: str) -> None:
+        for piece in re.findall(r"\x1b\[\d*[A-Zm]|\n|\r|[^\x1b\n\r]+", text):
+            if piece == "\n":
+                self.row += 1
+                self.lines += [""] * (self.row + 1 - len(self.lines))
+            elif piece[0] == "\x1b":
+                count, what = int(piece[2:-1]), piece[-1]
+                self.row += {"A": -count, "B": count}.get(what, 0)
+                assert 0 <= self.row < len(self.lines)
+                if what == "K":
+                    self.lines[self.row] = ""
+            elif piece != "\r":
+                assert self.lines[self.row] == ""
+                self.lines[self.row] = piece
+
+    def flush(self) -> None:
+        pass
+
+
+def test_the_line_of_an_open_event_is_edited_in_place(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("LINES", "8")
+    terminal, screen = Terminal(), Screen()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    long = "seven words that need two whole lines here"
+    for key, text in (
+        (1, "one"),
+        (2, long),
+        (3, "three"),
+        (1, "ONE"),
+        (2, "two"),
+        (2, long.upper()),
+        (3, "THREE"),
+    ):
+        screen.show(key, text, str)
+    assert terminal.lines == ["ONE", "SEVEN WORDS THAT NEED TWO WHOLE LINES", "    HERE", "THREE", ""]
+    screen.forget()
+    screen.show(1, "again", str)
+    for number in range(10, 18):
+        screen.show(number, f"line {number}", str)
+    screen.show(1, "it has scrolled away", str)
+    assert terminal.lines[0] == "ONE"
+    assert terminal.lines[4] == "again"
+    assert terminal.lines[-2] == "it has scrolled away"
+
+
+PAGE = LOGS.parent.parent.parent / "docs" / "metrics.md"
+
+
+def test_the_commands_of_the_documentation_run(tmp_path, monkeypatch, capsys):
+    (tmp_path / "tests").symlink_to(LOGS.parent.parent)
+    monkeypatch.chdir(tmp_path)
+    lines = re.findall(r"^\$ clustertools (metrics .+)$", PAGE.read_text(), re.M)
+    assert len(lines) >= 7
+    codes = {line: main(shlex.split(line)) for line in lines}
+    assert set(codes.values()) <= {0, 1, 2}, codes
+    assert (tmp_path / "curves.html").stat().st_size > 5000
+
+
+def test_the_documentation_names_every_kind_and_option():
+    page = PAGE.read_text()
+    assert [kind for kind in KINDS if f"`{kind}`" not in page] == []
+    options = {name for one in (scan, follow, read_series) for p in one.params for name in p.opts}
+    options -= {"--no-color", "-q", "--quiet", "-v", "--verbose"}
+    assert [name for name in options if name.startswith("-") and f"{name}" not in page] == []
+
+
+#: watchdog.md 6.6: iterations 31214 to 31222 and 31250 of tr11-176B (bigscience, chronicles.md).
+BLOOM_LOSS = [2.198845, 2.220424, 2.595213, 2.241558, 2.345279, 5.098124, 3.492029, 3.213059, 2.804948]
+BLOOM_GRAD = [0.242, 0.947, 2.390, 15.886, 145.119, 960.351, 353.2, 379.3, 650.2]
+
+
+def bloom_lines() -> list[str]:
+    """The recorded values; before and after them noise at the levels of that run, a way down between."""
+    noise, lines = random.Random(176), []
+    for step in range(30_600, 31_400):
+        loss, grad = 2.2 + noise.gauss(0, 0.02), 0.24 + abs(noise.gauss(0, 0.02))
+        place = step - 31_214
+        if 0 <= place < len(BLOOM_LOSS):
+            loss, grad = BLOOM_LOSS[place], BLOOM_GRAD[place]
+        elif len(BLOOM_LOSS) <= place < 30:
+            loss, grad = loss + 0.6 * 0.85 ** (place - 8), grad + 650 * 0.3 ** (place - 8)
+        lines.append(
+            f" iteration {step:8d}/  115311 | consumed samples: {step * 2048:12d} | consumed tokens: "
+            f"{step * 4194304:15d} | elapsed time per iteration (s): {105.2 + noise.gauss(0, 0.3):.2f} | "
+            f"learning rate: 5.969E-05 | global batch size:  2048 | lm loss: {loss:.6E} | "
+            f"grad norm: {grad:.3f} | num zeros: 0.0 | "
+            "number of skipped iterations:   0 | number of nan iterations:   0 | "
+            "samples per second: 19.463 | TFLOPs: 149.02 |\n"
+        )
+    return lines
+
+
+def test_the_first_spike_of_bloom_is_told_in_time_and_has_recovered(tmp_path, capsys):
+    path = tmp_path / "bloom.log"
+    path.write_text("".join(bloom_lines()))
+    told = scanned(capsys, path, "--json", "--kinds", "spike,divergence,nan,restart,level_shift", code=2)
+    (event,) = [json.loads(line) for line in told.out.splitlines()]
+    assert (event["kind"], event["metric"], event["severity"]) == ("spike", "loss", "page")
+    assert 31_214 <= event["step"] <= 31_216
+    assert event["alarm_step"] <= 31_217
+    assert event["recovered_step"] <= 31_250
+    assert (event["value"], event["file"]) == (5.098124, str(path))

@@ -135,6 +135,8 @@ def test_a_run_that_does_it_all_the_time_is_told_of_it_three_times() -> None:
         series += [*steady(30, 8.0, seed=seed), *steady(120, 5.0, seed=seed)]
     assert len(began(fed(rows_of(series)))) == 3
     assert len(began(fed(rows_of([*series, *steady(30, 14.0)])))) == 4
+    longer = fed(rows_of([*series, *steady(100, 8.0), *steady(40, 5.0)]))
+    assert [n.event.step for n in longer if n.change == "recovered"][3:] == [2100]
 
 
 def test_evaluations_of_several_rows_are_learned() -> None:
