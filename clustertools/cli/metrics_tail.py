@@ -182,7 +182,7 @@ def _looks(following: Following, once: bool) -> Iterator[RunNews]:
 
     Raises Unobservable when the first look fails; later a file system may be away for a while.
     """
-    host, note = LocalHost(), following.telling.note
+    host, note, is_placed = LocalHost(), following.telling.note, False
     job = Job(id="", run=following.path, state="running", log_paths=(following.path,))
     while True:
         try:
@@ -202,10 +202,12 @@ def _looks(following: Following, once: bool) -> Iterator[RunNews]:
         if once and not look.paths:
             raise Unobservable(f"there is no {following.path}")
         if not look.paths:
-            note(f"there is no {following.path} yet; waiting for it")
+            what = "nothing to read in" if os.path.isdir(following.path) else "no"
+            note(f"there is {what} {following.path} yet; waiting for it")
         elif look.unrecognised:
             note(f"no step of a known form is in {look.unrecognised} yet")
-        elif once or not following.caught_up:
+        elif not is_placed:
+            is_placed = True
             note(_where(following, look))
         following.caught_up = True
         if once:

@@ -463,3 +463,19 @@ def test_the_first_spike_of_bloom_is_told_in_time_and_has_recovered(tmp_path, ca
     assert event["alarm_step"] <= 31_217
     assert event["recovered_step"] <= 31_250
     assert (event["value"], event["file"]) == (5.098124, str(path))
+
+
+def test_a_log_is_not_written_over_by_a_page(spiky, tmp_path, capsys):
+    before = spiky.read_bytes()
+    assert "not written over" in scanned(capsys, spiky, "--html", spiky, code=3).err
+    assert spiky.read_bytes() == before
+    out = tmp_path / "curves.html"
+    for _ in range(2):
+        scanned(capsys, spiky, "--html", out, code=1)
+    assert "--html goes with both" in scanned(capsys, spiky, "--plot", "--json", code=3).err
+
+
+def test_a_file_without_a_loss_is_told_as_such(tmp_path, ten, capsys):
+    told = scanned(capsys, log(tmp_path / "g.jsonl", {1: 2.0, 2: 2.1}, key="grad_norm"), code=0)
+    assert "nothing to tell; 2 rows" in told.err
+    assert "there is no loss in it" in told.err
