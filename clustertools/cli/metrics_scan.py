@@ -151,8 +151,8 @@ class Progress:
         self._next = time.monotonic() + self.SECONDS
         self._is_there = True
         said = f"{records.bytes_read / 1e6:,.0f} MB"
-        if self._path != "-" and (size := os.path.getsize(self._path)):
-            said += f" of {size / 1e6:,.0f}"
+        if os.path.isfile(self._path):
+            said += f" of {os.path.getsize(self._path) / 1e6:,.0f}"
         print(f"\r\x1b[K{said}, {self._records:,} records", end="", file=sys.stderr, flush=True)
 
     def gone(self) -> None:
@@ -216,21 +216,17 @@ def _hear(told: Sequence[Any], found: Scanned) -> None:
 
 
 def nothing_known(found: Scanned) -> str:
-    """Why a file could not be watched, and what to try."""
+    """Why a file that has records could not be watched, and what to try."""
     name = named(found.path)
-    if found.format is None and not found.series:
-        return (
-            f"no training metrics are recognised in {name}: it is no text log of a known framework, no JSON "
-            "Lines and no CSV with a column of steps.\n"
-            "`--format` says which it is (docs/metrics.md lists them); `clustertools metrics read --records` "
-            "shows what is understood of it"
-        )
     if not found.series:
-        return f"{name} is recognised as {found.format}, and no step with a metric is in it yet"
+        return (
+            f"{name} is recognised as {found.format}, and no step with a metric is in it yet.\n"
+            "`clustertools metrics read --records` shows what is understood of it"
+        )
     shown = ", ".join(plain(one, 40) for one in list(found.series)[:12])
     more = f" and {len(found.series) - 12} more" if len(found.series) > 12 else ""
     return (
-        f"{name} ({found.format}) has {_many(found.rows, 'row')} of {shown}{more}: none of them is a "
+        f"{name} ({found.format}) has {many(found.rows, 'row')} of {shown}{more}: none of them is a "
         "metric that is known.\n`--metric NAME` watches one of them as a loss is watched"
     )
 
@@ -314,8 +310,8 @@ def scan(
     return worst(statuses)
 
 
-def complain(error: Unobservable) -> None:
-    """An error about one of several files; names and samples in it may hold anything."""
+def complain(error: Exception) -> None:
+    """An error on stderr: names of files and samples in it may hold anything."""
     for line in str(error).splitlines():
         print(f"clustertools: {plain(line, 1000)}", file=sys.stderr)
 
@@ -400,18 +396,18 @@ def summary(found: Scanned, told: Sequence[CurveEvent]) -> str:
         series += f" and {len(found.series) - 8} more"
     counts = [(sum(event.severity == word for event in told), word) for word in reversed(SEVERITIES)]
     parts = [
-        ", ".join(_many(count, word) for count, word in counts if count) or "nothing to tell",
-        _many(found.rows, "row"), steps, f"{len(found.series)} series ({series})",
-        _many(found.restarts, "restart") if found.restarts else "",
-        _many(found.isolated, "isolated outlier") + " counted, not told",
-        _many(found.unreadable, "unreadable record"),
+        ", ".join(many(count, word) for count, word in counts if count) or "nothing to tell",
+        many(found.rows, "row"), steps, f"{len(found.series)} series ({series})",
+        many(found.restarts, "restart") if found.restarts else "",
+        many(found.isolated, "isolated outlier") + " counted, not told",
+        many(found.unreadable, "unreadable record"),
         f"{found.dropped_events:,} events beyond {EVENTS_AT_MOST:,} left out" if found.dropped_events else "",
         "" if "loss" in found.series else "there is no loss in it, so nothing is known of that",
     ]  # fmt: skip
     return "; ".join(part for part in parts if part)
 
 
-def _many(count: int, word: str) -> str:
+def many(count: int, word: str) -> str:
     return f"{count:,} {word}{'' if count == 1 or word == 'daily' else 's'}"
 
 

@@ -127,7 +127,7 @@ class Curve:
     def strokes(
         self, since: float = -math.inf, breaks: Sequence[float] = ()
     ) -> Iterator[list[tuple[float, float]]]:
-        """Lines to draw, broken at rows that are no numbers and where the run went back (`breaks`, sorted)."""
+        """Lines to draw, broken at rows that are no numbers and where the run went back (`breaks`)."""
         stroke: list[tuple[float, float]] = []
         for bucket in self.buckets:
             for point in bucket.points():
