@@ -148,7 +148,7 @@ class Scale:
         return "page" if scale <= FLOOR or scale * 2**PAGE_HALVINGS <= top else "notice"
 
     def _sentence(self, top: float, scale: float, first: int, step: int) -> str:
-        halvings = round(math.log2(top / scale))
+        halvings = round(math.log2(top) - math.log2(scale))
         floor = ": hardly any gradient is left to train with" if scale <= FLOOR else ""
         during = f"between steps {first} and {step}" if step > first else f"at step {step}"
         return (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
@@ -25,6 +26,10 @@ LOGS = Path(__file__).parent.parent / "runs" / "logs"
 FIRST_KEYS = [
     "kind", "metric", "step", "end_step", "value", "baseline", "confidence", "severity", "message",
 ]  # fmt: skip
+
+
+#: What no terminal and no page may get as it is.
+HOSTILE = "\x1b]0;owned\x07<script>alert(1)</script>\u202e\x9b31m"
 
 
 class Ten:
@@ -150,12 +155,25 @@ def test_a_series_of_no_known_name_is_watched_when_it_is_asked_for(tmp_path, ten
     assert "badness 50 at step 2" in scanned(capsys, path, "--metric", "badness", code=1).out
 
 
-def test_a_pipe(spiky, capsys, monkeypatch):
+def test_gzip_and_a_pipe(spiky, capsys, monkeypatch, tmp_path):
+    packed = tmp_path / "old.log.gz"
+    packed.write_bytes(gzip.compress(spiky.read_bytes()))
     expected = scanned(capsys, spiky, code=1).out
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(spiky.read_bytes())))
-    told = scanned(capsys, "-", code=1)
-    assert told.out == expected
-    assert "the standard input" in told.err
+    assert scanned(capsys, packed, code=1).out == expected
+    for data in (spiky.read_bytes(), packed.read_bytes()):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+        told = scanned(capsys, "-", code=1)
+        assert told.out == expected
+        assert "the standard input" in told.err
+
+
+def test_a_folder_and_a_trainer_state(tmp_path, ten, capsys):
+    history = [{"step": n, "loss": 20.0 if n == 7 else 2.0, "epoch": n / 10} for n in range(1, 12)]
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": history, "max_steps": 20}))
+    for path in (tmp_path, tmp_path / "trainer_state.json"):
+        told = scanned(capsys, path, code=1)
+        assert "loss 20 at step 7" in told.out
+        assert "(trainer_state): 1 notice; 11 rows" in told.err
 
 
 def test_what_is_no_log_says_so(tmp_path, capsys):
@@ -163,12 +181,15 @@ def test_what_is_no_log_says_so(tmp_path, capsys):
     empty.write_bytes(b"")
     prose.write_text("# A project\n\nIt trains models.\n")
     binary.write_bytes(bytes(range(256)) * 500)
-    for path in (empty, prose, binary):
-        told = scanned(capsys, path, code=3)
-        assert told.out == ""
-        assert str(path) in told.err
-        assert "Traceback" not in told.err
-    scanned(capsys, tmp_path / "missing.log", code=3)
+    for path in (empty, prose, binary, tmp_path / f"missing{HOSTILE.replace('/', '')}.log"):
+        for words in (["scan"], ["read"], ["tail", "--once"]):
+            if words[0] == "tail" and path.exists():
+                continue  # it may yet become one
+            assert main(["metrics", *words, str(path)]) == 3
+            told = capsys.readouterr()
+            assert told.out == ""
+            assert path.name[:7] in told.err
+            assert not {"\x1b", "\x9b", "\u202e", "\x07"} & set(told.err)
 
 
 @pytest.mark.root
@@ -183,9 +204,6 @@ def test_no_permission(spiky):
         finally:
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
-
-
-HOSTILE = "\x1b]0;owned\x07<script>alert(1)</script>\u202e\x9b31m"
 
 
 def test_nothing_from_a_log_reaches_the_terminal_unescaped(tmp_path, ten, capsys):
@@ -463,3 +481,19 @@ def test_the_first_spike_of_bloom_is_told_in_time_and_has_recovered(tmp_path, ca
     assert event["alarm_step"] <= 31_217
     assert event["recovered_step"] <= 31_250
     assert (event["value"], event["file"]) == (5.098124, str(path))
+
+
+def test_a_log_is_not_written_over_by_a_page(spiky, tmp_path, capsys):
+    before = spiky.read_bytes()
+    assert "not written over" in scanned(capsys, spiky, "--html", spiky, code=3).err
+    assert spiky.read_bytes() == before
+    out = tmp_path / "curves.html"
+    for _ in range(2):
+        scanned(capsys, spiky, "--html", out, code=1)
+    assert "--html goes with both" in scanned(capsys, spiky, "--plot", "--json", code=3).err
+
+
+def test_a_file_without_a_loss_is_told_as_such(tmp_path, ten, capsys):
+    told = scanned(capsys, log(tmp_path / "g.jsonl", {1: 2.0, 2: 2.1}, key="grad_norm"), code=0)
+    assert "nothing to tell; 2 rows" in told.err
+    assert "there is no loss in it" in told.err
