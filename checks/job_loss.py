@@ -12,13 +12,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from clustertools.catalog import skip_data
 from clustertools.check import Context, check
 from clustertools.curves import CurveEvent, Kind, News, Options
 from clustertools.curves.open_events import LASTING, OpenEvents, Told
 from clustertools.curves.watch import CurveWatch
 from clustertools.model import Finding, Reading, Remedy
 from clustertools.sources.training_run import read_run
-from clustertools.sources.training_values import Event, Point
+from clustertools.sources.training_values import Event, Point, canonical
 
 #: So many starts are remembered with the step at which their loss was lost.
 _STARTS_AT_MOST = 8
@@ -148,7 +149,7 @@ class Curves:
         except (TypeError, ValueError, KeyError, IndexError, AttributeError):
             # written by another version: the level of the run is learned anew
             watch, events, history = CurveWatch(None, options), OpenEvents(), True
-        for item in self._with_restart(items):
+        for item in self._of_this_start(items):
             for news in watch.add(item):
                 self._news(news, item, events, off, history=history)
             if isinstance(item, Point) and item.step is not None and not item.evaluation:
@@ -160,14 +161,12 @@ class Curves:
         self.waits = self.attempt >= 0
         self.attempt = attempt
 
-    def _with_restart(self, items: list[Point | Event]) -> Iterator[Point | Event]:
-        """The items; a start that goes back in a log of its own has no line before it that could tell so."""
-        told = any(isinstance(i, Event) and i.kind == "restart_marker" for i in items)
+    def _of_this_start(self, items: list[Point | Event]) -> Iterator[Point | Event]:
+        """The items; a line that is no news in the log may be the first step of a new start all the same."""
         for item in items:
-            if isinstance(item, Point) and item.step is not None and not item.evaluation:
-                if self.waits and not told and self.last_step is not None and item.step <= self.last_step:
-                    yield Event("restart_marker", item.step)
-                told = True
+            first = self.waits and isinstance(item, Point) and not item.evaluation
+            if first and item.step is not None and item.step <= (self.last_step or 0):
+                yield Event("resumed", item.step)
             yield item
 
     def _news(
@@ -224,7 +223,7 @@ def job_loss(ctx: Context) -> Iterator[Finding | Reading]:
     if curves.attempt != job.attempt:
         curves.begin(job.attempt)
     losses.add(news.items, limits)
-    curves.add(news.items, Options(limits.extra), limits.kinds_off)
+    curves.add(news.items, Options(tuple(map(canonical, limits.extra))), limits.kinds_off)
     events = OpenEvents(curves.events)
     told = [] if curves.waits else list(events.told())
     curves.events = events.state()
@@ -236,7 +235,7 @@ def job_loss(ctx: Context) -> Iterator[Finding | Reading]:
     if not news.paths:
         raise ctx.skip("no log can be read yet")
     yield from _not_finite(ctx, losses)
-    yield from _curve_findings(ctx, told)
+    yield from _curve_findings(ctx, told, news.format or "")
     for kind, sentence in events.over.items():
         ctx.over(_CODES[kind], sentence)  # type: ignore[index]
     yield ctx.reading("loss_isolated_rows", float(curves.watch.get("story", {}).get("isolated", 0)))
@@ -259,43 +258,44 @@ def _not_finite(ctx: Context, losses: Losses) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _curve_findings(ctx: Context, told: Iterable[Told]) -> Iterator[Finding]:
+def _curve_findings(ctx: Context, told: Iterable[Told], format: str) -> Iterator[Finding]:
     """One finding for each code; of several events the newest speaks, the others are evidence."""
     by_kind: dict[Kind, list[Told]] = {}
     for each in told:
         for kind in each.kinds:
             by_kind.setdefault(kind, []).append(each)
     for kind, each_of in by_kind.items():
-        yield _curve_finding(ctx, kind, each_of)
+        yield _curve_finding(ctx, kind, each_of, format)
 
 
-def _curve_finding(ctx: Context, kind: Kind, each_of: list[Told]) -> Finding:
+def _curve_finding(ctx: Context, kind: Kind, each_of: list[Told], format: str) -> Finding:
     job = ctx.job
     assert job is not None
     newest = max(each_of, key=lambda t: t.event.number)
     event = newest.event
     pages = any(t.event.severity == "page" for t in each_of)
     say = ctx.critical if pages else ctx.warning
-    evidence = [*_about(event), *(t.event.message for t in each_of if t is not newest)]
+    evidence = [*_about(event, format), *(t.event.message for t in each_of if t is not newest)]
     if newest.ended:
         evidence.insert(0, newest.ended)
     return say(
         _CODES[kind], "", event.message,
         evidence=tuple(evidence), nodes=job.nodes, since=job.started_at,
         clears=_LASTING_SECONDS if kind in LASTING else "recovery",
-        # a later event of the same code is news as well
-        edition=event.number * 100 + min(newest.edition, 99),
+        # a later event of the same code is news as well; what goes by another name now says nothing new
+        edition=event.number * 100 + min(newest.edition, 99) if kind == event.kind else 0,
         daily=all(t.event.severity == "daily" for t in each_of),
     )  # fmt: skip
 
 
-def _about(event: CurveEvent) -> Iterator[str]:
+def _about(event: CurveEvent, format: str) -> Iterator[str]:
     yield f"worst {event.value:.6g}, its level {event.baseline:.6g}, first bad step {event.step}"
     if event.sign_step is not None:
         yield f"an earlier sign in another metric at step {event.sign_step}"
     yield f"seen at step {event.alarm_step}; {event.confidence:.0%} sure"
     if event.kind == "divergence" and event.is_open:
         yield f"checkpoints of step {event.step} and later were saved after it began"
+        yield f"to leave out the data around it: {skip_data.how(format, *skip_data.around(event.step))}"
 
 
 def _remembered(past: Any) -> tuple[Losses, Curves]:

@@ -42,6 +42,10 @@ ETC = "/etc/clustertools"
 Mode = Literal["observe", "ask", "act"]
 TransitionKind = Literal["opened", "reopened", "worsened", "resolved"]
 PluginStage = Literal["preflight", "watch", "prolog", "epilog", "daily"]
+CurveKind = Literal[
+    "spike", "divergence", "restart", "level_shift", "slow_bump", "grad_burst", "grad_rise",
+    "param_norm_rise", "loss_scale_collapse", "stall", "nan",
+]  # fmt: skip
 SinkKind = Literal["terminal", "slack", "webhook", "pagerduty", "alertmanager", "mail", "deadman", "metrics"]
 
 
@@ -121,6 +125,20 @@ class HangConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class LossConfig:
+    """What is made of a run's curves: its loss, its gradient norm, its loss scale."""
+
+    rollback: Literal["never", "on-divergence"] = option(
+        "never",
+        "on-divergence: a loss that left its level and did not come back is undone, from a checkpoint before "
+        "its first bad step, without the data around it where the job script can; once for a step. A spike "
+        "is only told",
+    )
+    extra: tuple[str, ...] = option((), "further metrics that are watched like a loss: a rise is bad")
+    kinds_off: tuple[CurveKind, ...] = option((), "kinds of events that nobody is told of")
+
+
+@dataclass(frozen=True, slots=True)
 class JobConfig:
     """Runs to watch, and how to restart them. Jobs that are not named here are never touched."""
 
@@ -158,6 +176,7 @@ class JobConfig:
     deep_verify: bool = option(True, "read every byte of a checkpoint before resuming from it")
     resume: ResumeConfig = option(ResumeConfig)
     hang: HangConfig = option(HangConfig)
+    loss: LossConfig = option(LossConfig)
     # 3 cycles without progress: NVIDIA/nvidia-resiliency-ext, fault_tolerance/progress_tracker.py
     max_restarts_without_progress: int = option(3, "then give up, loudly", at_least=0)
     # Slurm's KillWait has the same default

@@ -71,6 +71,10 @@ jobs:
       minimum: 5m
       factor: 5                     # times the run's own median step
       startup: 30m                  # before the first step
+    loss:                           # what is made of its loss, gradient norm and loss scale
+      rollback: never               # or on-divergence: back to before a loss that does not recover, once
+      extra: []                     # further metrics that are watched like a loss, such as [train/aux_loss]
+      kinds_off: []                 # what nobody shall hear of, such as [slow_bump, grad_burst]
     again: auto                     # how Slurm begins it anew: requeue, submit (by `command`), or auto
     on_time_limit: leave            # or restart
     look: auto                      # the way to its nodes when it is in doubt: ssh, srun or none

@@ -183,7 +183,10 @@ def _explained(
         by = next((root.key for root in roots if _explains(root, incident, rules)), "")
         if by != incident.explained_by:
             after[key] = dataclasses.replace(incident, explained_by=by)
-            if not by and key not in told:
+            root = after.get(incident.explained_by)
+            # what was open before its root was told then
+            hushed = root is None or root.opened_at <= incident.opened_at
+            if not by and key not in told and hushed:
                 left.append(Transition(after[key], "none", "open", now))
     marked = [dataclasses.replace(t, incident=after.get(t.incident.key, t.incident)) for t in transitions]
     return marked + left

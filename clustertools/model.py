@@ -269,7 +269,8 @@ class Attempt:
 
     `requeues` counts how often the scheduler had begun this very job before (Slurm's Restarts): with `job_id`
     it names one incarnation. `ended_by`, `cause` and `blamed` say how it ended, for the decision on the next.
-    `excluded` are nodes that it was started without.
+    `excluded` are nodes that it was started without. `before_step`: it had to begin before that step;
+    `skip_steps`: the steps whose data it is asked to leave out, as `FIRST-LAST`.
     """
 
     run: str
@@ -289,6 +290,8 @@ class Attempt:
     ended_by: EndedBy = ""
     cause: str = ""
     blamed: tuple[str, ...] = ()
+    before_step: int | None = None
+    skip_steps: str = ""
 
     @property
     def new_steps(self) -> int | None:

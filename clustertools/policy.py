@@ -197,6 +197,8 @@ def _decided(options: Mapping[str, Any], incident: Incident, run: str, world: Wo
         decided["reason"] = decision.why
         if decision.before_step is not None:
             decided["before_step"] = decision.before_step
+        if decision.skip_data:
+            decided["skip_data"] = True
     if "exclude" in decided or out:
         decided["exclude"] = sorted(filter(None, out))
     return decided

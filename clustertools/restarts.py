@@ -23,7 +23,8 @@ from clustertools.model import Attempt, Job, starts_without_progress
 class Decision:
     """What to do about a run that ended or hangs.
 
-    `restart`: begin it anew, without `exclude`; from a checkpoint before `before_step`, when that is set.
+    `restart`: begin it anew, without `exclude`; from a checkpoint before `before_step`, when that is set,
+    and, with `skip_data`, without the data around that step.
     `hold`: not now, but ask again (a resource is away). `stop`: not without a person. `leave`: nothing is to
     be done (it ended well, a person ended it, the scheduler begins it anew by itself).
     `counts`: it spends the run's budget. `why` is a sentence for people.
@@ -34,6 +35,7 @@ class Decision:
     exclude: tuple[str, ...] = ()
     before_step: int | None = None
     counts: bool = True
+    skip_data: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +73,14 @@ class _Around:
     storage_works: bool | None
     spares: int | None
     newest_checkpoint: int | None
+    diverged_step: int | None
+    rollback: bool
 
 
 _NOT_FINITE = "LossNotFinite"
+_DIVERGED = "LossDiverged"
+#: What a run must be started again for, whatever its loss does.
+_STOPPED = frozenset({"JobHung", "JobCrashed", "JobIdle", _NOT_FINITE})
 #: Causes that are no fault of what the run does: they neither spend its budget nor make it suspect.
 _FREE = frozenset({"time-limit", "preempted", "requeued", "person"})
 
@@ -92,6 +99,8 @@ def decide(
     storage_works: bool | None = None,
     spares: int | None = None,
     newest_checkpoint: int | None = None,
+    diverged_step: int | None = None,
+    rollback: bool = False,
     limits: Limits | None = None,
 ) -> Decision:
     """What to do about `job`, the newest of `attempts` (oldest first), which ended or has findings `codes`.
@@ -101,16 +110,18 @@ def decide(
     loop of 35 requeues cost Meta's RSC 548 preemptions). `first_bad_step`: whose loss was no number.
     `kill_switch`: its kill-switch file is there. `storage_works`: what a probe of the checkpoint storage says
     (None: nobody asked). `spares`: good nodes that the run does not hold (None: not known).
-    `newest_checkpoint`: its step.
+    `newest_checkpoint`: its step. `diverged_step`: the first bad step of a divergence that has not come back;
+    only with `rollback`, which its owner has to ask for, the run goes back before it.
     """
     limits = limits or Limits()
     around = _Around(
         now, codes, without_progress, on_time_limit, first_bad_step, kill_switch, storage_works, spares,
-        newest_checkpoint,
+        newest_checkpoint, diverged_step, rollback,
     )  # fmt: skip
     case = _Case.of(attempts, job, diagnosis, around, limits)
     told = _by_the_end(case)
     for rule in (
+        _diverged,
         _numeric,
         _user,
         _resource,
@@ -123,7 +134,16 @@ def decide(
     ):
         told = told or rule(case)
     assert told is not None, "the last rule always answers"
-    return (_budget(case) or told) if told.kind == "restart" else told
+    told = (_budget(case) or told) if told.kind == "restart" else told
+    return _before_divergence(told, around) if told.kind == "restart" else told
+
+
+def _before_divergence(told: Decision, around: _Around) -> Decision:
+    """The same start, whatever it is for, from before a divergence that the owner wants undone."""
+    if not around.rollback or around.diverged_step is None:
+        return told
+    steps = [s for s in (told.before_step, around.diverged_step) if s is not None]
+    return dataclasses.replace(told, before_step=min(steps))
 
 
 def _by_the_end(case: _Case) -> Decision | None:
@@ -308,6 +328,31 @@ class _Case:
         if self.around.spares is not None and self.around.spares < self.most:
             return f"{self.around.spares} spare nodes"
         return f"at most {self.most} of its {len(self.last.nodes or self.job.nodes)} nodes"
+
+
+def _diverged(case: _Case) -> Decision | None:
+    """A loss that left its level and did not come back: told, and undone only where the owner asked for it.
+
+    A second time at a step that it was rolled back from is a person's: the data, the learning rate, the code.
+    BLOOM's first spike, and most others, came back by themselves; a spike is no reason to stop a run.
+    """
+    around = case.around
+    if _DIVERGED not in around.codes or around.codes & _STOPPED or case.job.state == "ended":
+        return None
+    step = around.diverged_step
+    if not around.rollback:
+        why = "its config does not ask for a rollback (loss: {rollback: on-divergence})"
+        return Decision("leave", f"the loss diverged, and {why}", counts=False)
+    if step is None:
+        return Decision("leave", "the loss diverged, and nobody knows from which step on", counts=False)
+    if any(a.cause == _DIVERGED and (a.last_step or 0) >= step for a in case.before):
+        return Decision(
+            "stop", f"the loss diverged again, at step {step}, after it was rolled back from there"
+        )
+    told = case.restart(
+        f"the loss diverged and did not come back: from a checkpoint before step {step}", before_step=step
+    )
+    return dataclasses.replace(told, skip_data=True)
 
 
 def _numeric(case: _Case) -> Decision | None:

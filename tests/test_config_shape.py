@@ -90,7 +90,7 @@ def test_the_sample_loads_and_has_every_key(loads: Load) -> None:
     loaded = loads(SAMPLE)
     assert loaded.config.jobs["pretrain"].hang.factor == 5
     records = _records(config.Config)
-    assert len(records) == 14
+    assert len(records) == 15
     missing = {
         key for record in records for key in config_shape.slots(record) if not re.search(rf"\b{key}:", SAMPLE)
     }

@@ -75,7 +75,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "redact": {"host"},
     "schedulers": {"model", "host", "sources"},
     "fleet": {"model", "host", "sources", "measurement"},
-    "actions": {"model", "host", "sources", "schedulers"},
+    "actions": {"model", "host", "sources", "schedulers", "catalog"},
     **{
         room: _NODE | _PURE | _HEAD | _ACTIVE | {"checks", "probes"}
         for room in ("preflight", "watchdog", "simulate", "node_health")

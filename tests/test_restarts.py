@@ -265,6 +265,38 @@ def test_a_loss_that_is_no_number():
     assert nan(one, attempt(2, resume=600, new=999), step=1500).exclude == ()
 
 
+def diverged(*attempts, **more):
+    more = {"state": "running", "ended_by": "", "exit_code": None, "diverged_step": 500, **more}
+    return ask(*attempts, **{"codes": frozenset({"LossDiverged", "LossSpike", "JobSlow"}), **more})
+
+
+def test_a_loss_that_diverged_is_undone_only_where_its_owner_asked_for_it():
+    now = attempt(1, resume=400, new=160, end="")
+    told = diverged(now)
+    assert (told.kind, "on-divergence" in told.why) == ("leave", True)
+    told = diverged(now, rollback=True)
+    assert (told.kind, told.before_step, told.skip_data, told.exclude) == ("restart", 500, True, ())
+    assert diverged(now, rollback=True, diverged_step=None).kind == "leave"
+    assert diverged(now, rollback=True, codes=frozenset({"LossSpike"})).skip_data is False
+
+
+def test_a_divergence_is_undone_once_for_a_step():
+    one = attempt(1, resume=400, new=160, cause="LossDiverged")
+    again = attempt(2, resume=400, new=120, end="")
+    assert diverged(one, again, rollback=True).kind == "stop"
+    assert diverged(one, again, rollback=True, diverged_step=555).kind == "stop", "it was here before"
+    assert diverged(
+        one, attempt(2, resume=400, new=999, end=""), rollback=True, diverged_step=1300
+    ).before_step
+
+
+def test_a_crash_of_a_run_that_diverged_goes_back_as_far_where_that_is_asked_for():
+    more = {"codes": frozenset({"JobCrashed", "LossDiverged"}), "diverged_step": 500}
+    assert ask(attempt(1, resume=400, new=160), **more).before_step is None
+    told = ask(attempt(1, resume=400, new=160), rollback=True, **more)
+    assert (told.before_step, told.skip_data) == (500, False)
+
+
 class Life(RuleBasedStateMachine):
     """A run with every kind of trouble, one attempt after the other, as a watchdog would go on with it."""
 

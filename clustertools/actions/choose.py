@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from clustertools.actions import Scene
 from clustertools.actions.spare_copy import keep_copy
+from clustertools.catalog import skip_data
 from clustertools.errors import Absent, ActionFailed, Unobservable
 from clustertools.model import Action, Attempt, Job
 from clustertools.schedulers import KnowsNodes, RunSpec
@@ -202,6 +203,20 @@ def steps_lost(ended: Attempt | None, good: CheckpointReport | None) -> int | No
     if good is None:
         return ended.last_step
     return None if good.step is None else max(0, ended.last_step - good.step)
+
+
+def skip_steps(action: Action, good: CheckpointReport | None, ended: Attempt | None) -> str:
+    """The steps whose data the next attempt is asked to leave out, as `FIRST-LAST`; "" for none.
+
+    What the attempt before was asked holds until a checkpoint has passed it.
+    """
+    begun = good.step if good is not None and good.step is not None else 0
+    bad = action.options.get("before_step")
+    if bad is None or not action.options.get("skip_data"):
+        asked = ended.skip_steps if ended is not None else ""
+        return asked if asked and begun < int(asked.partition("-")[2]) else ""
+    first, last = skip_data.around(int(bad), begun)
+    return f"{first}-{last}"
 
 
 def last_sign_of_life(job: Job, scene: Scene) -> float:

@@ -23,6 +23,7 @@ from clustertools.actions.choose import (
     last_sign_of_life,
     look_at_nodes,
     resume_looks_wrong,
+    skip_steps,
     steps_lost,
 )
 from clustertools.actions.resume_file import write_resume_file
@@ -228,11 +229,14 @@ def _choose(action: Action, detail: Mapping[str, Any], scene: Scene) -> Progress
         spec.name, (scene.attempts[-1].number if scene.attempts else 0) + 1, attempt_token(action.id),
         resume_step=good.step if good else None, resume_path=good.path if good else "",
         started_at=scene.now, excluded=excluded_nodes(scene.attempts, wanted, scene.now),
+        before_step=action.options.get("before_step"), skip_steps=skip_steps(action, good, ended),
     )  # fmt: skip
     why = action.options.get("reason")
     said = (f"{why}. " if why else "") + choice.in_words(action.options.get("before_step"))
     said += f", without {', '.join(attempt.excluded)}" if attempt.excluded else ""
     said += f" ({told})" if told else ""
+    if attempt.skip_steps:
+        said += f", asked to leave out the data of steps {attempt.skip_steps}"
     kept = {
         **detail,
         "token": attempt.token,

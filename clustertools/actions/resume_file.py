@@ -14,9 +14,8 @@ import shlex
 from clustertools.actions.replace import replace_text, why_not
 from clustertools.errors import ActionFailed
 from clustertools.model import Attempt
-from clustertools.schedulers import RunSpec
+from clustertools.schedulers import RunSpec, resume_words
 
-STEP_VARIABLE = "CLUSTERTOOLS_RESUME_STEP"
 _HEADER = "# written by clustertools"
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -24,7 +23,7 @@ _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 def write_resume_file(spec: RunSpec, attempt: Attempt) -> str:
     """Name the attempt's checkpoint in `spec.resume_file`; in words, what was done. Raises ActionFailed.
 
-    Both variables are always set, empty when there is none: what an earlier start was told must not stay.
+    All variables are always set, empty when there is none: what an earlier start was told must not stay.
     A file that somebody else wrote is kept beside it; one of ours is replaced.
     """
     path = spec.resume_file
@@ -46,13 +45,12 @@ def write_resume_file(spec: RunSpec, attempt: Attempt) -> str:
 
 def resume_text(spec: RunSpec, attempt: Attempt) -> str:
     """The content: assignments that a POSIX shell reads as they are, whatever is in the path."""
-    step = "" if attempt.resume_step is None else str(attempt.resume_step)
+    told = resume_words(spec, attempt)
     about = "".join(c if c.isprintable() else "?" for c in f"attempt {attempt.number} of {attempt.run}")
     return (
         f"{_HEADER} for {about}\n"
-        f"{spec.resume_variable}={shlex.quote(attempt.resume_path)}\n"
-        f"{STEP_VARIABLE}={shlex.quote(step)}\n"
-        f"export {spec.resume_variable} {STEP_VARIABLE}\n"
+        + "".join(f"{name}={shlex.quote(value)}\n" for name, value in told.items())
+        + f"export {' '.join(told)}\n"
     )
 
 

@@ -75,6 +75,7 @@ def run_spec(name: str, job: JobConfig) -> RunSpec:
     limits: Mapping[str, Mapping[str, Any]] = {
         "job_progress": said,
         "job_restarts": {"without_progress": job.max_restarts_without_progress},
+        "job_loss": {"extra": job.loss.extra, "kinds_off": job.loss.kinds_off},
     }
     command = job.command
     if kind == "placeholder" and job.resume.name:
@@ -87,6 +88,7 @@ def run_spec(name: str, job: JobConfig) -> RunSpec:
         grace_seconds=job.grace_seconds, again=job.again,
         without_progress=job.max_restarts_without_progress, on_time_limit=job.on_time_limit, look=job.look,
         preflight=job.preflight, kill_switch=job.kill_switch, limits=limits,
+        rollback=job.loss.rollback == "on-divergence",
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from clustertools.curves.not_finite import NotFinite
 from clustertools.curves.pace import Pace
 from clustertools.curves.rows import Rows
 from clustertools.curves.scale import Scale
+from clustertools.curves.slow import Slow
 from clustertools.curves.together import Together
 from clustertools.sources.training_values import Event, Point
 
@@ -24,6 +25,7 @@ DETECTORS: Mapping[str, Callable[[Any, Options], Detector]] = {
     "pace": Pace,
     "not_finite": NotFinite,
     "scale": Scale,
+    "slow": Slow,
 }
 
 

@@ -33,7 +33,7 @@ _SETTINGS = (
     "mode", "interval", "limits", "checks", "supported", "budgets", "playbook_modes", "cluster",
     "blind_confirm", "flap_window", "confirm", "intervals",
 )  # fmt: skip
-_RUN = ("name", "log", "metrics", "checkpoints", "steps", "grace", "attempts")
+_RUN = ("name", "log", "metrics", "checkpoints", "steps", "grace", "attempts", "rollback")
 _JOB = ("state", "attempt", "pids", "nodes", "started", "exit_code", "exit_reason", "leftovers", "unknown")
 _JOB_STATES = ("pending", "running", "completing", "ended", "unknown")
 #: What the scheduler may be asked for, and the timeline may answer.
@@ -228,6 +228,7 @@ class _Reading:
             # a replay starts nothing, and other ways to resume would rename files where the recording says
             resume="env",
             grace_seconds=self.seconds(told.get("grace"), "run, grace", 15.0),
+            rollback=told.get("rollback") is True,
         )
         given = self.listing(told.get("attempts"), "run, attempts") or [{"number": 1}]
         return spec, tuple(self._attempt(name, item, i) for i, item in enumerate(given, 1))

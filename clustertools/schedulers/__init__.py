@@ -26,6 +26,7 @@ class RunSpec:
     In `command` the words `{checkpoint}` and `{step}` stand for the checkpoint to resume from. The
     environment variables are always set; `log_paths` and `checkpoint_dir` may be empty. With Slurm `command`
     is what submits the run (`sbatch --parsable train.sh`), empty where it is only requeued.
+    `rollback`: a loss that diverged is undone, from a checkpoint before it.
     `limits` are this run's own limits, by check and field; they go before those of the config.
     """
 
@@ -49,6 +50,7 @@ class RunSpec:
     look: Literal["auto", "ssh", "srun", "none"] = "auto"
     preflight: bool = False
     kill_switch: str = ""
+    rollback: bool = False
     limits: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
@@ -85,6 +87,20 @@ class NodeState:
     is_drained: bool
     reason: str = ""
     state: str = ""
+
+
+def resume_words(spec: RunSpec, attempt: Attempt) -> dict[str, str]:
+    """What an attempt is told about where it goes on, by variable; "" where there is nothing to say.
+
+    CLUSTERTOOLS_BEFORE_STEP: its checkpoint had to be older than this step. CLUSTERTOOLS_SKIP_STEPS: the
+    steps whose data is to be left out, `FIRST-LAST`, both included, as the log counts them.
+    """
+    return {
+        spec.resume_variable: attempt.resume_path,
+        "CLUSTERTOOLS_RESUME_STEP": "" if attempt.resume_step is None else str(attempt.resume_step),
+        "CLUSTERTOOLS_BEFORE_STEP": "" if attempt.before_step is None else str(attempt.before_step),
+        "CLUSTERTOOLS_SKIP_STEPS": attempt.skip_steps,
+    }
 
 
 class Scheduler(Protocol):

@@ -23,7 +23,7 @@ from typing import Any
 from clustertools.errors import ActionFailed, Unobservable
 from clustertools.host import own_python
 from clustertools.model import Attempt, Job, JobState, Subject
-from clustertools.schedulers import RunSpec
+from clustertools.schedulers import RunSpec, resume_words
 from clustertools.schedulers.shim import boot_id, claim, descendants, start_ticks, write_json
 
 #: Every process of an attempt carries this in its environment: what its shim lost is found by it.
@@ -88,7 +88,7 @@ class LocalScheduler:
         """What the shim needs, with the place to resume from filled in."""
         words = spec.command if attempt.resume_path or not spec.first_command else spec.first_command
         if spec.resume == "placeholder":
-            step = _step_text(attempt)
+            step = "" if attempt.resume_step is None else str(attempt.resume_step)
             words = tuple(
                 w.replace("{checkpoint}", attempt.resume_path).replace("{step}", step) for w in words
             )
@@ -215,18 +215,13 @@ class LocalScheduler:
         return f"{kind} {run}"
 
 
-def _step_text(attempt: Attempt) -> str:
-    return "" if attempt.resume_step is None else str(attempt.resume_step)
-
-
 def _environment(spec: RunSpec, attempt: Attempt) -> dict[str, str]:
     """What the command finds in its environment. It may hold secrets: it goes to the process, to no file."""
     environment = {**os.environ, **spec.environment, MARK: attempt.token}
     environment.setdefault("PYTHONUNBUFFERED", "1")  # a buffered log arrives minutes late
     environment["CLUSTERTOOLS_RUN"] = attempt.run
     environment["CLUSTERTOOLS_RESTART_COUNT"] = str(attempt.number - 1)
-    told = {spec.resume_variable: attempt.resume_path, "CLUSTERTOOLS_RESUME_STEP": _step_text(attempt)}
-    for name, value in told.items():
+    for name, value in resume_words(spec, attempt).items():
         # that of an earlier attempt, or of a run around this one, would resume from the wrong place
         environment.pop(name, None)
         if value and spec.resume != "none":

@@ -12,7 +12,7 @@ from typing import Any
 from clustertools.errors import ActionFailed, Unobservable
 from clustertools.host import DEFAULT_PATH, Completed, Host
 from clustertools.model import Attempt
-from clustertools.schedulers import RunSpec
+from clustertools.schedulers import RunSpec, resume_words
 from clustertools.schedulers.slurm_orders import marked, own_exclusions, refused
 from clustertools.schedulers.slurm_states import Mark
 from clustertools.sources.slurm_queue import Row
@@ -143,8 +143,7 @@ def _environment(spec: RunSpec, attempt: Attempt, who: pwd.struct_passwd | None)
         "CLUSTERTOOLS_RUN": attempt.run,
         "CLUSTERTOOLS_RESTART_COUNT": str(attempt.number - 1),
     }  # fmt: skip
-    step = "" if attempt.resume_step is None else str(attempt.resume_step)
-    for name, value in ((spec.resume_variable, attempt.resume_path), ("CLUSTERTOOLS_RESUME_STEP", step)):
+    for name, value in resume_words(spec, attempt).items():
         # that of an earlier attempt would resume from the wrong place
         environment.pop(name, None)
         if value and spec.resume != "none":

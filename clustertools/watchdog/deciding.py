@@ -55,6 +55,7 @@ def _decision(
         attempts, job, diagnosis, codes=codes, now=now, without_progress=spec.without_progress,
         on_time_limit=spec.on_time_limit, first_bad_step=seen.first_bad_steps.get(run),
         storage_works=_storage_works(spec, host) if diagnosis.advice == "wait" else None, spares=spares,
+        diverged_step=seen.diverged_steps.get(run), rollback=spec.rollback,
     )  # fmt: skip
 
 

@@ -47,7 +47,8 @@ class Seen:
 
     `news` are attempts of a run as its scheduler tells them and nobody had written them down.
     `attempts`: run -> those of its attempts of which more is known now than is written down.
-    `first_bad_steps`: run -> the step from which on its checkpoints are worth nothing.
+    `first_bad_steps`: run -> the step from which on its checkpoints are worth nothing; `diverged_steps`:
+    run -> the same of a loss that diverged, about which one may be of another opinion.
     """
 
     verdicts: list[Verdict] = field(default_factory=list)
@@ -58,6 +59,7 @@ class Seen:
     diagnoses: dict[str, Diagnosis] = field(default_factory=dict)
     news: dict[str, list[Attempt]] = field(default_factory=dict)
     first_bad_steps: dict[str, int] = field(default_factory=dict)
+    diverged_steps: dict[str, int] = field(default_factory=dict)
     attempts: dict[str, list[Attempt]] = field(default_factory=dict)
     away: str = ""
 
@@ -255,9 +257,14 @@ class Observer:
     def _explain(self, seen: Seen, incidents: Sequence[Incident], now: float) -> None:
         """Say of each run in trouble what it was and who is guilty, as far as the evidence goes."""
         for verdict in seen.verdicts:
-            bad = verdict.memory.get("first_bad_step")
-            if verdict.check == "job_loss" and isinstance(bad, int):
-                seen.first_bad_steps[verdict.subject.run] = bad
+            if verdict.check != "job_loss":
+                continue
+            for name, steps in (
+                ("first_bad_step", seen.first_bad_steps),
+                ("diverged_step", seen.diverged_steps),
+            ):
+                if isinstance(step := verdict.memory.get(name), int):
+                    steps[verdict.subject.run] = step
         troubled = {f.subject.run for v in seen.verdicts for f in v.findings if f.code in DIAGNOSED}
         if not troubled:
             return
@@ -325,6 +332,9 @@ def attempts_seen(
             steps |= {r.name: int(r.value) for r in verdict.readings}
             if verdict.status is Status.OK and job.state == "running":
                 cause, blamed = "", ()  # what was wrong with it went by: nobody is to blame for its end yet
+    codes = {f.code for v in verdicts for f in v.findings}
+    if "LossDiverged" in codes:
+        cause = "LossDiverged"  # where it ended by our hand for that, the next decision has to know
     for finding in (f for v in verdicts for f in v.findings if f.code in DIAGNOSED):
         cause, blamed = finding.cause or cause, finding.blamed or blamed
     new = dataclasses.replace(

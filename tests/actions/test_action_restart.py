@@ -17,7 +17,7 @@ from clustertools.actions.restart import KILL_SECONDS, STORAGE_SECONDS, attempt_
 from clustertools.errors import ActionFailed, Unobservable
 from clustertools.host import Completed, LocalHost
 from clustertools.model import Action, Attempt, Job, Subject
-from clustertools.schedulers import RunSpec
+from clustertools.schedulers import RunSpec, resume_words
 from clustertools.sources.checkpoint_cache import cache_file
 from tests.checkpoint_builders import aged, hostile, torch_zip
 
@@ -362,6 +362,25 @@ def test_checkpoints_of_a_loss_that_was_no_number_are_set_aside(stage: Stage, re
     # a restart of the next start must not take one of these whole files for the newest
     assert sorted(p.name for p in stage.checkpoints.glob("*.pt")) == ["step_10.pt", "step_20.pt"]
     assert ((stage.checkpoints / "latest").read_text() == "step_20.pt") == (resume == "tracker")
+
+
+def test_a_divergence_leaves_out_the_data_around_it_until_a_checkpoint_has_passed_it(stage: Stage) -> None:
+    for step in (10, 850, 990):
+        torch_zip(stage.checkpoints / f"step_{step}.pt")
+    action = dataclasses.replace(ACTION, options={"before_step": 900, "skip_data": True})
+    progress = stage.step("choose", action=action)
+    assert progress.attempt is not None
+    assert (progress.attempt.resume_step, progress.attempt.skip_steps) == (850, "851-1000")
+    assert progress.said.endswith("asked to leave out the data of steps 851-1000")
+    assert resume_words(stage.spec, progress.attempt)["CLUSTERTOOLS_SKIP_STEPS"] == "851-1000"
+    stage.attempts = (FIRST, dataclasses.replace(progress.attempt, cause=""))
+    again = stage.step("choose", {"stops": 2})
+    assert again.attempt is not None
+    assert (again.attempt.resume_step, again.attempt.skip_steps) == (990, "851-1000")
+    torch_zip(stage.checkpoints / "step_1010.pt")
+    beyond = stage.step("choose", {"stops": 2})
+    assert beyond.attempt is not None
+    assert (beyond.attempt.skip_steps, beyond.attempt.before_step) == ("", None)
 
 
 def test_what_a_start_has_saved_since_a_crash_of_ours_is_not_set_aside(stage: Stage) -> None:

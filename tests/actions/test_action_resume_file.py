@@ -50,6 +50,14 @@ def test_what_an_earlier_start_was_told_does_not_stay(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["resume.sh"], "what we wrote ourselves is not kept"
 
 
+def test_which_data_to_leave_out_is_in_it(tmp_path: Path) -> None:
+    write_resume_file(spec(tmp_path), dataclasses.replace(ATTEMPT, before_step=600, skip_steps="501-700"))
+    written = (tmp_path / "resume.sh").read_text()
+    assert "\nCLUSTERTOOLS_BEFORE_STEP=600\nCLUSTERTOOLS_SKIP_STEPS=501-700\nexport " in written
+    write_resume_file(spec(tmp_path), ATTEMPT)
+    assert "CLUSTERTOOLS_SKIP_STEPS=''\n" in (tmp_path / "resume.sh").read_text()
+
+
 def test_what_somebody_else_wrote_is_kept_with_its_mode(tmp_path: Path) -> None:
     file = tmp_path / "resume.sh"
     file.write_text("CLUSTERTOOLS_RESUME_FROM=mine\n")
