@@ -23,7 +23,7 @@ _BLOCKS_OUT = 2
 class Slow:
     """The blocks of one series."""
 
-    __slots__ = ("blocks", "out")
+    __slots__ = ("blocks", "is_log", "out")
 
     def __init__(self, state: Mapping[str, Any] | None = None) -> None:
         saved = state or {}
@@ -32,14 +32,17 @@ class Slow:
         self.blocks: list[list[float]] = [list(block) for block in saved.get("blocks", ())]
         #: the steps of the last blocks that show a rise
         self.out: list[int] = list(saved.get("out", ()))
+        self.is_log: bool = saved.get("is_log", True)
 
     def state(self) -> dict[str, Any]:
-        return {"blocks": self.blocks, "out": self.out}
+        return {"blocks": self.blocks, "out": self.out, "is_log": self.is_log}
 
-    def add(self, step: int, values: list[float], spread: float) -> tuple[int, float] | None:
+    def add(self, step: int, values: list[float], spread: float, is_log: bool) -> tuple[int, float] | None:
         """The rows of the next block, `step` that of the last one. Returns the step from which on the series
-        has risen and what it had been, once that is sure."""
+        has risen and what it had been, once that is sure. `is_log`: the values are logarithms."""
         middle = sorted(values)[len(values) // 2]
+        if is_log != self.is_log:
+            self.is_log, self.blocks, self.out = is_log, [], []
         blocks = self.blocks
         lately = [block[0] for block in blocks[-_BACK_BLOCKS - _SKIP_BLOCKS + 1 :]][:_BACK_BLOCKS]
         if len(lately) < _BACK_BLOCKS:
@@ -54,7 +57,7 @@ class Slow:
         gap = middle - before
         blocks.append([middle, gap / back, spread, medians[0]])
         del blocks[:-_KEPT_BLOCKS]
-        if len(blocks) < _KNOWN_BLOCKS or gap <= _LIFT * abs(before):
+        if len(blocks) < _KNOWN_BLOCKS or gap <= _LIFT * (1.0 if is_log else abs(before)):
             self.out = []
             return None
         known = blocks[:-_BACK_BLOCKS]
