@@ -12,7 +12,7 @@ BLOCK_ROWS = 8
 #: tens of rows has not moved them yet, and a loss that falls is held against the newest.
 _BACK_BLOCKS, _SKIP_BLOCKS, _TIMES_BACK = 9, 3, 3
 #: Blocks that are kept, and how many of them are known before anything is told.
-_KEPT_BLOCKS, _KNOWN_BLOCKS = 48, 24
+_KEPT_BLOCKS, _KNOWN_BLOCKS = 40, 24
 #: A rise has to be 10 % of the level (loss.md section 4), twice as much as the run ever rose lately, and ten
 #: of the sigmas that a median of eight rows has.
 _LIFT, _TIMES, _SPREADS = 0.10, 2.0, 4.5
@@ -27,7 +27,8 @@ class Slow:
 
     def __init__(self, state: Mapping[str, Any] | None = None) -> None:
         saved = state or {}
-        #: of each block its median, how fast that has come up from those before, and the spread of the level
+        #: of each block its median, how fast that has come up from those before, the spread of the level, and
+        #: the median of the blocks before
         self.blocks: list[list[float]] = [list(block) for block in saved.get("blocks", ())]
         #: the steps of the last blocks that show a rise
         self.out: list[int] = list(saved.get("out", ()))
@@ -40,11 +41,20 @@ class Slow:
         has risen and what it had been, once that is sure."""
         middle = sorted(values)[len(values) // 2]
         blocks = self.blocks
-        before, back = self._before()
-        gap = middle - before if back else 0.0
-        blocks.append([middle, gap / max(1, back), spread])
+        lately = [block[0] for block in blocks[-_BACK_BLOCKS - _SKIP_BLOCKS + 1 :]][:_BACK_BLOCKS]
+        if len(lately) < _BACK_BLOCKS:
+            blocks.append([middle, 0.0, spread, middle])
+            return None
+        lately.sort()
+        medians = [lately[_BACK_BLOCKS // 2]]
+        for times in range(1, _TIMES_BACK):
+            if len(blocks) >= times * _BACK_BLOCKS + _BACK_BLOCKS + _SKIP_BLOCKS - 1:
+                medians.append(blocks[-times * _BACK_BLOCKS][3])
+        before, back = min(medians), len(medians) * _BACK_BLOCKS
+        gap = middle - before
+        blocks.append([middle, gap / back, spread, medians[0]])
         del blocks[:-_KEPT_BLOCKS]
-        if not back or len(blocks) < _KNOWN_BLOCKS or gap <= _LIFT * abs(before):
+        if len(blocks) < _KNOWN_BLOCKS or gap <= _LIFT * abs(before):
             self.out = []
             return None
         known = blocks[:-_BACK_BLOCKS]
@@ -57,13 +67,3 @@ class Slow:
         first = self.out[0]
         self.out, self.blocks = [], []
         return first, before
-
-    def _before(self) -> tuple[float, int]:
-        """The lowest of the medians before, and how many blocks they reach back (0: none is known)."""
-        end = len(self.blocks) - _SKIP_BLOCKS + 1
-        ends = range(end, _BACK_BLOCKS - 1, -_BACK_BLOCKS)[:_TIMES_BACK]
-        found = [
-            sorted(block[0] for block in self.blocks[at - _BACK_BLOCKS : at])[_BACK_BLOCKS // 2]
-            for at in ends
-        ]
-        return (min(found), len(found) * _BACK_BLOCKS) if found else (0.0, 0)

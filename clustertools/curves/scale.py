@@ -18,8 +18,10 @@ from typing import Any
 from clustertools.curves import Change, CurveEvent, News, Options, Restart, Row, Severity, Story
 
 #: Net halvings that are a collapse, and the iterations in which they came. Our choice, from the runs above:
-#: 4 in 20, 5 in 7, all that there were in 40; the second for the slow one. At least two rows are looked at.
-FALLS = ((4, 500), (5, 3000))
+#: 4 in 20, 5 in 7, all that there were in 40; the last for the slow one. At least two rows are looked at.
+FALLS = ((3, 100), (4, 500), (5, 3000))
+#: A scale counts as one that was had when it held for so long: a doubling that overflows at once is a breath.
+HELD_TO_COUNT_ITERATIONS = 20
 #: Halvings that wake somebody, as a scale of 1 or less does: there is nothing left to scale.
 PAGE_HALVINGS = 6
 FLOOR = 1.0
@@ -68,6 +70,8 @@ class Scale:
         self._step = row.step
         if self._scale is None:
             self._begin_search(row.step, scale)
+            # told for the first time long after the start: the log names the scale only when it falls
+            self._is_searching = story.rows <= SEARCH_ITERATIONS
         elif scale != self._scale:
             self._change(row.step, before, scale, story, told)
         else:
@@ -96,6 +100,9 @@ class Scale:
                 self._over("ended", None, told)
             self._begin_search(step, scale)
             return
+        assert self._search_from is not None
+        if scale > was and step - self._search_from >= SEARCH_ITERATIONS:
+            self._is_searching = False  # it grew: one was found
         self._changes = [*self._changes, [step, scale, before]][-_CHANGES_AT_MOST:]
         if self._event is not None:
             self._go_on(step, scale, told)
@@ -117,13 +124,16 @@ class Scale:
 
     def _top(self, since: int) -> list[float]:
         """The last change to the highest scale that still held at step `since` or later."""
-        top = self._changes[-2]
-        for place in range(len(self._changes) - 3, -1, -1):
+        changes = self._changes
+        top = changes[-2]
+        for place in range(len(changes) - 3, -1, -1):
             # a change is the end of the one before: the row before it still had the scale
-            if self._changes[place + 1][2] < since:
+            if changes[place + 1][2] < since:
                 break
-            if self._changes[place][1] > top[1]:
-                top = self._changes[place]
+            grew = place > 0 and changes[place - 1][1] < changes[place][1]
+            held = changes[place + 1][0] - changes[place][0] >= HELD_TO_COUNT_ITERATIONS
+            if changes[place][1] > top[1] and (held or not grew):
+                top = changes[place]
         return top
 
     def _begin(self, step: int, top: list[float], scale: float, story: Story, told: list[News]) -> None:
@@ -138,11 +148,12 @@ class Scale:
         return "page" if scale <= FLOOR or scale * 2**PAGE_HALVINGS <= top else "notice"
 
     def _sentence(self, top: float, scale: float, first: int, step: int) -> str:
-        halvings = round(math.log2(top / scale))
+        halvings = round(math.log2(top) - math.log2(scale))
         floor = ": hardly any gradient is left to train with" if scale <= FLOOR else ""
+        during = f"between steps {first} and {step}" if step > first else f"at step {step}"
         return (
-            f"loss scale fell from {top:g} to {scale:g} ({halvings} halvings) between steps {first} and "
-            f"{step}: the gradients overflow again and again, and the loss may rise next{floor}"
+            f"loss scale fell from {top:g} to {scale:g} ({halvings} halvings) {during}: the gradients "
+            f"overflow again and again, and the loss may rise next{floor}"
         )
 
     def _go_on(self, step: int, scale: float, told: list[News]) -> None:
