@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,47 +24,53 @@ _BLOCKS_OUT = 2
 class Slow:
     """The blocks of one series."""
 
-    __slots__ = ("blocks", "out")
+    __slots__ = ("middles", "out", "rates", "spreads")
 
     def __init__(self, state: Mapping[str, Any] | None = None) -> None:
         saved = state or {}
         #: of each block its median, how fast that has come up from those before, and the spread of the level
-        self.blocks: list[list[float]] = [list(block) for block in saved.get("blocks", ())]
+        self.middles = array("d", saved.get("middles", ()))
+        self.rates = array("d", saved.get("rates", ()))
+        self.spreads = array("d", saved.get("spreads", ()))
         #: the steps of the last blocks that show a rise
         self.out: list[int] = list(saved.get("out", ()))
 
     def state(self) -> dict[str, Any]:
-        return {"blocks": self.blocks, "out": self.out}
+        return {
+            "middles": list(self.middles), "rates": list(self.rates), "spreads": list(self.spreads),
+            "out": list(self.out),
+        }  # fmt: skip
 
     def add(self, step: int, values: list[float], spread: float) -> tuple[int, float] | None:
         """The rows of the next block, `step` that of the last one. Returns the step from which on the series
         has risen and what it had been, once that is sure."""
         middle = sorted(values)[len(values) // 2]
-        blocks = self.blocks
+        middles, rates, spreads = self.middles, self.rates, self.spreads
         before, back = self._before()
         gap = middle - before if back else 0.0
-        blocks.append([middle, gap / max(1, back), spread])
-        del blocks[:-_KEPT_BLOCKS]
-        if not back or len(blocks) < _KNOWN_BLOCKS or gap <= _LIFT * abs(before):
+        middles.append(middle)
+        rates.append(gap / max(1, back))
+        spreads.append(spread)
+        del middles[:-_KEPT_BLOCKS], rates[:-_KEPT_BLOCKS], spreads[:-_KEPT_BLOCKS]
+        if not back or len(middles) < _KNOWN_BLOCKS or gap <= _LIFT * abs(before):
             self.out = []
             return None
-        known = blocks[:-_BACK_BLOCKS]
-        if gap <= max(_TIMES * back * max(block[1] for block in known), _SPREADS * known[-1][2]):
+        fastest, known_spread = max(rates[:-_BACK_BLOCKS]), spreads[-_BACK_BLOCKS - 1]
+        if gap <= max(_TIMES * back * fastest, _SPREADS * known_spread):
             self.out = []
             return None
         self.out.append(step)
         if len(self.out) < _BLOCKS_OUT:
             return None
         first = self.out[0]
-        self.out, self.blocks = [], []
+        self.out = []
+        del middles[:], rates[:], spreads[:]
         return first, before
 
     def _before(self) -> tuple[float, int]:
         """The lowest of the medians before, and how many blocks they reach back (0: none is known)."""
-        end = len(self.blocks) - _SKIP_BLOCKS + 1
+        middles = self.middles
+        end = len(middles) - _SKIP_BLOCKS + 1
         ends = range(end, _BACK_BLOCKS - 1, -_BACK_BLOCKS)[:_TIMES_BACK]
-        found = [
-            sorted(block[0] for block in self.blocks[at - _BACK_BLOCKS : at])[_BACK_BLOCKS // 2]
-            for at in ends
-        ]
+        found = [sorted(middles[at - _BACK_BLOCKS : at])[_BACK_BLOCKS // 2] for at in ends]
         return (min(found), len(found) * _BACK_BLOCKS) if found else (0.0, 0)
