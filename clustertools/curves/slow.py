@@ -44,7 +44,7 @@ class Slow:
     def add(self, row: Row, story: Story, told: list[News]) -> None:
         if self._history.add(row):
             self._step = row.step
-            if len(self._history.points) % 2 == 0:
+            if self._history.count % 2 == 0:
                 self._judge(row.step, story, told)
 
     def _judge(self, step: int, story: Story, told: list[News]) -> None:
