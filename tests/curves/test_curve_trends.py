@@ -287,6 +287,9 @@ def test_a_grad_norm_that_runs_away_while_the_loss_still_falls_is_told() -> None
     ((kind, step, alarm),) = seen(Made(1).run(power, norm=lambda at: max(1.0, 25 ** ((at - 0.8) / 0.15))))
     assert kind == "grad_rise"
     assert 24_000 <= step < alarm <= 29_500
+    ((kind, step, alarm),) = seen(Made(1).run(power, norm=lambda at: max(1.0, 20 ** ((at - 0.4) / 0.4))))
+    assert kind == "grad_rise", "slower, but more in all than a run does by itself"
+    assert 12_000 <= step < alarm <= 29_500
 
 
 def test_a_parameter_norm_that_runs_away_is_told() -> None:
