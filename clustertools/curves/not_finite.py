@@ -185,9 +185,14 @@ class NotFinite:
         return "bad" if nans and not skipped else "good"
 
     def _is_training(self, row: Row) -> bool:
-        """Whether a row whose loss is nan has what the rows with a loss had beside it."""
-        names = self._m.beside or []
-        return not names or any(not math.isnan(row.values.get(n, math.nan)) for n in names)
+        """Whether a row whose loss is nan has what the rows with a loss had beside it.
+
+        The grad norm alone tells little: it is nan with the loss.
+        """
+        names, values = self._m.beside or [], row.values
+        if any(not math.isnan(values.get(n, math.nan)) for n in names):
+            return True
+        return all(n == "grad_norm" for n in names) and math.isnan(values.get("eval_loss", math.nan))
 
     def _is_left_out(self, row: Row) -> bool:
         """Whether a whole row has all but the loss, which all rows before had."""

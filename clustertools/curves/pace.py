@@ -16,7 +16,6 @@ from typing import Any
 
 from clustertools.curves import Change, CurveEvent, News, Options, Restart, Row, Severity, Story
 from clustertools.curves.pace_signal import StepSeconds
-from clustertools.stats import MAD_TO_SIGMA
 
 #: The newest rows, and those before them: 20 and 200, as blocks of ten that count by their median.
 NEW_ROWS = 20
@@ -34,6 +33,8 @@ BURSTS = ((3, 1.0), (5, 0.5), (8, 0.25))
 WANDER_BLOCKS = 80
 WANDER_SIGMAS = 4.5
 WANDER_WORST = 1.4
+#: A normal distribution's quarters are so many standard deviations apart.
+QUARTERS_TO_SIGMA = 1.349
 #: The median of 20 rows has a standard error of 0.28 sigmas of a row: so this is four of them.
 ROW_SIGMAS = 1.1
 #: Back: so many of the last rows are nearer to the usual pace than to the slow one.
@@ -208,7 +209,7 @@ class Pace:
             away = sorted(self._wander)
             # a pace that changes all the time, such as with a growing window, is no shift
             drift = away[len(away) // 2]
-            spread = MAD_TO_SIGMA * _median(abs(one - drift) for one in away)
+            spread = (away[3 * len(away) // 4] - away[len(away) // 4]) / QUARTERS_TO_SIGMA
             limit = max(limit, max(0.0, drift) + WANDER_SIGMAS * spread, WANDER_WORST * away[-2])
         self._limit = limit
         if len(middles) >= BLOCKS_AT_LEAST and not self._unsure:

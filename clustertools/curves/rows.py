@@ -24,6 +24,8 @@ _USUAL_AFTER = 20
 _ADOPT_AFTER = 200
 #: Steps of another rank without one of the leader's until it leads.
 _LEADER_SILENT = 5
+#: Ranks that may each print a part of a step.
+_RANKS_AT_MOST = 8
 #: Rows whose loss is remembered, to tell a step that is logged twice from one that is trained twice.
 _RECENT = 64
 
@@ -62,7 +64,8 @@ class Rows:
     def __init__(self, state: Mapping[str, Any] | None = None) -> None:
         saved: Mapping[str, Any] = state or {}
         self._last: int | None = saved.get("last")
-        self._leader: int | None = saved.get("leader")
+        # the ranks that are followed: one, or those that print different parts of a step
+        self._ranks: list[int] = list(saved.get("ranks", ()))
         self._challenger: list[int] | None = _copy(saved.get("challenger"))
         # None: not known yet whether the source logs a step in several records
         self._fragmented: bool | None = saved.get("fragmented")
@@ -91,7 +94,7 @@ class Rows:
     def state(self) -> dict[str, Any]:
         """JSON-ready; `Rows(state)` goes on from it."""
         return {
-            "last": self._last, "leader": self._leader, "challenger": _copy(self._challenger),
+            "last": self._last, "ranks": list(self._ranks), "challenger": _copy(self._challenger),
             "fragmented": self._fragmented, "single": self._single, "held": _copy(self._held),
             "names": sorted(self._names), "back": [_copy(held) for held in self._back],
             "resumed": self._resumed, "doubled": self._doubled, "pending": dict(self._pending),
@@ -112,7 +115,7 @@ class Rows:
         if "eval_loss" in values and "loss" not in values:
             self._evaluated(item, found)
             return found
-        if item.rank != self._leader and not self._leads(item, found):
+        if item.rank is not None and item.rank not in self._ranks and not self._leads(item, found):
             return found
         if step is None:
             step = self._stepless(item)
@@ -139,6 +142,8 @@ class Rows:
     def flush(self) -> list[Row | Restart]:
         """What waits for more, when no more is to come."""
         found: list[Row | Restart] = []
+        if self._back and not self._doubled:
+            self._restart(self._back, found)  # one row since the run went back
         self._drop_back(found)
         self._release(found)
         if self._evaluation is not None:
@@ -263,26 +268,32 @@ class Rows:
         (step, values, time), self._evaluation = self._evaluation, None
         step = self._last if step is None else step + self._offset
         if step is not None:
-            found.append(Row(max(step, self._last if self._last is not None else step), values, (), time))
+            self._last = step if self._last is None else max(step, self._last)
+            found.append(Row(self._last, values, (), time))
 
     def _leads(self, point: Point, found: list[Row | Restart]) -> bool:
-        """Whether a record of another rank than the leader's is to be followed."""
-        if self._leader is None:
-            self._leader = point.rank
-        if point.rank is None or point.rank == self._leader:
-            return True  # without a rank it is told of the whole run
-        step, other = point.step, self._challenger
+        """Whether a record of a rank that was not followed so far is to be followed."""
+        rank, step, other = point.rank, point.step, self._challenger
+        assert rank is not None
+        if not self._ranks:
+            self._ranks = [rank]
+            return True
         if step is None:
             return False
+        if step + self._offset == self._last and len(self._ranks) < _RANKS_AT_MOST:
+            known = self._names if self._held is None else self._held[1].keys()
+            if not known >= point.values.keys():
+                self._ranks.append(rank)  # it prints another part of the step
+                return True
         self._unheard([step, point.values, point.missing, point.time, 1], found)
         if self._last is not None and step <= self._last and not self._resumed:
             return False
         if other is None:
-            self._challenger = [point.rank, step, 1]
-        elif other[0] == point.rank and step > other[1]:
+            self._challenger = [rank, step, 1]
+        elif other[0] == rank and step > other[1]:
             other[1:] = [step, other[2] + 1]
             if other[2] >= _LEADER_SILENT:
-                self._leader = point.rank
+                self._ranks = [rank]
                 return True
         return False
 

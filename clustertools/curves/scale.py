@@ -68,6 +68,8 @@ class Scale:
         self._step = row.step
         if self._scale is None:
             self._begin_search(row.step, scale)
+            # told for the first time long after the start: the log names the scale only when it falls
+            self._is_searching = story.rows <= SEARCH_ITERATIONS
         elif scale != self._scale:
             self._change(row.step, before, scale, story, told)
         else:
@@ -96,6 +98,9 @@ class Scale:
                 self._over("ended", None, told)
             self._begin_search(step, scale)
             return
+        assert self._search_from is not None
+        if scale > was and step - self._search_from >= SEARCH_ITERATIONS:
+            self._is_searching = False  # it grew: one was found
         self._changes = [*self._changes, [step, scale, before]][-_CHANGES_AT_MOST:]
         if self._event is not None:
             self._go_on(step, scale, told)
@@ -138,11 +143,12 @@ class Scale:
         return "page" if scale <= FLOOR or scale * 2**PAGE_HALVINGS <= top else "notice"
 
     def _sentence(self, top: float, scale: float, first: int, step: int) -> str:
-        halvings = round(math.log2(top / scale))
+        halvings = round(math.log2(top) - math.log2(scale))
         floor = ": hardly any gradient is left to train with" if scale <= FLOOR else ""
+        during = f"between steps {first} and {step}" if step > first else f"at step {step}"
         return (
-            f"loss scale fell from {top:g} to {scale:g} ({halvings} halvings) between steps {first} and "
-            f"{step}: the gradients overflow again and again, and the loss may rise next{floor}"
+            f"loss scale fell from {top:g} to {scale:g} ({halvings} halvings) {during}: the gradients "
+            f"overflow again and again, and the loss may rise next{floor}"
         )
 
     def _go_on(self, step: int, scale: float, told: list[News]) -> None:

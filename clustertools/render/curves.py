@@ -38,7 +38,6 @@ _MARGIN = 11
 class Bucket:
     """A few neighbouring rows of one series: where it was lowest and highest, and how many were no number."""
 
-    x: float
     low_x: float = 0.0
     low: float = math.inf
     high_x: float = 0.0
@@ -66,39 +65,44 @@ class Bucket:
 class Curve:
     """One series in at most BUCKETS buckets of equally many rows."""
 
-    __slots__ = ("_size", "buckets", "first", "last", "rows")
+    __slots__ = ("_bucket", "_size", "buckets", "first", "last")
 
     def __init__(self) -> None:
-        self.buckets: list[Bucket] = []
+        self._bucket = Bucket()
+        self.buckets = [self._bucket]
         self._size = 1
-        self.rows = 0
         self.first = self.last = math.nan
 
     def add(self, x: float, value: float) -> None:
-        self.rows += 1
-        if not self.buckets or self.buckets[-1].rows >= self._size:
-            if len(self.buckets) >= BUCKETS:
-                self._halve()
-            if not self.buckets or self.buckets[-1].rows >= self._size:
-                self.buckets.append(Bucket(x))
-        bucket = self.buckets[-1]
+        bucket = self._bucket
+        if bucket.rows >= self._size:
+            bucket = self._next()
         bucket.rows += 1
-        if not math.isfinite(value):
+        if -math.inf < value < math.inf:
+            if value < bucket.low:
+                bucket.low, bucket.low_x = value, x
+            if value > bucket.high:
+                bucket.high, bucket.high_x = value, x
+            if self.first != self.first:
+                self.first = value
+            self.last = value
+        else:
             bucket.not_finite += 1
-            return
-        if value < bucket.low:
-            bucket.low, bucket.low_x = value, x
-        if value > bucket.high:
-            bucket.high, bucket.high_x = value, x
-        if self.first != self.first:
-            self.first = value
-        self.last = value
 
-    def _halve(self) -> None:
-        for left, right in zip(self.buckets[::2], self.buckets[1::2], strict=False):
-            left.join(right)
-        self.buckets = self.buckets[::2]
-        self._size *= 2
+    def _next(self) -> Bucket:
+        """The bucket for the next row, when the last one is full."""
+        if len(self.buckets) >= BUCKETS:
+            for left, right in zip(self.buckets[::2], self.buckets[1::2], strict=True):
+                left.join(right)
+            self.buckets = self.buckets[::2]
+            self._size *= 2
+        self._bucket = Bucket()
+        self.buckets.append(self._bucket)
+        return self._bucket
+
+    @property
+    def rows(self) -> int:
+        return sum(b.rows for b in self.buckets)
 
     @property
     def low(self) -> float:
@@ -120,11 +124,18 @@ class Curve:
         is_log = name not in _LINEAR and low >= 0 and positive > 0 and high / positive >= LOG_FROM
         return Scale(positive if is_log else low, high, is_log)
 
-    def strokes(self, since: float = -math.inf) -> Iterator[list[tuple[float, float]]]:
-        """Lines to draw, broken where the values are no numbers."""
+    def strokes(
+        self, since: float = -math.inf, breaks: Sequence[float] = ()
+    ) -> Iterator[list[tuple[float, float]]]:
+        """Lines to draw, broken at rows that are no numbers and where the run went back (`breaks`)."""
         stroke: list[tuple[float, float]] = []
         for bucket in self.buckets:
-            stroke += (point for point in bucket.points() if point[0] >= since)
+            for point in bucket.points():
+                if stroke and bisect.bisect(breaks, stroke[-1][0]) != bisect.bisect(breaks, point[0]):
+                    yield stroke
+                    stroke = []
+                if point[0] >= since:
+                    stroke.append(point)
             if bucket.not_finite and stroke:
                 yield stroke
                 stroke = []
@@ -229,6 +240,11 @@ class Picture:
         """Forget the marks of all other events."""
         wanted = set(numbers)
         self.marks = {number: mark for number, mark in self.marks.items() if number in wanted}
+
+    @property
+    def breaks(self) -> list[float]:
+        """Where the run went back, in order."""
+        return [x for x, _ in self.restarts]
 
     def step_at(self, x: float) -> int:
         """The step that was trained at a place of the axis."""
@@ -349,7 +365,7 @@ def _panel(picture: Picture, name: str, axis: _Axis, rows: int, pen: Pen) -> lis
         return [title]
     across, up = pen.dots
     grid: dict[tuple[int, int], set[tuple[int, int]]] = {}
-    for stroke in curve.strokes(axis.begin):
+    for stroke in curve.strokes(axis.begin, picture.breaks):
         spots = [(axis.column(x, across), round((1 - scale.part(y)) * (rows * up - 1))) for x, y in stroke]
         for x, y in _joined(spots):
             grid.setdefault((y // up, x // across), set()).add((x % across, y % up))

@@ -58,6 +58,14 @@ def masked_crc32c(data: bytes) -> int:
     return (((crc >> 15) | (crc << 17)) + _MASK_DELTA) & 0xFFFFFFFF
 
 
+def is_event_file(head: bytes) -> bool:
+    """Whether a file that begins so is one: the length of its first record agrees with its checksum."""
+    if len(head) < _HEADER.size:
+        return False
+    length, crc = _HEADER.unpack_from(head)
+    return bool(length <= _LENGTH_LIMIT_BYTES and masked_crc32c(head[:8]) == crc)
+
+
 class EventReader:
     """Turns the bytes of an event file into points, one for each tag and step, however they are cut.
 
@@ -93,6 +101,9 @@ class EventReader:
                     self._skip_bytes = place - len(buffer)
                     self.position -= self._skip_bytes
                     place = len(buffer)
+        except Unparsable:
+            if not found:
+                raise  # else the next call does, after what was found before the damage
         finally:
             self._pending = buffer[place:]
         return found

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from clustertools.sources.training_names import canonical_rank, with_step_seconds
 from clustertools.sources.training_values import (
     NUMBER,
     Event,
@@ -36,7 +37,10 @@ class Memory:
     the progress bar that counts training steps, `bar_sure` once a loss was printed beside it, `bar_step` its
     last position; `bar_last` position and length of whichever bar moved last. `bar_rounds`: for each
     description position, length and how often such a bar was run through, for a loop over the data shows a
-    new one every epoch. `columns`: the header of a CSV file.
+    new one every epoch. `columns`: the header of a CSV file, whose cells `separator` parts; `series`: the
+    name of a series that its file does not name. `step_key`: the key under which records with a loss tell
+    their step. `clock`: the last value of a column that may be a clock, and how often it rose. `unread`:
+    lines that look like records and could not be read.
     """
 
     seen: list[str] = field(default_factory=list)
@@ -46,6 +50,11 @@ class Memory:
     bar_step: int | None = None
     bar_rounds: dict[str, list[int]] = field(default_factory=dict)
     columns: list[str] = field(default_factory=list)
+    separator: str = ","
+    series: str = ""
+    step_key: str = ""
+    clock: list[float] = field(default_factory=list)
+    unread: int = 0
 
 
 def point_at(line: Line, step: int | None, values: Mapping[str, float], **more: Any) -> Point:
@@ -66,13 +75,17 @@ def _whole(text: str | None) -> int | None:
 
 
 def named(pairs: Iterable[tuple[str, str]]) -> dict[str, float]:
-    """Canonical names and numbers; what is not a number is left out, the first of a name counts."""
+    """Canonical names and numbers; what is not a number is left out, of a name the surest spelling counts."""
     values: dict[str, float] = {}
+    ranks: dict[str, int] = {}
     for name, text in pairs:
         value = number(text)
-        if value is not None and (key := canonical(name)):
-            values.setdefault(key, value)
-    return values
+        if value is None:
+            continue
+        key, rank = canonical_rank(name)
+        if key and rank < ranks.get(key, 10**6):
+            values[key], ranks[key] = value, rank
+    return with_step_seconds(values)
 
 
 # [2026-01-02 03:04:05.678901] iteration     100/  500000 | consumed samples:       102400 | ... |
@@ -109,9 +122,6 @@ def megatron(line: Line, memory: Memory) -> Records | None:
 
 def _megatron_record(line: Line, match: re.Match[str], rest: str, memory: Memory) -> Point:
     values = named(_pairs(rest, "|"))
-    milliseconds = values.pop("elapsed_time_per_iteration_ms", None)
-    if milliseconds is not None:
-        values["step_seconds"] = milliseconds / 1000
     if "loss" not in values:
         # "loss", "mtp_1 loss", "sop loss": other models than language models name it otherwise
         other = next((v for k, v in values.items() if k.endswith("_loss")), None)
@@ -301,7 +311,6 @@ def nanogpt(line: Line, memory: Memory) -> Records | None:
         return None
     if match := _NANO_ITER.search(line.text):
         values = named([("loss", match[2]), ("step_milliseconds", match[3]), ("mfu", match[4] or "")])
-        values["step_seconds"] = values.pop("step_milliseconds") / 1000
         if values.get("mfu", 0.0) < 0:
             del values["mfu"]
         return [point_at(line, int(match[1]), values)]
@@ -310,6 +319,37 @@ def nanogpt(line: Line, memory: Memory) -> Records | None:
             point_at(line, int(match[1]), named([("eval_train_loss", match[2]), ("eval_loss", match[3])]))
         ]
     return None
+
+
+# s:100 trl:3.1234 lr:0.000600 norm:1.02       s:100 tel:3.2        s:250 eval:0.2450
+_LLM_C = re.compile(rf"s:(\d{{1,15}}) (trl|tel|eval):({NUMBER})(?: lr:({NUMBER}))?(?: norm:({NUMBER}))?\s*$")
+
+
+def llm_c(line: Line, memory: Memory) -> Records | None:
+    """The main.log of llm.c (llmc/logger.h): training loss, test loss, HellaSwag accuracy, a line each."""
+    match = _LLM_C.match(line.text) if line.text.startswith("s:") else None
+    if match is None:
+        return None
+    name = {"trl": "loss", "tel": "eval_loss", "eval": "eval_accuracy"}[match[2]]
+    names = (name, "learning_rate", "grad_norm")
+    return [
+        point_at(
+            line, int(match[1]), named((n, t) for n, t in zip(names, match.groups()[2:], strict=True) if t)
+        )
+    ]
+
+
+# 100 train 3.123456      250 val 3.2512      250 hella 0.2463
+_NUMBERED = re.compile(rf"(\d{{1,15}}) (train|val|hella) ({NUMBER})\s*$")
+
+
+def build_nanogpt(line: Line, memory: Memory) -> Records | None:
+    """The log.txt of build-nanogpt (train_gpt2.py): a step, what it is, a number."""
+    match = _NUMBERED.match(line.text) if line.text[:1].isdigit() else None
+    if match is None:
+        return None
+    name = {"train": "loss", "val": "eval_loss", "hella": "eval_accuracy"}[match[2]]
+    return [point_at(line, int(match[1]), named([(name, match[3])]))]
 
 
 # [step=100/500000,epoch=0]        [step=100/???,epoch=1,eta=3 days, 1:02:03]
@@ -362,8 +402,6 @@ def _updates(line: Line, values: dict[str, float], epoch: float | None) -> Recor
         return None
     if epoch is not None:
         values.setdefault("epoch", epoch)
-    if values.get("ups", 0.0) > 0:
-        values.setdefault("step_seconds", 1 / values["ups"])
     return [point_at(line, step, values)]
 
 
@@ -489,4 +527,6 @@ FAMILIES: Mapping[str, Matcher] = {
     "progress_bar": progress_bar,
     "nanogpt": nanogpt,
     "deepspeed": deepspeed,
+    "llm_c": llm_c,
+    "build_nanogpt": build_nanogpt,
 }

@@ -24,7 +24,7 @@ from clustertools.host import FileStat, Host, PassingHost
 from clustertools.sources import training_formats as formats
 from clustertools.sources.training_events import event_of
 from clustertools.sources.training_progress import ProgressTracker
-from clustertools.sources.training_records import csv_header, csv_row, json_lines
+from clustertools.sources.training_records import csv_row, json_lines, take_header
 from clustertools.sources.training_values import Event, Line, Point, StepsBack, from_json, to_json
 
 __all__ = [
@@ -51,7 +51,7 @@ _LATEST = 4
 #: A line that no pattern can match has none of these: found with memchr, so such lines cost next to nothing.
 _ANCHORS = (
     b"step", b"Step", b"STEP", b"teration", b"loss", b"Loss", b"LOSS", b"%|", b"heckpoint", b'{"', b"{'",
-    b"raining", b"rainer.fit", b"esum", b"valuati", b"alidation",
+    b"raining", b"rainer.fit", b"esum", b"valuati", b"alidation", b" trl:", b" tel:", b" train ", b" val ",
 )  # fmt: skip
 
 #: What may be asked for by name, and the families that it stands for.
@@ -97,6 +97,15 @@ class LogReader:
         self._steps = StepsBack()
         self._told: list[list[Any]] = []
 
+    @property
+    def unread(self) -> int:
+        """Lines that look like records and could not be read, whole or in part."""
+        return self.cut_lines + self._memory.unread
+
+    def name_series(self, name: str) -> None:
+        """What a series is called in a file that does not name it."""
+        self._memory.series = name
+
     def feed(self, data: str | bytes, at: int | None = None) -> list[Point | Event]:
         """The records that `data` completes. `at` is its place in the file (bytes may be decoded lossily)."""
         if isinstance(data, str):
@@ -136,7 +145,7 @@ class LogReader:
         self._drop_line = False
         self._begun = self.format != "csv" and self._begun
         if self.format == "csv":
-            self._memory.columns = []
+            self._memory.columns, self._memory.separator = [], ","
             self.format = self._wanted
 
     def state(self) -> dict[str, Any]:
@@ -234,8 +243,8 @@ class LogReader:
 
     def _first_line(self, text: str) -> None:
         self._begun = True
-        if self._wanted in (None, "csv") and (columns := csv_header(text)):
-            self._memory.columns, self.format = columns, "csv"
+        if self._wanted in (None, "csv") and take_header(text, self._memory):
+            self.format = "csv"
 
     def _line(self, raw: bytes, offset: int, found: list[Point | Event]) -> None:
         text = raw.decode("utf-8", "replace")

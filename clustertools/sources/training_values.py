@@ -15,6 +15,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from clustertools.sources.training_names import CANONICAL_NAMES, canonical
+
+__all__ = [
+    "CANONICAL_NAMES", "NUMBER", "Event", "EventKind", "Line", "Point", "StepsBack", "canonical", "from_json",
+    "integer", "number", "time_of", "to_json",
+]  # fmt: skip
+
 EventKind = Literal[
     "checkpoint_started", "checkpoint_saved", "evaluation", "resumed", "finished", "restart_marker"
 ]
@@ -105,76 +112,20 @@ def from_json(data: Mapping[str, Any]) -> Point | Event:
     return Point(step=data.get("step"), values=values, missing=tuple(data.get("missing", ())), **rest)
 
 
-# canonical name: the spellings seen in the frameworks, lower case, spaces and dashes as underscores
-_SPELLINGS = {
-    "loss": (
-        "loss lm_loss train_loss train/loss training_loss train/lm_loss train/ce_loss "
-        "train/crossentropyloss loss/train train/train_loss lm_loss/train losses/train/lm_loss "
-        "loss_metrics/global_avg_loss train_loss_step reduced_train_loss global_avg_loss "
-        "train/cross_entropy avg_loss language_loss"
-    ),
-    "eval_loss": (
-        "eval_loss eval/loss val_loss valid_loss validation_loss val/loss valid/loss validation/loss "
-        "dev_loss lm_loss_validation loss/val loss/eval lm_loss_value loss/valid val/lm_loss"
-    ),
-    "grad_norm": (
-        "grad_norm gnorm gradient_norm train/grad_norm optim/total_grad_norm grad_norm/total "
-        "total_norm norm gradnorm grad_norm/train global_grad_norm train/grad_norm/global "
-        "optim/grad_norm l2_norm/grad/global"
-    ),
-    "param_norm": "param_norm params_norm parameter_norm weight_norm pnorm train/param_norm",
-    "loss_scale": "loss_scale loss_scaling train/loss_scale lossscale",
-    "learning_rate": (
-        "learning_rate lr train/lr train/learning_rate optim/learning_rate_group0 optim/lr "
-        "optim/lr_(group_0) lr_group0 learning_rate/train learning_rate_group_0 optim/learning_rate"
-    ),
-    "throughput_tokens_per_second": (
-        "tokens_per_second tokens_per_sec tps wps tok/s tok/sec tokens/s tokens/sec "
-        "throughput/device/tokens_per_second throughput/device/tps throughput(tps) "
-        "throughput/tokens_per_second train_tokens_per_second tokens_per_gpu_per_second"
-    ),
-    "step_seconds": (
-        "step_seconds step_time step_time_s step_time_seconds iter_time iteration_time dt "
-        "time_per_step sec/step s/step batch_time iter_time_(s) elapsed_time_per_iteration_(s) "
-        "train_step_timing_in_s time_per_iteration seconds_per_step iter_seconds"
-    ),
-    "skipped_iterations": "number_of_skipped_iterations skipped_iterations",
-    "nan_iterations": "number_of_nan_iterations nan_iterations",
-    "epoch": "epoch train/epoch current_epoch",
-    "tokens": (
-        "tokens total_tokens consumed_tokens num_tokens throughput/total_tokens tokens_seen n_tokens "
-        "num_input_tokens_seen"
-    ),
-    "samples": "consumed_samples samples num_samples",
-    "eval_perplexity": "lm_loss_ppl eval_perplexity eval/perplexity val_ppl valid_ppl val_perplexity",
-    "perplexity": "ppl perplexity train/perplexity",
-    "samples_per_second": "samples_per_second samples/sec currsamplespersec train_samples_per_second",
-    "tflops_per_gpu": "throughput_per_gpu_(tflop/s/gpu) tflops throughput_per_gpu_(tflops)",
-}
-_CANONICAL = {spelling: name for name, words in _SPELLINGS.items() for spelling in words.split()}
-CANONICAL_NAMES = frozenset(_SPELLINGS)
-
-
-@functools.lru_cache(maxsize=4096)
-def canonical(name: str) -> str:
-    """The canonical name of a metric, or its own in lower case with everything but letters and digits as `_`.
-
-    Throughput keeps the meaning of its source: torchtitan and OLMo print tokens per second of one device,
-    fairseq and LLaMA-Factory of the whole job. Compare it only with the same log's other points.
-    """
-    plain = re.sub(r"[\s-]+", "_", name.strip().lower())
-    return _CANONICAL.get(plain) or re.sub(r"[^a-z0-9]+", "_", plain).strip("_")[:80]
-
-
-#: A number as text: 1.2e-05, 2,048, nan, -inf. Bounded, so that no line can make it slow.
+#: A number as text: 1.2e-05, 2,048, nan, -inf, and as Windows writes nan. Bounded: no line can make it slow.
 NUMBER = (
-    r"[-+]?(?:(?:\d{1,3}(?:,\d{3}){1,6}|\d{1,30})(?:\.\d{0,30})?(?:[eE][-+]?\d{1,3})?"
-    r"|\.\d{1,30}(?:[eE][-+]?\d{1,3})?|[nN][aA][nN]|[iI]nf(?:inity)?|INF)"
+    r"[-+]?(?:1\.\#(?:QNAN|SNAN|IND|INF)\d{0,6}|(?:\d{1,3}(?:,\d{3}){1,6}|\d{1,30})(?:\.\d{0,30})?"
+    r"(?:[eE][-+]?\d{1,3})?|\.\d{1,30}(?:[eE][-+]?\d{1,3})?|[nN][aA][nN](?:\([a-z]{1,5}\))?"
+    r"|[iI]nf(?:inity)?|INF(?:INITY)?)"
 )
+# -nan(ind)   1.#QNAN   -1.#IND00
+_NAN = re.compile(r"[-+]?(?:nan\([a-z]{1,5}\)|1\.\#(?:q|s)?(?:nan|ind)\d{0,6})$", re.IGNORECASE)
+_INFINITY = re.compile(r"([-+]?)1\.\#inf\d{0,6}$", re.IGNORECASE)
 
 
 def number(text: str) -> float | None:
-    """A number in any spelling of the logs: quoted, with thousands separators, nan, NaN, -nan, inf, Infinity.
+    """A number in any spelling of the logs: quoted, with thousands separators, nan, NaN, -nan, inf, Infinity,
+    -nan(ind), 1.#QNAN.
 
     None when it is none; `null` and `None` are none as well: they say "not recorded", not "not a number".
     """
@@ -183,10 +134,15 @@ def number(text: str) -> float | None:
         return float(text)
     except ValueError:
         pass
-    try:
-        return float(text.replace(",", "")) if "," in text else None
-    except ValueError:
-        return None
+    if "," in text:
+        try:
+            return float(text.replace(",", ""))
+        except ValueError:
+            return None
+    if _NAN.match(text):
+        return math.nan
+    infinity = _INFINITY.match(text)
+    return float(infinity[1] + "inf") if infinity else None
 
 
 def integer(value: Any) -> int | None:

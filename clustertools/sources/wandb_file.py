@@ -62,8 +62,12 @@ class WandbReader:
         elif self.position == 0:
             self._pending = buffer
             return found
-        while (after := self._chunk(buffer, place, found)) is not None:
-            place = after
+        try:
+            while (after := self._chunk(buffer, place, found)) is not None:
+                place = after
+        except Unparsable:
+            if not found:
+                raise  # else the next call does, after what was found before the damage
         self.position += place
         self._pending = buffer[place:]
         return found
@@ -121,6 +125,7 @@ class WandbReader:
             "pending": base64.b64encode(self._pending).decode(),
             "record": None if self._record is None else base64.b64encode(self._record).decode(),
             "seen": list(self._memory.seen),
+            "step_key": self._memory.step_key,
             "steps": self._steps.state(),
         }
 
@@ -132,6 +137,7 @@ class WandbReader:
         reader._pending = base64.b64decode(state["pending"])
         reader._record = None if state["record"] is None else base64.b64decode(state["record"])
         reader._memory.seen = [str(name) for name in state["seen"]]
+        reader._memory.step_key = str(state.get("step_key", ""))
         reader._steps = StepsBack(**state["steps"])
         return reader
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
+import random
 import re
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,13 +16,20 @@ from pathlib import Path
 import pytest
 
 from clustertools.cli import main
+from clustertools.cli.metrics_read import read as read_series
+from clustertools.cli.metrics_scan import KINDS, scan
 from clustertools.cli.metrics_tail import Screen
+from clustertools.cli.metrics_tail import tail as follow
 from clustertools.curves import CurveEvent, News, watch
 
 LOGS = Path(__file__).parent.parent / "runs" / "logs"
 FIRST_KEYS = [
     "kind", "metric", "step", "end_step", "value", "baseline", "confidence", "severity", "message",
 ]  # fmt: skip
+
+
+#: What no terminal and no page may get as it is.
+HOSTILE = "\x1b]0;owned\x07<script>alert(1)</script>\u202e\x9b31m"
 
 
 class Ten:
@@ -80,7 +90,7 @@ def scanned(capsys, *words, code):
 def test_every_real_form_is_recognised(name, capsys):
     assert main(["metrics", "scan", str(LOGS / name)]) in (0, 1, 2)
     told = capsys.readouterr()
-    assert " rows; steps " in told.err
+    assert re.search(r" rows?; steps \d", told.err)
     assert "(None)" not in told.err
 
 
@@ -145,12 +155,25 @@ def test_a_series_of_no_known_name_is_watched_when_it_is_asked_for(tmp_path, ten
     assert "badness 50 at step 2" in scanned(capsys, path, "--metric", "badness", code=1).out
 
 
-def test_a_pipe(spiky, capsys, monkeypatch):
+def test_gzip_and_a_pipe(spiky, capsys, monkeypatch, tmp_path):
+    packed = tmp_path / "old.log.gz"
+    packed.write_bytes(gzip.compress(spiky.read_bytes()))
     expected = scanned(capsys, spiky, code=1).out
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(spiky.read_bytes())))
-    told = scanned(capsys, "-", code=1)
-    assert told.out == expected
-    assert "the standard input" in told.err
+    assert scanned(capsys, packed, code=1).out == expected
+    for data in (spiky.read_bytes(), packed.read_bytes()):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+        told = scanned(capsys, "-", code=1)
+        assert told.out == expected
+        assert "the standard input" in told.err
+
+
+def test_a_folder_and_a_trainer_state(tmp_path, ten, capsys):
+    history = [{"step": n, "loss": 20.0 if n == 7 else 2.0, "epoch": n / 10} for n in range(1, 12)]
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": history, "max_steps": 20}))
+    for path in (tmp_path, tmp_path / "trainer_state.json"):
+        told = scanned(capsys, path, code=1)
+        assert "loss 20 at step 7" in told.out
+        assert "(trainer_state): 1 notice; 11 rows" in told.err
 
 
 def test_what_is_no_log_says_so(tmp_path, capsys):
@@ -158,12 +181,15 @@ def test_what_is_no_log_says_so(tmp_path, capsys):
     empty.write_bytes(b"")
     prose.write_text("# A project\n\nIt trains models.\n")
     binary.write_bytes(bytes(range(256)) * 500)
-    for path in (empty, prose, binary):
-        told = scanned(capsys, path, code=3)
-        assert told.out == ""
-        assert str(path) in told.err
-        assert "Traceback" not in told.err
-    scanned(capsys, tmp_path / "missing.log", code=3)
+    for path in (empty, prose, binary, tmp_path / f"missing{HOSTILE.replace('/', '')}.log"):
+        for words in (["scan"], ["read"], ["tail", "--once"]):
+            if words[0] == "tail" and path.exists():
+                continue  # it may yet become one
+            assert main(["metrics", *words, str(path)]) == 3
+            told = capsys.readouterr()
+            assert told.out == ""
+            assert path.name[:7] in told.err
+            assert not {"\x1b", "\x9b", "\u202e", "\x07"} & set(told.err)
 
 
 @pytest.mark.root
@@ -178,9 +204,6 @@ def test_no_permission(spiky):
         finally:
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
-
-
-HOSTILE = "\x1b]0;owned\x07<script>alert(1)</script>\u202e\x9b31m"
 
 
 def test_nothing_from_a_log_reaches_the_terminal_unescaped(tmp_path, ten, capsys):
@@ -399,3 +422,78 @@ def test_the_line_of_an_open_event_is_edited_in_place(monkeypatch):
     assert terminal.lines[0] == "ONE"
     assert terminal.lines[4] == "again"
     assert terminal.lines[-2] == "it has scrolled away"
+
+
+PAGE = LOGS.parent.parent.parent / "docs" / "metrics.md"
+
+
+def test_the_commands_of_the_documentation_run(tmp_path, monkeypatch, capsys):
+    (tmp_path / "tests").symlink_to(LOGS.parent.parent)
+    monkeypatch.chdir(tmp_path)
+    lines = re.findall(r"^\$ clustertools (metrics .+)$", PAGE.read_text(), re.M)
+    assert len(lines) >= 7
+    codes = {line: main(shlex.split(line)) for line in lines}
+    assert set(codes.values()) <= {0, 1, 2}, codes
+    assert (tmp_path / "curves.html").stat().st_size > 5000
+
+
+def test_the_documentation_names_every_kind_and_option():
+    page = PAGE.read_text()
+    assert [kind for kind in KINDS if f"`{kind}`" not in page] == []
+    options = {name for one in (scan, follow, read_series) for p in one.params for name in p.opts}
+    options -= {"--no-color", "-q", "--quiet", "-v", "--verbose"}
+    assert [name for name in options if name.startswith("-") and f"{name}" not in page] == []
+
+
+#: watchdog.md 6.6: iterations 31214 to 31222 and 31250 of tr11-176B (bigscience, chronicles.md).
+BLOOM_LOSS = [2.198845, 2.220424, 2.595213, 2.241558, 2.345279, 5.098124, 3.492029, 3.213059, 2.804948]
+BLOOM_GRAD = [0.242, 0.947, 2.390, 15.886, 145.119, 960.351, 353.2, 379.3, 650.2]
+
+
+def bloom_lines() -> list[str]:
+    """The recorded values; before and after them noise at the levels of that run, a way down between."""
+    noise, lines = random.Random(176), []
+    for step in range(30_600, 31_400):
+        loss, grad = 2.2 + noise.gauss(0, 0.02), 0.24 + abs(noise.gauss(0, 0.02))
+        place = step - 31_214
+        if 0 <= place < len(BLOOM_LOSS):
+            loss, grad = BLOOM_LOSS[place], BLOOM_GRAD[place]
+        elif len(BLOOM_LOSS) <= place < 30:
+            loss, grad = loss + 0.6 * 0.85 ** (place - 8), grad + 650 * 0.3 ** (place - 8)
+        lines.append(
+            f" iteration {step:8d}/  115311 | consumed samples: {step * 2048:12d} | consumed tokens: "
+            f"{step * 4194304:15d} | elapsed time per iteration (s): {105.2 + noise.gauss(0, 0.3):.2f} | "
+            f"learning rate: 5.969E-05 | global batch size:  2048 | lm loss: {loss:.6E} | "
+            f"grad norm: {grad:.3f} | num zeros: 0.0 | "
+            "number of skipped iterations:   0 | number of nan iterations:   0 | "
+            "samples per second: 19.463 | TFLOPs: 149.02 |\n"
+        )
+    return lines
+
+
+def test_the_first_spike_of_bloom_is_told_in_time_and_has_recovered(tmp_path, capsys):
+    path = tmp_path / "bloom.log"
+    path.write_text("".join(bloom_lines()))
+    told = scanned(capsys, path, "--json", "--kinds", "spike,divergence,nan,restart,level_shift", code=2)
+    (event,) = [json.loads(line) for line in told.out.splitlines()]
+    assert (event["kind"], event["metric"], event["severity"]) == ("spike", "loss", "page")
+    assert 31_214 <= event["step"] <= 31_216
+    assert event["alarm_step"] <= 31_217
+    assert event["recovered_step"] <= 31_250
+    assert (event["value"], event["file"]) == (5.098124, str(path))
+
+
+def test_a_log_is_not_written_over_by_a_page(spiky, tmp_path, capsys):
+    before = spiky.read_bytes()
+    assert "not written over" in scanned(capsys, spiky, "--html", spiky, code=3).err
+    assert spiky.read_bytes() == before
+    out = tmp_path / "curves.html"
+    for _ in range(2):
+        scanned(capsys, spiky, "--html", out, code=1)
+    assert "--html goes with both" in scanned(capsys, spiky, "--plot", "--json", code=3).err
+
+
+def test_a_file_without_a_loss_is_told_as_such(tmp_path, ten, capsys):
+    told = scanned(capsys, log(tmp_path / "g.jsonl", {1: 2.0, 2: 2.1}, key="grad_norm"), code=0)
+    assert "nothing to tell; 2 rows" in told.err
+    assert "there is no loss in it" in told.err

@@ -110,6 +110,23 @@ def test_at_its_floor_nothing_is_trained() -> None:
     assert event.severity == "page", "a search that found none"
 
 
+def test_a_log_that_names_the_scale_only_when_it_falls() -> None:
+    rows = [Row(step, {"loss": 2.5}) for step in range(1000)]
+    fall = [Row(1000 + step, {"loss": 2.5, "loss_scale": 2.0 ** (15 - step)}) for step in range(8)]
+    story, told, detector = Story(), Told(), Scale()
+    for row in [*rows, *fall]:
+        story.rows += 1
+        detector.add(row, story, told)
+    assert [(n.event.step, n.event.alarm_step) for n in told[:1]] == [(1001, 1004)]
+
+
+def test_a_scale_that_is_a_mean_of_its_interval_never_stands_still() -> None:
+    means = [15.0 + 0.5 * math.sin(row) for row in range(400)]
+    assert collapses(means, every=100) == []
+    (event,) = collapses([*means, 11.0, 8.0, 5.0], every=100)
+    assert event.severity == "page"
+
+
 def test_a_scale_that_grows_again_has_recovered() -> None:
     fall = [16.0 - step for step in range(6)]
     told = told_of(Scale, scales([*[17.0] * 500, *fall, *[11.0] * 999, *[12.0] * 1000, *[13.0] * 500]))

@@ -70,6 +70,7 @@ def test_numbers_that_are_none_break_the_line_and_are_counted():
         curve.add(x, value)
     assert curve.not_finite == 2
     assert list(curve.strokes()) == [[(0, 1.0), (1, 2.0)], [(4, 3.0)]]
+    assert list(curve.strokes(breaks=[1])) == [[(0, 1.0)], [(1, 2.0)], [(4, 3.0)]]
     assert (curve.first, curve.last) == (1.0, 3.0)
 
 
