@@ -7,6 +7,7 @@ Spikes, divergences and their early signs are told by `curves.watch`, as `cluste
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -40,6 +41,8 @@ _CODES: dict[Kind, str] = {
 }
 #: When nothing more is told of what lasts, it stays for a day, or until a person says that it is over.
 _LASTING_SECONDS = 86400.0
+#: A look that brings more than this still reads what was there before anybody looked.
+_HISTORY_ITEMS = 200
 
 
 @dataclass(frozen=True)
@@ -137,13 +140,16 @@ class Curves:
     diverged_step: int | None = None
     went_back: bool = False
     waits: bool = False
+    catching_up: bool = True
 
     def add(self, items: Iterable[Point | Event], options: Options, off: Iterable[str]) -> None:
         """Let the detectors see `items`; without any nothing is done, and nothing is paid for."""
         items = list(items)
         if not items:
             return
-        history = not self.watch
+        many = len(items) > _HISTORY_ITEMS
+        history = self.catching_up and (many or not self.watch)
+        self.catching_up = self.catching_up and many
         try:
             watch, events = CurveWatch(self.watch or None, options), OpenEvents(self.events)
         except (TypeError, ValueError, KeyError, IndexError, AttributeError):
@@ -173,16 +179,18 @@ class Curves:
         self, news: News, item: Point | Event, events: OpenEvents, off: Iterable[str], *, history: bool
     ) -> None:
         event = news.event
+        if event.kind not in _CODES or event.kind in off or (event.kind, event.metric) == ("nan", "loss"):
+            return
         back = news.change == "ended" and item.step is not None and item.step <= event.step
-        if event.kind in ("divergence", "restart"):
+        # of other metrics people are told; what is undone for them is theirs to say
+        if event.kind in ("divergence", "restart") and event.metric == "loss":
             if news.change in ("began", "grew"):
                 self.diverged_step, self.went_back = event.step, False
             else:
                 self.diverged_step, self.went_back = (event.step, True) if back else (None, False)
         elif event.kind == "level_shift" and event.step == self.diverged_step:
             self.diverged_step = None
-        if event.kind in _CODES and event.kind not in off and (event.kind, event.metric) != ("nan", "loss"):
-            events.take(news, went_back=back, history=history)
+        events.take(news, went_back=back, history=history)
 
     def _step(self, step: int) -> None:
         self.waits = False
@@ -227,7 +235,8 @@ def job_loss(ctx: Context) -> Iterator[Finding | Reading]:
     events = OpenEvents(curves.events)
     told = [] if curves.waits else list(events.told())
     curves.events = events.state()
-    ctx.remember.update({"logs": news.memory, "losses": asdict(losses), "curves": asdict(curves)})
+    # not `asdict`, which copies all that the detectors know
+    ctx.remember.update({"logs": news.memory, "losses": asdict(losses), "curves": dict(vars(curves))})
     if losses.first_bad_step is not None:
         ctx.remember["first_bad_step"] = losses.first_bad_step
     if curves.diverged_step is not None:
@@ -299,10 +308,13 @@ def _about(event: CurveEvent, format: str) -> Iterator[str]:
 
 
 def _remembered(past: Any) -> tuple[Losses, Curves]:
-    try:
-        return Losses(**past.get("losses", {})), Curves(**past.get("curves", {}))
-    except TypeError:
-        return Losses(), Curves()  # written by another version: the log tells the rest
+    """Of what another version wrote, that is left out which cannot be read; the log tells the rest."""
+    losses, curves = Losses(), Curves()
+    with contextlib.suppress(TypeError):
+        losses = Losses(**past.get("losses", {}))
+    with contextlib.suppress(TypeError):
+        curves = Curves(**past.get("curves", {}))
+    return losses, curves
 
 
 def _evidence(losses: Losses) -> Iterator[str]:
