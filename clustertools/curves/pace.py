@@ -394,7 +394,8 @@ class Pace:
             return
         middle = math.sqrt(self._usual * self._slow)
         slow = [int(n[0]) for n in self._newest if n[1] > middle]
-        self._close(self._event, "ended", self._block_end if self._stands else slow[-1], told)
+        end = self._block_end if self._stands or not slow else slow[-1]
+        self._close(self._event, "ended", max(end, self._event.step), told)
 
     def _close(
         self, event: CurveEvent, change: Change, end: int, told: list[News], back: int | None = None

@@ -115,6 +115,13 @@ def test_what_is_no_slowdown() -> None:
     assert not any([faster, a_while, compiling, resumed, other_nodes, interval])
 
 
+@pytest.mark.parametrize("odd", [1e308, 5e-324, 0.0, -1.0, math.inf, math.nan])
+def test_what_is_no_time_is_passed_over(odd: float) -> None:
+    series = [*steady(60, 5.0), odd, odd, odd, odd, *steady(60, 5.0)]
+    told = fed(rows_of([*series, *steady(60, 9.0, seed=2), odd, odd]))
+    assert began(told) == [124]
+
+
 def test_a_larger_batch_is_not_slower() -> None:
     rows = rows_of([*steady(310, 5.0), *steady(300, 9.0)])
     assert began(fed(rows)) == [310]

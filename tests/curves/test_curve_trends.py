@@ -186,7 +186,7 @@ class Made:
 
 
 def power(at: float) -> float:
-    return 2.0 + 1.2 * (at + 0.003) ** -0.25
+    return 2.0 + 1.2 / math.sqrt(math.sqrt(at + 0.003))
 
 
 def cosine(at: float) -> float:
@@ -253,11 +253,16 @@ def test_what_is_flat_by_nature_is_none(name: str) -> None:
         assert seen(rising) == [], "and a grad norm that grows fourfold says nothing by itself"
 
 
-def test_without_a_learning_rate_nothing_is_said() -> None:
-    rows = [
-        Row(r.step, {k: v for k, v in r.values.items() if k != "learning_rate"}) for r in Made(1).run(stops)
+def test_without_a_learning_rate_the_break_must_be_wider() -> None:
+    def bare(rows: Iterable[Row]) -> list[Row]:
+        return [Row(r.step, {k: v for k, v in r.values.items() if k != "learning_rate"}) for r in rows]
+
+    assert seen(bare(Made(1).run(lambda at: stops(at, 0.9)))) == []
+    assert [kind for kind, _, _ in seen(bare(Made(1, sigma=0.004).run(lambda at: stops(at, 0.4))))] == [
+        "stall"
     ]
-    assert seen(rows) == []
+    for curve, _ in CLEAN.values():
+        assert seen(bare(Made(1).run(curve))) == [] or curve is stops
 
 
 def turns(at: float) -> float:
@@ -273,9 +278,15 @@ def test_a_grad_norm_that_grows_while_the_loss_turns_is_told() -> None:
     assert set(told) == {"grad_rise"}
     step, alarm = told["grad_rise"]
     assert 18_000 <= step < alarm <= 27_000
-    assert seen(Made(1).run(power, norm=grows)) == [], "the loss still falls"
+    assert seen(Made(1).run(power, norm=lambda at: 0.5 * 6**at)) == [], "the loss still falls"
     leap = Made(1).run(turns, norm=lambda at: 0.5 if at < 0.7 else 2.0)
     assert seen(leap) == [], "a leap is no growth"
+
+
+def test_a_grad_norm_that_runs_away_while_the_loss_still_falls_is_told() -> None:
+    ((kind, step, alarm),) = seen(Made(1).run(power, norm=lambda at: max(1.0, 25 ** ((at - 0.8) / 0.15))))
+    assert kind == "grad_rise"
+    assert 24_000 <= step < alarm <= 29_500
 
 
 def test_a_parameter_norm_that_runs_away_is_told() -> None:
