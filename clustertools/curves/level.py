@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from array import array
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -85,8 +86,8 @@ class Level:
         self.quantum: float = saved.get("quantum", 0.0)
         self.carry: float = saved.get("carry", 0.0)
         self.high: float = saved.get("high", math.inf)
-        self.recent: list[float] = list(saved.get("recent", ()))
-        self.gaps: list[float] = list(saved.get("gaps", ()))
+        self.recent = array("d", saved.get("recent", ()))
+        self.gaps = array("d", saved.get("gaps", ()))
         self.outs: float = saved.get("outs", 0.0)
         self.heights: float = saved.get("heights", 0.0)
         self.watched: float = saved.get("watched", 0.0)
@@ -94,7 +95,7 @@ class Level:
     def state(self) -> dict[str, Any]:
         """JSON-ready; `Level(floor, state)` goes on from it."""
         names = (name for name in self.__slots__ if name not in ("floor", "low"))
-        return {n: list(v) if isinstance(v := getattr(self, n), list) else v for n in names}
+        return {n: list(v) if isinstance(v := getattr(self, n), array) else v for n in names}
 
     @property
     def is_ready(self) -> bool:
@@ -180,14 +181,14 @@ class Level:
         """From here on rows are of another kind, as when the log interval changes: the level is learned anew.
         How far out single rows go stays known."""
         self.rows, self.wait, self.slope, self.high = 0, _SETTLE_ROWS, 0.0, math.inf
-        self.recent, self.gaps = [], []
+        del self.recent[:], self.gaps[:]
 
     def accept(self, values: Sequence[float]) -> None:
         """A new level holds: these are its rows."""
         if self.is_log and min(values) <= 0.0:
             self._take_as_it_is()
         first = [math.log(value) for value in values[:CENTRE_ROWS]] if self.is_log else values[:CENTRE_ROWS]
-        self.recent, self.gaps = list(first), self.gaps[-SPREAD_ROWS // 4 :]
+        self.recent, self.gaps = array("d", first), self.gaps[-SPREAD_ROWS // 4 :]
         self.centre = sorted(self.recent)[len(self.recent) // 2]
         self.wait = _SETTLE_ROWS
         for value in values[CENTRE_ROWS:]:
@@ -204,12 +205,12 @@ class Level:
             slope = self.slope
             first = self.centre - slope * count
             if slope:
-                self.gaps += [value - first - slope * k for k, value in enumerate(recent[-count:])]
+                self.gaps.extend(value - first - slope * k for k, value in enumerate(recent[-count:]))
             else:
-                self.gaps += [value - first for value in recent[-count:]]
+                self.gaps.extend([value - first for value in recent[-count:]])
             self.watched += count
         slope = self.slope = self._slope()
-        last = recent[-CENTRE_ROWS:]
+        last = list(recent[-CENTRE_ROWS:])
         if slope:  # each row carried on to the first of those to come
             ahead = len(last)
             last = [value + slope * (ahead - k) for k, value in enumerate(last)]

@@ -41,6 +41,8 @@ CONFIRMED, SIGN_RARE = 1e-3, 1e-2
 JOINT_SIGMAS, JOINT_LIFT = 3.0, 0.02
 #: After a row that is out, the next ones are with it from here on, until so many wait.
 AFTER_SIGMAS, WAIT_ROWS = 2.0, 3
+#: Rows of which none is high by itself have to be so much rarer: blocks of other data last for some rows too.
+LASTS_RARE = 1e-7
 #: Rows that are out and still tell nothing after so many are how the series is.
 GIVE_UP_ROWS = 8
 #: A sign in the grad norm belongs to a loss that leaves within so many rows: four in BLOOM's first spike.
@@ -265,6 +267,8 @@ class Joined:
             sign = min(1.0, SIGN_ROWS * self.grad.chance(self.sign[3]))
             if chance * sign <= RARE and sign <= SIGN_RARE:
                 return True
+        if len(waiting) >= WAIT_ROWS and lift >= SPOT_LIFT and chance <= LASTS_RARE:
+            is_high = True  # two sigmas less, three times over
         if chance > RARE or not is_high:
             return False
         if len(waiting) > 1 and chance <= CONFIRMED * min(row[4] for row in waiting):

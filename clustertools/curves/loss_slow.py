@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from array import array
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 #: Rows of which the median is one block: as often as a level looks at its centre.
@@ -23,50 +24,64 @@ _BLOCKS_OUT = 2
 class Slow:
     """The blocks of one series."""
 
-    __slots__ = ("blocks", "is_log", "out")
+    __slots__ = ("before", "is_log", "middles", "out", "rates", "spreads")
 
     def __init__(self, state: Mapping[str, Any] | None = None) -> None:
         saved = state or {}
         #: of each block its median, how fast that has come up from those before, the spread of the level, and
         #: the median of the blocks before
-        self.blocks: list[list[float]] = [list(block) for block in saved.get("blocks", ())]
+        self.middles = array("d", saved.get("middles", ()))
+        self.rates = array("d", saved.get("rates", ()))
+        self.spreads = array("d", saved.get("spreads", ()))
+        self.before = array("d", saved.get("before", ()))
         #: the steps of the last blocks that show a rise
         self.out: list[int] = list(saved.get("out", ()))
         self.is_log: bool = saved.get("is_log", True)
 
     def state(self) -> dict[str, Any]:
-        return {"blocks": self.blocks, "out": self.out, "is_log": self.is_log}
+        kept = {name: list(getattr(self, name)) for name in self.__slots__ if name != "is_log"}
+        return {**kept, "is_log": self.is_log}
 
-    def add(self, step: int, values: list[float], spread: float, is_log: bool) -> tuple[int, float] | None:
+    def _forget(self) -> None:
+        self.out = []
+        del self.middles[:], self.rates[:], self.spreads[:], self.before[:]
+
+    def _keep(self, *block: float) -> None:
+        for series, value in zip((self.middles, self.rates, self.spreads, self.before), block, strict=True):
+            series.append(value)
+            del series[:-_KEPT_BLOCKS]
+
+    def add(
+        self, step: int, values: Sequence[float], spread: float, is_log: bool
+    ) -> tuple[int, float] | None:
         """The rows of the next block, `step` that of the last one. Returns the step from which on the series
         has risen and what it had been, once that is sure. `is_log`: the values are logarithms."""
         middle = sorted(values)[len(values) // 2]
         if is_log != self.is_log:
-            self.is_log, self.blocks, self.out = is_log, [], []
-        blocks = self.blocks
-        lately = [block[0] for block in blocks[-_BACK_BLOCKS - _SKIP_BLOCKS + 1 :]][:_BACK_BLOCKS]
+            self.is_log = is_log
+            self._forget()
+        count = len(self.middles)
+        lately = sorted(self.middles[-_BACK_BLOCKS - _SKIP_BLOCKS + 1 :][:_BACK_BLOCKS])
         if len(lately) < _BACK_BLOCKS:
-            blocks.append([middle, 0.0, spread, middle])
+            self._keep(middle, 0.0, spread, middle)
             return None
-        lately.sort()
         medians = [lately[_BACK_BLOCKS // 2]]
         for times in range(1, _TIMES_BACK):
-            if len(blocks) >= times * _BACK_BLOCKS + _BACK_BLOCKS + _SKIP_BLOCKS - 1:
-                medians.append(blocks[-times * _BACK_BLOCKS][3])
+            if count >= times * _BACK_BLOCKS + _BACK_BLOCKS + _SKIP_BLOCKS - 1:
+                medians.append(self.before[-times * _BACK_BLOCKS])
         before, back = min(medians), len(medians) * _BACK_BLOCKS
         gap = middle - before
-        blocks.append([middle, gap / back, spread, medians[0]])
-        del blocks[:-_KEPT_BLOCKS]
-        if len(blocks) < _KNOWN_BLOCKS or gap <= _LIFT * (1.0 if is_log else abs(before)):
+        self._keep(middle, gap / back, spread, medians[0])
+        if count + 1 < _KNOWN_BLOCKS or gap <= _LIFT * (1.0 if is_log else abs(before)):
             self.out = []
             return None
-        known = blocks[:-_BACK_BLOCKS]
-        if gap <= max(_TIMES * back * max(block[1] for block in known), _SPREADS * known[-1][2]):
+        fastest, known_spread = max(self.rates[:-_BACK_BLOCKS]), self.spreads[-_BACK_BLOCKS - 1]
+        if gap <= max(_TIMES * back * fastest, _SPREADS * known_spread):
             self.out = []
             return None
         self.out.append(step)
         if len(self.out) < _BLOCKS_OUT:
             return None
         first = self.out[0]
-        self.out, self.blocks = [], []
+        self._forget()
         return first, before

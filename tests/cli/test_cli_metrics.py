@@ -10,14 +10,14 @@ import random
 import re
 import shlex
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from clustertools.cli import main
 from clustertools.cli.metrics_read import read as read_series
-from clustertools.cli.metrics_scan import KINDS, scan
+from clustertools.cli.metrics_scan import KINDS, event_rows, scan
 from clustertools.cli.metrics_tail import Screen
 from clustertools.cli.metrics_tail import tail as follow
 from clustertools.curves import CurveEvent, News, watch
@@ -36,7 +36,7 @@ class Ten:
     """A detector of which every test knows what it says: a loss of ten and more is a spike while it lasts."""
 
     def __init__(self, state, options):
-        self.extra, self.open = options.extra, None
+        self.extra, self.open = options.extra, state and CurveEvent(**state)
 
     def add(self, row, story, told):
         for name in ("loss", *self.extra):
@@ -63,7 +63,7 @@ class Ten:
         pass
 
     def state(self):
-        return None
+        return self.open and asdict(self.open)
 
 
 @pytest.fixture
@@ -219,6 +219,21 @@ def test_nothing_from_a_log_reaches_the_terminal_unescaped(tmp_path, ten, capsys
         assert not {"\x1b", "\x9b", "\u202e", "\x07"} & set(told.out + told.err)
 
 
+def test_the_words_of_a_log_are_printed_plain(tmp_path, capsys):
+    path = tmp_path / "train.log"
+    path.write_text(
+        f" iteration 5/ 9 | elapsed time per iteration (ms): 5.0 | lm loss: 7.0E+00 | grad norm: 1.0 |\n"
+        f"saving checkpoint at iteration 5 to /ckpt/\u202e{HOSTILE}\n"
+    )
+    for words in ([], ["--json"]):
+        assert main(["metrics", "read", str(path), "--records", *words]) == 0
+        told = capsys.readouterr()
+        assert "checkpoint_started" in told.out
+        assert not {"\x1b", "\x9b", "\u202e", "\x07"} & set(told.out + told.err)
+    event = CurveEvent(1, "spike", HOSTILE, 1, 1, 1.0, 1.0, 1.0, "page", f"said {HOSTILE}", 2)
+    assert not {"\x1b", "\x9b", "\u202e", "\x07"} & set("".join(event_rows([event])))
+
+
 def test_a_torn_last_line_is_no_event(tmp_path, ten, capsys):
     path = log(tmp_path / "torn.jsonl", dict.fromkeys(range(20), 2.0))
     with path.open("a") as file:
@@ -355,14 +370,26 @@ def test_tail_goes_on_from_its_state(tmp_path, ten, capsys):
     told = tail(capsys, path, "--once", "--state", state, code=2)
     assert told.out == ""
     assert "1 event goes on" in told.err
+    append(path, {3: 2.0})
+    told = tail(capsys, path, "--once", "--state", state, "--json", code=2)
+    assert [json.loads(line)["change"] for line in told.out.splitlines()] == ["recovered"]
+    assert "no event goes on" in tail(capsys, path, "--once", "--state", state).err
     other = tmp_path / "other.jsonl"
     log(other, {1: 2.0})
     assert "a state of its own" in tail(capsys, other, "--once", "--state", state, code=3).err
     state.write_text("{")
     assert "begun anew" in tail(capsys, path, "--once", "--state", state, code=2).err
+    assert "no event goes on" in tail(capsys, path, "--once", "--state", state).err
     assert json.loads(state.read_text())["version"] == 1
     assert tail(capsys, tmp_path / "none.jsonl", "--once", code=3).out == ""
     assert "a pipe cannot be read again" in tail(capsys, "-", "--once", code=3).err
+
+
+def test_tail_of_what_can_never_be_read_ends(tmp_path, live, capsys):
+    live(lambda: None)
+    circle = tmp_path / "circle.log"
+    circle.symlink_to(circle)
+    assert "circle.log" in tail(capsys, circle, code=3).err
 
 
 def test_tail_of_a_pipe_tells_at_once_and_ends_with_it(tmp_path, ten, capsys, monkeypatch):

@@ -72,6 +72,8 @@ def test_the_search_for_a_scale_says_nothing() -> None:
     search = [32.0 - step for step in range(16)]
     assert collapses([*search, *[16.0] * 1000]) == []
     assert collapses([30.0, 21.0, 17.0, *[16.0] * 100], every=10) == []
+    slow = [exponent for exponent in range(32, 26, -1) for _ in range(30)]
+    assert collapses([*map(float, slow), *[26.0] * 1000]) == []
     assert collapses([*[15.0] * 1000, *search, *[15.0] * 1000]) == [], "started anew in the same log"
     again: list[Row | Restart] = [*scales([15.0] * 1000), Restart(900, 1000), *scales(search, first=900)]
     assert told_of(Scale, again) == []
@@ -186,7 +188,7 @@ class Made:
 
 
 def power(at: float) -> float:
-    return 2.0 + 1.2 * (at + 0.003) ** -0.25
+    return 2.0 + 1.2 / math.sqrt(math.sqrt(at + 0.003))
 
 
 def cosine(at: float) -> float:
@@ -229,7 +231,12 @@ CLEAN: dict[str, tuple[Callable[[float], float], Callable[[float], float]]] = {
     ),
     "converged": (lambda at: 0.4 + 3 * math.exp(-at / 0.12), lambda _: 1.0),
     "converged late": (lambda at: 0.4 + 3 * math.exp(-at / 0.3), lambda _: 1.0),
-    "its rate is spent": (stops, lambda at: 1.0 if at < 0.5 else 0.05),
+    "its rate is spent": (stops, lambda at: math.exp(-at / 0.24)),
+    "stairs that end": (lambda at: 1.3 * 0.85 ** min(int(math.log2(1 + at * 30) * 1.1), 4), lambda _: 1.0),
+    "two sweeps": (
+        lambda at: 0.3 + 1.5 / (1 + math.exp((at - 0.1) / 0.05)) + 2 / (1 + math.exp((at - 0.45) / 0.05)),
+        lambda _: 1.0,
+    ),
     "epochs": (lambda at: 1.3 * 0.85 ** int(at * 4) * (1 + 0.3 * math.exp(-at / 0.02)), lambda _: 1.0),
     "fine-tuning": (lambda at: 0.9 + 0.5 * math.exp(-at / 0.01), lambda at: 1 - 0.99 * at),
     "reward": (lambda at: 0.02 * math.sin(40 * at), lambda _: 1.0),
@@ -253,11 +260,16 @@ def test_what_is_flat_by_nature_is_none(name: str) -> None:
         assert seen(rising) == [], "and a grad norm that grows fourfold says nothing by itself"
 
 
-def test_without_a_learning_rate_nothing_is_said() -> None:
-    rows = [
-        Row(r.step, {k: v for k, v in r.values.items() if k != "learning_rate"}) for r in Made(1).run(stops)
+def test_without_a_learning_rate_the_break_must_be_wider() -> None:
+    def bare(rows: Iterable[Row]) -> list[Row]:
+        return [Row(r.step, {k: v for k, v in r.values.items() if k != "learning_rate"}) for r in rows]
+
+    assert seen(bare(Made(1).run(lambda at: stops(at, 0.9)))) == []
+    assert [kind for kind, _, _ in seen(bare(Made(1, sigma=0.004).run(lambda at: stops(at, 0.4))))] == [
+        "stall"
     ]
-    assert seen(rows) == []
+    for curve, _ in CLEAN.values():
+        assert seen(bare(Made(1).run(curve))) == [] or curve is stops
 
 
 def turns(at: float) -> float:
@@ -273,9 +285,18 @@ def test_a_grad_norm_that_grows_while_the_loss_turns_is_told() -> None:
     assert set(told) == {"grad_rise"}
     step, alarm = told["grad_rise"]
     assert 18_000 <= step < alarm <= 27_000
-    assert seen(Made(1).run(power, norm=grows)) == [], "the loss still falls"
+    assert seen(Made(1).run(power, norm=lambda at: 0.5 * 6**at)) == [], "the loss still falls"
     leap = Made(1).run(turns, norm=lambda at: 0.5 if at < 0.7 else 2.0)
     assert seen(leap) == [], "a leap is no growth"
+
+
+def test_a_grad_norm_that_runs_away_while_the_loss_still_falls_is_told() -> None:
+    ((kind, step, alarm),) = seen(Made(1).run(power, norm=lambda at: max(1.0, 25 ** ((at - 0.8) / 0.15))))
+    assert kind == "grad_rise"
+    assert 24_000 <= step < alarm <= 29_500
+    ((kind, step, alarm),) = seen(Made(1).run(power, norm=lambda at: max(1.0, 20 ** ((at - 0.4) / 0.4))))
+    assert kind == "grad_rise", "slower, but more in all than a run does by itself"
+    assert 12_000 <= step < alarm <= 29_500
 
 
 def test_a_parameter_norm_that_runs_away_is_told() -> None:
@@ -297,6 +318,12 @@ def test_a_run_that_went_back_is_judged_by_its_own_branch() -> None:
     good: list[Row | Restart] = list(Made(2).run(power))
     told = told_of(Slow, [*rows, Restart(15_000, 29_990), *good[1000:]])
     assert [(n.event.kind, n.change) for n in told] == [("stall", "began"), ("stall", "ended")]
+    slow = Slow()
+    for row in rows:
+        assert isinstance(row, Row)
+        slow.add(row, Story(), told)
+    slow.restart(Restart(15_000, 29_990), Story(), told)
+    assert max(step for step, *_ in slow.state()["history"]["points"]) < 15_000
 
 
 def test_the_whole_of_a_run_stays_small() -> None:
