@@ -41,6 +41,9 @@ _CODES: dict[Kind, str] = {
 }
 #: When nothing more is told of what lasts, it stays for a day, or until a person says that it is over.
 _LASTING_SECONDS = 86400.0
+#: A divergence may be told sooner, while it still rises. Nothing is undone before so many rows: BLOOM's first
+#: spike took thirty to come back, those of IDEFICS some tens.
+_ACT_ROWS = 50
 #: A look that brings more than this still reads what was there before anybody looked.
 _HISTORY_ITEMS = 200
 
@@ -131,13 +134,15 @@ class Losses:
 @dataclass
 class Curves:
     """What is known of the run's curves between two looks. `diverged_step` is the first bad step of a
-    divergence that has not come back; it outlives the way back, as `Losses.first_bad_step` does."""
+    divergence that has not come back; it outlives the way back, as `Losses.first_bad_step` does. `bad_rows`:
+    rows since the last disturbance of the loss began."""
 
     watch: dict[str, Any] = field(default_factory=dict)
     events: dict[str, Any] = field(default_factory=dict)
     attempt: int = -1
     last_step: int | None = None
     diverged_step: int | None = None
+    bad_rows: int = 0
     went_back: bool = False
     waits: bool = False
     catching_up: bool = True
@@ -160,6 +165,7 @@ class Curves:
                 self._news(news, item, events, off, history=history)
             if isinstance(item, Point) and item.step is not None and not item.evaluation:
                 self._step(item.step)
+                self.bad_rows += 1
         self.watch, self.events = watch.state(), events.state()
 
     def begin(self, attempt: int) -> None:
@@ -182,6 +188,8 @@ class Curves:
         if event.kind not in _CODES or event.kind in off or (event.kind, event.metric) == ("nan", "loss"):
             return
         back = news.change == "ended" and item.step is not None and item.step <= event.step
+        if event.metric == "loss" and news.change == "began":
+            self.bad_rows = 0
         # of other metrics people are told; what is undone for them is theirs to say
         if event.kind in ("divergence", "restart") and event.metric == "loss":
             if news.change in ("began", "grew"):
@@ -239,7 +247,7 @@ def job_loss(ctx: Context) -> Iterator[Finding | Reading]:
     ctx.remember.update({"logs": news.memory, "losses": asdict(losses), "curves": dict(vars(curves))})
     if losses.first_bad_step is not None:
         ctx.remember["first_bad_step"] = losses.first_bad_step
-    if curves.diverged_step is not None:
+    if curves.diverged_step is not None and (curves.went_back or curves.bad_rows >= _ACT_ROWS):
         ctx.remember["diverged_step"] = curves.diverged_step
     if not news.paths:
         raise ctx.skip("no log can be read yet")
@@ -299,7 +307,7 @@ def _curve_finding(ctx: Context, kind: Kind, each_of: list[Told], format: str) -
 
 def _about(event: CurveEvent, format: str) -> Iterator[str]:
     yield f"worst {event.value:.6g}, its level {event.baseline:.6g}, first bad step {event.step}"
-    if event.sign_step is not None:
+    if event.sign_step is not None and event.sign_step < event.step:
         yield f"an earlier sign in another metric at step {event.sign_step}"
     yield f"seen at step {event.alarm_step}; {event.confidence:.0%} sure"
     if event.kind == "divergence" and event.is_open:

@@ -345,7 +345,7 @@ def _diverged(case: _Case) -> Decision | None:
         why = "its config does not ask for a rollback (loss: {rollback: on-divergence})"
         return Decision("leave", f"the loss diverged, and {why}", counts=False)
     if step is None:
-        return Decision("leave", "the loss diverged, and nobody knows from which step on", counts=False)
+        return Decision("hold", "the loss diverged: undone when it is not back after 50 rows", counts=False)
     if any(a.cause == DIVERGED and (a.last_step or 0) >= step for a in case.before):
         return Decision(
             "stop", f"the loss diverged again, at step {step}, after it was rolled back from there"

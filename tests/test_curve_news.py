@@ -161,7 +161,7 @@ def test_what_does_not_come_back_is_told_in_the_thread_of_its_spike(lab: Lab, sa
     states = {i.finding.code: (i.state, i.explained_by) for i in lab.store.incidents().values()}
     assert states == {"LossSpike": ("open", "LossDiverged:run:big"), "LossDiverged": ("open", "")}
     memory = lab.watchdog.once().verdicts[-1].memory
-    assert memory["diverged_step"] == 12
+    assert memory["diverged_step"] == 12, "fifty rows have gone by"
     verdicts = lab.rows(20).verdicts
     assert "diverged_step" not in verdicts[-1].memory, "it came back: no checkpoint of it is bad"
     assert titles(lab)[0].startswith(f"{GREEN} RESOLVED run big · the loss recovered at step 80")
@@ -199,9 +199,31 @@ def test_what_a_log_says_of_last_week_is_no_news(lab: Lab, says: Any) -> None:
 def test_another_metric_that_diverges_is_told_and_undoes_nothing(lab: Lab, says: Any) -> None:
     says[12] = ("began", {"kind": "divergence", "severity": "page", "metric": "aux_loss"})
     lab.rows(11)
-    verdicts = lab.rows(3, 7.0).verdicts
+    verdicts = lab.rows(60, 7.0).verdicts
     assert "LossDiverged" in verdicts[-1].codes
     assert "diverged_step" not in verdicts[-1].memory
+
+
+def test_what_diverged_is_marked_after_fifty_rows_and_until_the_run_has_passed_it(
+    lab: Lab, says: Any
+) -> None:
+    says[12] = ("began", {"kind": "divergence", "severity": "page"})
+    lab.rows(11)
+    assert "diverged_step" not in lab.rows(10, 7.0).verdicts[-1].memory, "it may still come back"
+    assert lab.rows(45, 7.0).verdicts[-1].memory["diverged_step"] == 12
+    with lab.store.transaction():
+        lab.store.put_attempt(Attempt("big", 2, "t2", started_at=lab.host.time, resume_step=8))
+    waiting = lab.rows(0).verdicts[-1]
+    assert (waiting.status, waiting.codes) == (Status.SKIPPED, frozenset()), "nothing is known of it yet"
+    lab.step = 8
+    verdict = lab.rows(2).verdicts[-1]
+    assert (verdict.codes, verdict.memory["diverged_step"]) == (frozenset(), 12)
+    (incident,) = lab.store.incidents().values()
+    assert (incident.state, incident.finding.summary[:33]) == (
+        "resolved",
+        "the run went back to before it: t",
+    )
+    assert "diverged_step" not in lab.rows(4).verdicts[-1].memory
 
 
 def test_what_is_slow_waits_for_the_summary_of_the_day(

@@ -168,7 +168,8 @@ expect:
 - {kind: opened, code: LossSpike, status: WARNING}
 - {kind: worsened, code: LossSpike, status: CRITICAL}
 - {kind: opened, code: LossDiverged, status: CRITICAL}
-- {action: restart}
+- {action: restart, blocked: undone when it is not back after 50 rows}
+- {at: 12m, action: restart}
 - {call: cancel}
 - {call: submit, what: ckpt/step-280}
 - {kind: resolved, code: LossDiverged}
@@ -203,7 +204,7 @@ def main() -> None:
         bloom(), 105.0, SPIKE,
     )  # fmt: skip
     for name, rollback, last, expect in (
-        ("loss-diverged-rollback", "true", 328, UNDONE),
+        ("loss-diverged-rollback", "true", 353, UNDONE),
         ("loss-diverged-told", "false", 400, TOLD),
     ):
         write(

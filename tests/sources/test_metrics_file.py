@@ -274,9 +274,9 @@ def test_a_document_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_an_array_of_any_size_is_streamed() -> None:
-    data = b"[" + b",\n".join(b'{"step": %d, "loss": NaN}' % n for n in range(40_000)) + b', {"step": 4'
+    data = b"[" + b",\n".join(b'{"step": %d, "loss": NaN}' % n for n in range(15_000)) + b', {"step": 4'
     metrics, found = read(data)
-    assert len(found) == 40_000
+    assert len(found) == 15_000
     assert metrics.unread == 1
 
 
@@ -359,7 +359,7 @@ def _rss_kb() -> int:
     return int(text.split("VmRSS:")[1].split()[0])
 
 
-LINE = b"iteration noise 0123456789 abcdefghij klmnopqrst uvwxyz\n"
+LINE = b"a line of the data loader 0123456789 abcdefghij klmnopqrst uvwxyz\n"
 
 
 @pytest.mark.parametrize(
@@ -406,7 +406,7 @@ _TOKENS = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.lists(st.one_of(_TOKENS, _TOKENS, st.binary(max_size=6)), max_size=40))
 def test_any_content_is_read_or_refused(pieces: list[bytes]) -> None:
     data = b"".join(pieces)

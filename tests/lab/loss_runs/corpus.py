@@ -20,7 +20,7 @@ COMMAND = "python -m tests.lab.loss_runs"
 
 def rounded(name: str, value: float, how: Mapping[str, str]) -> float:
     """As the run logs it: 5 significant digits, 'bf16', or 'd2' for two decimals."""
-    if not math.isfinite(value):
+    if not math.isfinite(value) or name == "loss_scale":
         return value
     rule = how.get(name, "")
     if rule == "bf16":
@@ -115,7 +115,7 @@ def _cell(value: float | None) -> str:
         return ""
     if math.isfinite(value) and value == int(value) and abs(value) < 1e9:
         return str(int(value))
-    return f"{value:.6g}"
+    return f"{value:.9g}"
 
 
 def read_labels(folder: Path) -> dict[str, Any]:

@@ -316,14 +316,9 @@ def _slow_kinds(branches: Branches, labels: Labels) -> None:
             line["loss_scale"] / twin["loss_scale"] for line, twin in zip(lines, branches.twin, strict=True)
         ]
         for start, end in groups([one <= 0.5 for one in share]):
-            if min(share[start : end + 1]) <= 1 / 16:
-                steps = int(lines[start]["step"]), int(lines[end]["step"])
-                labels.events = [
-                    e
-                    for e in labels.events
-                    if not (e["kind"] == "nan" and steps[0] <= e["start"] <= steps[1])
-                ]
-                _event(labels, "loss_scale_collapse", lines, start, end)
+            low = next((at for at in range(start, end + 1) if share[at] <= 1 / 16), None)
+            if low is not None and low - start > 10:
+                _collapse(labels, lines, start, end)
             elif end > start:
                 _ignore(labels, lines, start, end)
     for name, kind in (("param_norm", "param_norm_rise"), ("grad_norm", "grad_rise")):

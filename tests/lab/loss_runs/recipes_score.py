@@ -34,8 +34,7 @@ LOSSES = (
             Fault("labels", 1200, 150, 0.12), Fault("garbage", 1550, 2, 0.3), Fault("weight_bits", 1800, 0,
             150),
             Fault("weights_part", 2050, 0, 0.6), Fault("weights_lost", 2350),
-        ), shape={**WINDOW, "size": 512}, schedule="wsd", columns=("loss", "grad_norm", "learning_rate"),
-    ),
+        ), shape={**WINDOW, "size": 512}, schedule="wsd", ),
     score(
         "library-bf16", "window LM, losses in bf16, mean of four steps, every interval another fault",
         "window_lm",
@@ -172,7 +171,7 @@ LOSSES = (
     score(
         "shapes-divergence",
         "convolutional network without clipping: far too high a learning rate, to stay", "shapes",
-        214, 1100, 2e-3, faults=(Fault("rate", 700, 0, 30),), shape={"size": 32}, clip=None,
+        214, 1100, 2e-3, faults=(Fault("rate", 700, 0, 300),), shape={"size": 32}, clip=None,
     ),
     score(
         "policy-faults", "GRPO-like: rewards of another task, a damaged policy", "policy", 215, 2000, 1e-3,
@@ -294,30 +293,30 @@ CLEAN = (
         shape={**LIBRARY, "samples": 512}, schedule="linear",
     ),
     score(
-        "clean-finetune-window", "window LM on 1920 samples in epochs", "window_lm", 256, 4000, 3e-3,
+        "clean-finetune-window", "window LM on 1920 samples in epochs", "window_lm", 256, 3000, 3e-3,
         shape={**WINDOW, "size": 32, "samples": 1920}, columns=("loss", "grad_norm", "eval_loss"),
         eval_every=60,
     ),
     score(
-        "clean-policy", "GRPO-like, four decimals, both signs", "policy", 257, 6000, 1e-3,
+        "clean-policy", "GRPO-like, four decimals, both signs", "policy", 257, 5000, 1e-3,
         shape={"actions": 12, "group": 4, "kl": 0.002}, rounding={"loss": "d4"},
     ),
     score(
-        "clean-policy-flat", "GRPO-like, three decimals: mostly 0", "policy", 258, 5000, 5e-4,
+        "clean-policy-flat", "GRPO-like, three decimals: mostly 0", "policy", 258, 4000, 5e-4,
         shape={"actions": 5, "group": 16, "kl": 0.0}, rounding={"loss": "d3", "grad_norm": "d2"},
         logged="last",
     ),
-    score("clean-adversaries", "generator and judge", "adversaries", 259, 5000, 1e-3, shape={"size": 64}),
+    score("clean-adversaries", "generator and judge", "adversaries", 259, 3500, 1e-3, shape={"size": 64}),
     score(
         "clean-variational", "KL weight rises over 2000 steps", "variational", 260, 4000, 1e-3,
         shape={"anneal": 2000, "size": 64}, schedule="cosine", columns=("loss", "grad_norm", "param_norm"),
     ),
     score(
-        "clean-quantiles", "quantile regression with heavy tails", "regression", 261, 8000, 1e-3,
+        "clean-quantiles", "quantile regression with heavy tails", "regression", 261, 6000, 1e-3,
         shape={"loss": "quantile", "tail": 2.2}, columns=("loss",),
     ),
     score(
-        "clean-absolute-single", "absolute errors of one sample", "regression", 262, 7000, 1e-3,
+        "clean-absolute-single", "absolute errors of one sample", "regression", 262, 5000, 1e-3,
         shape={"loss": "absolute", "tail": 3.0}, logged="micro", micro=1,
     ),
     score(
@@ -326,7 +325,7 @@ CLEAN = (
     ),
     score(
         "clean-pictures-fp16", "denoiser in fp16, the scale goes up and down as it should", "denoiser",
-        264, 5000, 1e-3,
+        264, 4000, 1e-3,
         shape={"pictures": True}, fp16=True, growth=120,
         columns=("loss", "grad_norm", "loss_scale", "skipped_iterations"),
     ),

@@ -118,7 +118,7 @@ LOSSES = (
         ), shape={"size": 256, "tail": 6.0},
     ),
     tune(
-        "policy-faults", "GRPO-like: strange prompts, then steps far too large", "policy", 122, 2000, 1e-3,
+        "policy-strange", "GRPO-like: strange prompts, then steps far too large", "policy", 122, 2000, 1e-3,
         faults=(
             Fault("garbage", 600, 2, 12.0), Fault("rate", 1200, 2, 200),
         ), rounding={"loss": "d4"}, shape={"kl": 0.02, "size": 32},
