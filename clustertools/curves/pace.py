@@ -291,7 +291,7 @@ class Pace:
     def _begin(self, row: Row, story: Story, told: list[News]) -> None:
         slow = [d[1] for d in self._doubt if d[1] > self._edge]
         self._end(told)
-        self._usual, self._slow, self._slow_rows = self._base, _median(slow), len(self._doubt)
+        self._usual, self._slow, self._slow_rows = self._base, _median(slow), len(slow)
         if self._before and self._returns():
             self._doubt = []
             self._scale(self._slow / self._base)

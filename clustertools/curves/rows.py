@@ -392,6 +392,8 @@ class Rows:
 
     def _restart(self, rows: list[_Held], found: list[Row | Restart]) -> None:
         self._release(found)
+        if self._evaluation is not None:
+            self._tell_evaluation(found)  # of the branch that ends here
         self._back, self._resumed, self._bad_step = [], False, None
         found.append(Restart(rows[0][0], self._last))
         self._last, self._epoch = None, None

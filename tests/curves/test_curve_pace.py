@@ -154,9 +154,12 @@ def test_evaluations_of_several_rows_are_learned() -> None:
     assert not fed(rows_of([*series, *steady(60, 5.0), 20.0, 20.0, 20.0, *steady(60, 5.0)]))
 
 
-@pytest.mark.parametrize("way", ["step_seconds", "whole"])
+@pytest.mark.parametrize("way", ["step_seconds", "whole", "habit"])
 def test_saved_at_any_row_it_goes_on_the_same(way: str) -> None:
+    habit = [*steady(30, 8.0), *steady(60, 5.0)] * (5 if way == "habit" else 0)
+    way = "step_seconds" if habit else way
     series = [*steady(160, 5.0), *steady(260, 6.0), *steady(30, 5.0), *steady(30, 12.0, seed=3)]
+    series = [*series[:100], *habit, *series[100:]]
     rows: list[Row | Restart] = [*rows_of(series, way), Restart(400), *rows_of(steady(80, 5.0), way)]
     story, saved, told = Story(), None, []  # type: Story, str | None, list[News]
     for row in rows:

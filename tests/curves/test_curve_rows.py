@@ -179,6 +179,10 @@ def test_evaluations_go_with_the_next_row() -> None:
     assert [(r.step, r.values.get("eval_loss")) for r in found] == [(100, 2.2), (110, None), (110, 2.1)]
     alone = rows_of(*(point(n, eval_loss=n / 10) for n in (10, 20)))
     assert [(r.step, dict(r.values)) for r in alone] == [(10, {"eval_loss": 1.0}), (20, {"eval_loss": 2.0})]
+    before = rows_of(
+        *(point(n, loss=n / 10) for n in (10, 20, 30)), point(30, eval_loss=2.1), point(1, loss=9.0)
+    )
+    assert [(r.step, dict(r.values)) for r in before][-2:] == [(30, {"eval_loss": 2.1}), (1, {"loss": 9.0})]
     late = rows_of(point(100, loss=2.0), point(110, loss=2.0), point(50, eval_loss=2.1), point(120, loss=2.0))
     assert [r.step for r in late] == [100, 110, 120]
 

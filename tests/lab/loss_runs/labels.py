@@ -282,7 +282,10 @@ def _grad(branches: Branches, labels: Labels, loss: Excess) -> None:
         near.append(one >= max(0.6 * BURST * base, base + 0.5 * BURST_SIGMAS * sigma) and one > 2 * own)
     for start, end in groups(near):
         inside = any(first - 10 <= end and start <= last + 10 for first, last in loss.events)
-        if inside or _in_nan(labels, lines, start, end):
+        if inside:
+            continue
+        if _in_nan(labels, lines, start, end):
+            _ignore(labels, lines, start, end)
             continue
         unsure = any(first - 3 <= end and start <= last + 3 for first, last in loss.grey)
         if not any(hit[start : end + 1]) or unsure:
