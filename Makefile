@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0 numpy
 # So many tests at a time: most of them wait for something most of the time.
 WORKERS ?= 3
 
-.PHONY: help venv torch check test demo bench docs pyz new-check clean
+.PHONY: help venv torch check test demo bench docs pyz new-check loss-runs clean
 
 help:
 	@echo 'make demo                     a real training job hangs, and is restarted from its last good checkpoint'
@@ -17,6 +17,7 @@ help:
 	@echo 'make docs                     docs/checks.md and docs/codes.md, from the checks and playbooks themselves'
 	@echo 'make pyz                      dist/clustertools.pyz, which runs wherever Python 3.10 is'
 	@echo 'make new-check NAME=gpu_fan   the files of a new check'
+	@echo 'make loss-runs INTO=DIR       trains the labelled curves that detectors are tuned on (tests/runs/loss)'
 	@echo 'make clean                    removes what the above left behind'
 
 venv: .venv/stamp
@@ -60,6 +61,11 @@ pyz: venv
 
 new-check: venv
 	$(PY) -m clustertools new-check '$(NAME)'
+
+INTO ?= build/tune-runs
+
+loss-runs: venv torch
+	$(PY) -m tests.lab.loss_runs make --set tune --into '$(INTO)'
 
 clean:
 	rm -rf .venv build dist demo-run *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

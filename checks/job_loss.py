@@ -7,6 +7,7 @@ Spikes, divergences and their early signs are told by `curves.watch`, as `cluste
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -40,6 +41,11 @@ _CODES: dict[Kind, str] = {
 }
 #: When nothing more is told of what lasts, it stays for a day, or until a person says that it is over.
 _LASTING_SECONDS = 86400.0
+#: A divergence may be told sooner, while it still rises. Nothing is undone before so many rows: BLOOM's first
+#: spike took thirty to come back, those of IDEFICS some tens.
+_ACT_ROWS = 50
+#: A look that brings more than this still reads what was there before anybody looked.
+_HISTORY_ITEMS = 200
 
 
 @dataclass(frozen=True)
@@ -128,22 +134,27 @@ class Losses:
 @dataclass
 class Curves:
     """What is known of the run's curves between two looks. `diverged_step` is the first bad step of a
-    divergence that has not come back; it outlives the way back, as `Losses.first_bad_step` does."""
+    divergence that has not come back; it outlives the way back, as `Losses.first_bad_step` does. `bad_rows`:
+    rows since the last disturbance of the loss began."""
 
     watch: dict[str, Any] = field(default_factory=dict)
     events: dict[str, Any] = field(default_factory=dict)
     attempt: int = -1
     last_step: int | None = None
     diverged_step: int | None = None
+    bad_rows: int = 0
     went_back: bool = False
     waits: bool = False
+    catching_up: bool = True
 
     def add(self, items: Iterable[Point | Event], options: Options, off: Iterable[str]) -> None:
         """Let the detectors see `items`; without any nothing is done, and nothing is paid for."""
         items = list(items)
         if not items:
             return
-        history = not self.watch
+        many = len(items) > _HISTORY_ITEMS
+        history = self.catching_up and (many or not self.watch)
+        self.catching_up = self.catching_up and many
         try:
             watch, events = CurveWatch(self.watch or None, options), OpenEvents(self.events)
         except (TypeError, ValueError, KeyError, IndexError, AttributeError):
@@ -154,6 +165,7 @@ class Curves:
                 self._news(news, item, events, off, history=history)
             if isinstance(item, Point) and item.step is not None and not item.evaluation:
                 self._step(item.step)
+                self.bad_rows += 1
         self.watch, self.events = watch.state(), events.state()
 
     def begin(self, attempt: int) -> None:
@@ -173,16 +185,20 @@ class Curves:
         self, news: News, item: Point | Event, events: OpenEvents, off: Iterable[str], *, history: bool
     ) -> None:
         event = news.event
+        if event.kind not in _CODES or event.kind in off or (event.kind, event.metric) == ("nan", "loss"):
+            return
         back = news.change == "ended" and item.step is not None and item.step <= event.step
-        if event.kind in ("divergence", "restart"):
+        if event.metric == "loss" and news.change == "began":
+            self.bad_rows = 0
+        # of other metrics people are told; what is undone for them is theirs to say
+        if event.kind in ("divergence", "restart") and event.metric == "loss":
             if news.change in ("began", "grew"):
                 self.diverged_step, self.went_back = event.step, False
             else:
                 self.diverged_step, self.went_back = (event.step, True) if back else (None, False)
         elif event.kind == "level_shift" and event.step == self.diverged_step:
             self.diverged_step = None
-        if event.kind in _CODES and event.kind not in off and (event.kind, event.metric) != ("nan", "loss"):
-            events.take(news, went_back=back, history=history)
+        events.take(news, went_back=back, history=history)
 
     def _step(self, step: int) -> None:
         self.waits = False
@@ -227,10 +243,11 @@ def job_loss(ctx: Context) -> Iterator[Finding | Reading]:
     events = OpenEvents(curves.events)
     told = [] if curves.waits else list(events.told())
     curves.events = events.state()
-    ctx.remember.update({"logs": news.memory, "losses": asdict(losses), "curves": asdict(curves)})
+    # not `asdict`, which copies all that the detectors know
+    ctx.remember.update({"logs": news.memory, "losses": asdict(losses), "curves": dict(vars(curves))})
     if losses.first_bad_step is not None:
         ctx.remember["first_bad_step"] = losses.first_bad_step
-    if curves.diverged_step is not None:
+    if curves.diverged_step is not None and (curves.went_back or curves.bad_rows >= _ACT_ROWS):
         ctx.remember["diverged_step"] = curves.diverged_step
     if not news.paths:
         raise ctx.skip("no log can be read yet")
@@ -290,7 +307,7 @@ def _curve_finding(ctx: Context, kind: Kind, each_of: list[Told], format: str) -
 
 def _about(event: CurveEvent, format: str) -> Iterator[str]:
     yield f"worst {event.value:.6g}, its level {event.baseline:.6g}, first bad step {event.step}"
-    if event.sign_step is not None:
+    if event.sign_step is not None and event.sign_step < event.step:
         yield f"an earlier sign in another metric at step {event.sign_step}"
     yield f"seen at step {event.alarm_step}; {event.confidence:.0%} sure"
     if event.kind == "divergence" and event.is_open:
@@ -299,10 +316,13 @@ def _about(event: CurveEvent, format: str) -> Iterator[str]:
 
 
 def _remembered(past: Any) -> tuple[Losses, Curves]:
-    try:
-        return Losses(**past.get("losses", {})), Curves(**past.get("curves", {}))
-    except TypeError:
-        return Losses(), Curves()  # written by another version: the log tells the rest
+    """Of what another version wrote, that is left out which cannot be read; the log tells the rest."""
+    losses, curves = Losses(), Curves()
+    with contextlib.suppress(TypeError):
+        losses = Losses(**past.get("losses", {}))
+    with contextlib.suppress(TypeError):
+        curves = Curves(**past.get("curves", {}))
+    return losses, curves
 
 
 def _evidence(losses: Losses) -> Iterator[str]:

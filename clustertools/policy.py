@@ -27,7 +27,7 @@ from clustertools.model import (
     Subject,
     starts_without_progress,
 )
-from clustertools.restarts import Decision
+from clustertools.restarts import DIVERGED, Decision
 
 #: Everything a playbook may ask for. `run` is only for commands named in config.
 STEPS = frozenset(
@@ -83,8 +83,9 @@ class World:
     `drained` maps a drained node to its reason. `owned_runs` are the runs that config or the command line
     names. `fresh` holds the keys that this very pass reported. `supported` are the steps that the scheduler
     can carry out here. `judged` maps a code to how many of its firings people judged, and the share of true
-    ones. `decisions` says of each run in trouble whether it is to be started again, and
-    where. `class_size` is the number of nodes that the circuit breaker's share is taken of.
+    ones. `rollbacks` says of each run whose loss diverged whether that is to be undone, `decisions` of each
+    run in any other trouble whether it is to be started again, and where. `class_size` is the number of nodes
+    that the circuit breaker's share is taken of.
     """
 
     mode: str = "observe"
@@ -99,6 +100,7 @@ class World:
     approved: frozenset[str] = frozenset()
     judged: Mapping[str, tuple[int, float]] = field(default_factory=dict)
     decisions: Mapping[str, Decision] = field(default_factory=dict)
+    rollbacks: Mapping[str, Decision] = field(default_factory=dict)
     preview: Callable[[str, Subject, Mapping[str, Any]], str] = lambda kind, target, options: (
         f"{kind} {target}"
     )
@@ -184,13 +186,22 @@ def _actions(incident: Incident, book: Playbook, world: World, now: float) -> It
             )  # fmt: skip
 
 
+def _decision_on(key: str, run: str, world: World) -> Decision | None:
+    """What was decided about a run because of the incident `key`: a rollback is not what else it needs."""
+    return (world.rollbacks if _is_divergence(key) else world.decisions).get(run)
+
+
+def _is_divergence(key: str) -> bool:
+    return key.startswith(f"{DIVERGED}:")
+
+
 def _decided(options: Mapping[str, Any], incident: Incident, run: str, world: World) -> dict[str, Any]:
     """The options of a start, with the nodes that it leaves out and the step that it begins before.
 
     A playbook's `exclude: [node]` is the node that its incident is about. Where there are no other nodes the
     decision's are not left out: a suspect that works is better than none.
     """
-    decided, decision = dict(options), world.decisions.get(run)
+    decided, decision = dict(options), _decision_on(incident.key, run, world)
     out = {incident.finding.subject.node for word in options.get("exclude", ()) if word == "node"}
     if decision is not None:
         out |= set(decision.exclude) if "exclude" in world.supported else set()
@@ -302,8 +313,12 @@ def _ownership(action: Action, world: World) -> str:
 
 
 def _decision(action: Action, world: World) -> str:
-    decision = world.decisions.get(action.target.run) if action.kind in STARTS else None
-    return "" if decision is None or decision.kind == "restart" else decision.why
+    if action.kind not in STARTS:
+        return ""
+    decision = _decision_on(action.because, action.target.run, world)
+    if decision is None:
+        return "nobody decided to undo it" if _is_divergence(action.because) else ""
+    return "" if decision.kind == "restart" else decision.why
 
 
 def _not_earned(action: Action, incident: Incident, book: Playbook, world: World, budgets: Budgets) -> str:
@@ -346,7 +361,7 @@ def _budget(
         recent = [p for p in done if p.kind == action.kind and now - p.time < 3600]
         if len(recent) >= budgets.restarts_per_hour:
             return f"budget: {len(recent)} restarts in the last hour (limit {budgets.restarts_per_hour})"
-        if action.target.run in world.decisions:
+        if _decision_on(action.because, action.target.run, world) is not None:
             return ""  # the decision has counted its starts
         limit = int(book.limits.get("without_progress", budgets.without_progress))
         lost = starts_without_progress(ledger.attempts.get(action.target.run, ()))

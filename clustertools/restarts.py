@@ -78,7 +78,8 @@ class _Around:
 
 
 _NOT_FINITE = "LossNotFinite"
-_DIVERGED = "LossDiverged"
+#: The one trouble of a run that goes on training; see `_diverged`.
+DIVERGED = "LossDiverged"
 #: What a run must be started again for, whatever its loss does.
 _STOPPED = frozenset({"JobHung", "JobCrashed", "JobIdle", _NOT_FINITE})
 #: Causes that are no fault of what the run does: they neither spend its budget nor make it suspect.
@@ -337,15 +338,15 @@ def _diverged(case: _Case) -> Decision | None:
     BLOOM's first spike, and most others, came back by themselves; a spike is no reason to stop a run.
     """
     around = case.around
-    if _DIVERGED not in around.codes or around.codes & _STOPPED or case.job.state == "ended":
+    if DIVERGED not in around.codes or around.codes & _STOPPED or case.job.state == "ended":
         return None
     step = around.diverged_step
     if not around.rollback:
         why = "its config does not ask for a rollback (loss: {rollback: on-divergence})"
         return Decision("leave", f"the loss diverged, and {why}", counts=False)
     if step is None:
-        return Decision("leave", "the loss diverged, and nobody knows from which step on", counts=False)
-    if any(a.cause == _DIVERGED and (a.last_step or 0) >= step for a in case.before):
+        return Decision("hold", "the loss diverged: undone when it is not back after 50 rows", counts=False)
+    if any(a.cause == DIVERGED and (a.last_step or 0) >= step for a in case.before):
         return Decision(
             "stop", f"the loss diverged again, at step {step}, after it was rolled back from there"
         )

@@ -24,6 +24,7 @@ from clustertools.sinks import SinkRule
 from clustertools.sinks.slack import SlackSink
 from clustertools.store import Store
 from clustertools.watchdog import Pass, Settings, Watchdog
+from tests.lab.make_curve_runs import bloom
 from tests.lab.memory_host import MemoryHost
 from tests.lab.slack_stub import SlackStub
 from tests.lab.watching import Runs
@@ -97,11 +98,12 @@ class Lab:
             self.store.put_attempt(Attempt("big", 1, "t1", started_at=self.host.time))
 
     def rows(self, count: int, loss: float = 2.2, *, seconds: float = 30.0) -> Pass:
-        lines = []
-        for _ in range(count):
-            self.step += 1
-            lines.append(f"step {self.step}/1000 | loss {loss} | grad norm 0.5\n")
-        self.host.files[LOG] = str(self.host.files[LOG]) + "".join(lines)
+        first, self.step = self.step + 1, self.step + count
+        steps = range(first, self.step + 1)
+        return self.lines([f"step {n}/1000 | loss {loss} | grad norm 0.5" for n in steps], seconds=seconds)
+
+    def lines(self, lines: list[str], *, seconds: float = 30.0) -> Pass:
+        self.host.files[LOG] = str(self.host.files[LOG]) + "".join(f"{line}\n" for line in lines)
         self.host.time += seconds
         return self.watchdog.once()
 
@@ -159,7 +161,7 @@ def test_what_does_not_come_back_is_told_in_the_thread_of_its_spike(lab: Lab, sa
     states = {i.finding.code: (i.state, i.explained_by) for i in lab.store.incidents().values()}
     assert states == {"LossSpike": ("open", "LossDiverged:run:big"), "LossDiverged": ("open", "")}
     memory = lab.watchdog.once().verdicts[-1].memory
-    assert memory["diverged_step"] == 12
+    assert memory["diverged_step"] == 12, "fifty rows have gone by"
     verdicts = lab.rows(20).verdicts
     assert "diverged_step" not in verdicts[-1].memory, "it came back: no checkpoint of it is bad"
     assert titles(lab)[0].startswith(f"{GREEN} RESOLVED run big · the loss recovered at step 80")
@@ -194,6 +196,36 @@ def test_what_a_log_says_of_last_week_is_no_news(lab: Lab, says: Any) -> None:
     assert titles(lab) == []
 
 
+def test_another_metric_that_diverges_is_told_and_undoes_nothing(lab: Lab, says: Any) -> None:
+    says[12] = ("began", {"kind": "divergence", "severity": "page", "metric": "aux_loss"})
+    lab.rows(11)
+    verdicts = lab.rows(60, 7.0).verdicts
+    assert "LossDiverged" in verdicts[-1].codes
+    assert "diverged_step" not in verdicts[-1].memory
+
+
+def test_what_diverged_is_marked_after_fifty_rows_and_until_the_run_has_passed_it(
+    lab: Lab, says: Any
+) -> None:
+    says[12] = ("began", {"kind": "divergence", "severity": "page"})
+    lab.rows(11)
+    assert "diverged_step" not in lab.rows(10, 7.0).verdicts[-1].memory, "it may still come back"
+    assert lab.rows(45, 7.0).verdicts[-1].memory["diverged_step"] == 12
+    with lab.store.transaction():
+        lab.store.put_attempt(Attempt("big", 2, "t2", started_at=lab.host.time, resume_step=8))
+    waiting = lab.rows(0).verdicts[-1]
+    assert (waiting.status, waiting.codes) == (Status.SKIPPED, frozenset()), "nothing is known of it yet"
+    lab.step = 8
+    verdict = lab.rows(2).verdicts[-1]
+    assert (verdict.codes, verdict.memory["diverged_step"]) == (frozenset(), 12)
+    (incident,) = lab.store.incidents().values()
+    assert (incident.state, incident.finding.summary[:33]) == (
+        "resolved",
+        "the run went back to before it: t",
+    )
+    assert "diverged_step" not in lab.rows(4).verdicts[-1].memory
+
+
 def test_what_is_slow_waits_for_the_summary_of_the_day(
     lab: Lab, says: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,6 +252,24 @@ def test_a_divergence_that_ends_without_coming_back_is_not_over(lab: Lab, says: 
     assert incident.state == "open"
     lab.rows(1, 7.0, seconds=86400.0)
     assert lab.store.incidents()[incident.key].state == "resolved", "after a day nobody needs it any more"
+
+
+def test_bloom_by_the_real_rules(tmp_path: Path) -> None:
+    before, after = bloom()
+    with SlackStub() as slack:
+        lab = Lab(tmp_path, slack)
+        lab.lines(before)
+        for line in after[:4]:
+            lab.lines([line])
+        assert titles(lab)[0].startswith(f"{YELLOW} WARNING run big · loss 2.595"), "by iteration 31217"
+        passes = [lab.lines(after[n : n + 11]) for n in range(4, 37, 11)]
+        assert not [a for told in passes for a in told.planned if a.kind != "capture"]
+        lab.store.close()
+    assert len(slack.first_messages) == 1
+    assert (
+        slack.first_messages[0].body["text"].startswith(f"{GREEN} RESOLVED run big · the loss recovered at")
+    )
+    assert titles(lab)[-1].startswith(f"{GREEN} RESOLVED")
 
 
 def test_what_one_run_does_explains_nothing_of_another() -> None:

@@ -9,12 +9,13 @@ import os
 
 import pytest
 
+from clustertools.check import discover
 from tests.lab.job_hours import FAULTS, SimulatedRun, Told
 
 HOURS = float(os.environ.get("CLUSTERTOOLS_JOB_HOURS", "300"))
 HOURS_A_RUN = 25.0
 #: What wakes people, or restarts a run. JobSilent does neither, and is counted beside them.
-ALARMS = {"JobHung", "JobIdle", "JobResumeWrong", "LossNotFinite", "JobSlow"}
+ALARMS = {"JobHung", "JobIdle", "JobResumeWrong", "JobSlow"} | set(discover(())["job_loss"].codes)
 
 
 @pytest.mark.slow

@@ -95,6 +95,25 @@ def test_a_run_drains_whom_it_is_certain_of_and_leaves_the_drain_to_the_root_whe
     ]
 
 
+def test_a_divergence_is_undone_by_a_decision_of_its_own_which_puts_off_nothing_else():
+    book = playbook_for("LossDiverged", OURS)
+    gone = incident("LossDiverged", Subject(run="big"))
+    no, yes = (
+        Decision("leave", "nobody asked for it"),
+        Decision("restart", "back", before_step=5, skip_data=True),
+    )
+    assert decide(gone, playbooks=[book])[0].blocked == "nobody decided to undo it"
+    assert decide(gone, playbooks=[book], rollbacks={"big": no})[0].blocked == "nobody asked for it"
+    (action,) = decide(gone, playbooks=[book], rollbacks={"big": yes})
+    assert (action.blocked, action.options) == ("", {"reason": "back", "before_step": 5, "skip_data": True})
+    both = decide(hung(), gone, playbooks=[RESTART, book], rollbacks={"big": no})
+    assert [(a.playbook, a.blocked) for a in both] == [
+        ("restart-it", ""), ("job-loss-diverged", "nobody asked for it"),
+    ]  # fmt: skip
+    (spike,) = [b for b in OURS if "LossSpike" in b.codes]
+    assert spike.steps == (), "a spike stops nobody"
+
+
 @pytest.mark.parametrize("state", ["pending", "resolved"])
 def test_only_open_incidents_act(state):
     assert decide(dataclasses.replace(incident(), state=state)) == []

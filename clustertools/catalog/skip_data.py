@@ -17,7 +17,7 @@ _FILE = "skip_data.yaml"
 #: The data that is left out around the first bad step, of what comes after the checkpoint. GLM-130B left out
 #: 200 steps, half of them before it; PaLM 200 to 500 batches after going back about 100 steps.
 BEFORE, AFTER = 100, 100
-_OTHER = "the job script has to leave out the data of steps {first}-{last} (CLUSTERTOOLS_SKIP_STEPS)"
+_OTHER = "the job script's work, for steps {first}-{last} (CLUSTERTOOLS_SKIP_STEPS)"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,11 @@ from typing import Any
 import click
 
 from clustertools.cli.frame import Output, common, examples
-from clustertools.cli.metrics_scan import WATCHED, format_option, named
+from clustertools.cli.metrics_scan import WATCHED, complain, format_option, many, named
 from clustertools.curves import Restart, Row
 from clustertools.curves.rows import Rows
-from clustertools.errors import Unparsable
+from clustertools.errors import Unobservable, Unparsable
+from clustertools.model import Status
 from clustertools.render.json_lines import json_line
 from clustertools.sources.metrics_file import open_metrics
 from clustertools.sources.training_values import Event, Point, canonical, to_json
@@ -46,7 +47,7 @@ def read(
     as_csv: bool,
     records: bool,
     format_: str | None,
-) -> None:
+) -> Status:
     """Print the series themselves: one row a step, put together from all records of it.
 
     Names are those of docs/metrics.md, whatever the framework calls them. Where the run went back to an
@@ -55,6 +56,18 @@ def read(
     if as_csv and (out.json or records):
         raise click.UsageError("--csv goes neither with --json nor with --records")
     only = frozenset(canonical(name) for name in names)
+    try:
+        _read(out, path, only, since, as_csv, records, format_)
+    except Unobservable as exc:
+        complain(exc)
+        return Status.UNKNOWN
+    return Status.OK
+
+
+def _read(
+    out: Output, path: str, only: frozenset[str], since: int | None, as_csv: bool, records: bool,
+    format_: str | None,
+) -> None:  # fmt: skip
     table = _Table(out, sorted(only)) if as_csv else None
     rows, seen = Rows(), 0
     with open_metrics(path, format_) as source:
@@ -75,8 +88,8 @@ def read(
             f"nothing of {', '.join(sorted(only)) if only else 'any metric'} is in {named(path)} "
             f"(format: {source.format or 'not recognised'}){f' from step {since} on' if since else ''}"
         )
-    what = "records" if records else "rows"
-    out.note(f"{named(path)} ({source.format}): {seen:,} {what}; {source.unread:,} unreadable records")
+    what = many(seen, "record" if records else "row")
+    out.note(f"{named(path)} ({source.format}): {what}; {many(source.unread, 'unreadable record')}")
 
 
 def _record(out: Output, kind: str, data: Mapping[str, Any]) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ from clustertools.curves.watch import CurveWatch
 from clustertools.errors import ConfigError, Unobservable, Unparsable
 from clustertools.model import Status, worst
 from clustertools.render.curves import Pen, Picture, Told, number_text, text_plot
-from clustertools.sources.metrics_file import open_metrics
+from clustertools.sources.metrics_file import Metrics, open_metrics
 from clustertools.sources.training_log import FORMATS
 from clustertools.sources.training_values import CANONICAL_NAMES, canonical
 from clustertools.text import plain
@@ -128,14 +129,51 @@ class Scanned:
         return sorted((e for e in self.events.values() if wanted.tells(e)), key=lambda e: (e.step, e.number))
 
 
-def scanned(path: str, format_: str | None, wanted: Wanted, picture: Picture | None) -> Scanned:
+class Progress:
+    """How far a long reading has come: one line of a terminal that goes away again."""
+
+    #: Until then nothing is shown, and so long between two changes.
+    SECONDS = 2.0
+    #: Records between two looks at the clock.
+    RECORDS = 5000
+
+    def __init__(self, path: str, out: Output) -> None:
+        self._is_shown = sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not out.quiet
+        self._path = path
+        self._records = 0
+        self._next = time.monotonic() + self.SECONDS
+        self._is_there = False
+
+    def record(self, records: Metrics) -> None:
+        self._records += 1
+        if not self._is_shown or self._records % self.RECORDS or time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + self.SECONDS
+        self._is_there = True
+        said = f"{records.bytes_read / 1e6:,.0f} MB"
+        if os.path.isfile(self._path):
+            said += f" of {os.path.getsize(self._path) / 1e6:,.0f}"
+        print(f"\r\x1b[K{said}, {self._records:,} records", end="", file=sys.stderr, flush=True)
+
+    def gone(self) -> None:
+        if self._is_there:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def scanned(
+    path: str, format_: str | None, wanted: Wanted, picture: Picture | None, progress: Progress
+) -> Scanned:
     """One file through all detectors. Raises Unobservable when it cannot be read or has no known metric."""
     rows, watch = Rows(), CurveWatch(options=Options(wanted.extra))
     found = Scanned(path, picture=picture)
     with open_metrics(path, format_) as records:
-        for item in records:
-            for row in rows.add(item):
-                _take(row, watch, found)
+        try:
+            for item in records:
+                for row in rows.add(item):
+                    _take(row, watch, found)
+                progress.record(records)
+        finally:
+            progress.gone()
     for row in rows.flush():
         _take(row, watch, found)
     _hear(watch.finish(), found)
@@ -178,21 +216,17 @@ def _hear(told: Sequence[Any], found: Scanned) -> None:
 
 
 def nothing_known(found: Scanned) -> str:
-    """Why a file could not be watched, and what to try."""
+    """Why a file that has records could not be watched, and what to try."""
     name = named(found.path)
-    if found.format is None and not found.series:
-        return (
-            f"no training metrics are recognised in {name}: it is no text log of a known framework, no JSON "
-            "Lines and no CSV with a column of steps.\n"
-            "`--format` says which it is (docs/metrics.md lists them); `clustertools metrics read --records` "
-            "shows what is understood of it"
-        )
     if not found.series:
-        return f"{name} is recognised as {found.format}, and no step with a metric is in it yet"
+        return (
+            f"{name} is recognised as {found.format}, and no step with a metric is in it yet.\n"
+            "`clustertools metrics read --records` shows what is understood of it"
+        )
     shown = ", ".join(plain(one, 40) for one in list(found.series)[:12])
     more = f" and {len(found.series) - 12} more" if len(found.series) > 12 else ""
     return (
-        f"{name} ({found.format}) has {_many(found.rows, 'row')} of {shown}{more}: none of them is a "
+        f"{name} ({found.format}) has {many(found.rows, 'row')} of {shown}{more}: none of them is a "
         "metric that is known.\n`--metric NAME` watches one of them as a loss is watched"
     )
 
@@ -243,11 +277,16 @@ def scan(
     Exit codes: 0 nothing is told, 1 notices only, 2 a page (over by now or not), 3 a file could not be read
     or has no known metric.
     """
-    wanted = Wanted(frozenset(canonical(name) for name in names), frozenset(kinds or ()), min_severity, since)
+    if plot and out.json:
+        raise click.UsageError("--plot is for people, --json for programs: --html goes with both")
+    if html is not None:
+        may_be_written(html)
+    wanted = wanted_of(names, kinds, min_severity, since)
     statuses, runs = [], []
     for path in files:
         try:
-            found = scanned(path, format_, wanted, Picture(only=wanted.names) if plot or html else None)
+            picture = Picture(only=wanted.names) if plot or html else None
+            found = scanned(path, format_, wanted, picture, Progress(path, out))
         except Unobservable as exc:
             complain(exc)
             statuses.append(Status.UNKNOWN)
@@ -258,21 +297,36 @@ def scan(
             found.picture.keep(event.number for event in told)
             runs.append(Told(named(path), summary(found, told), found.picture, told))
         if found.picture is not None and plot:
+            if len(files) > 1:
+                out.line(named(path))
             for line in text_plot(found.picture, width=_width(), since=since, pen=pen(out)):
                 out.line(line)
         for note in found.notes:
             out.note(plain(note))
-        out.note(summary(found, told))
+        out.note(f"{named(path)} ({found.format}): {summary(found, told)}")
         statuses.append(status_of(told))
     if html is not None:
         write_page(html, runs)
     return worst(statuses)
 
 
-def complain(error: Unobservable) -> None:
-    """An error about one of several files; names and samples in it may hold anything."""
+def complain(error: Exception) -> None:
+    """An error on stderr: names of files and samples in it may hold anything."""
     for line in str(error).splitlines():
         print(f"clustertools: {plain(line, 1000)}", file=sys.stderr)
+
+
+def may_be_written(path: Path) -> None:
+    """Raises ConfigError when `path` is there and no page: `--html a.log b.log` must not cost a log."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(64).lstrip().lower()
+    except FileNotFoundError:
+        return
+    except OSError as exc:
+        raise ConfigError(f"cannot write the page {path}: {exc.strerror or exc}") from exc
+    if start and not start.startswith((b"<!doctype html", b"<html")):
+        raise ConfigError(f"{path} exists and is no HTML page: it is not written over; name another file")
 
 
 def write_page(path: Path, runs: Sequence[Told]) -> None:
@@ -331,7 +385,7 @@ def event_cells(event: CurveEvent) -> list[str]:
 
 
 def summary(found: Scanned, told: Sequence[CurveEvent]) -> str:
-    """What was read and how much is told: the last line of a scan."""
+    """What was read and how much is told."""
     steps = "no step"
     if found.first_step is not None:
         steps = f"steps {found.first_step} to {found.last_step}"
@@ -342,19 +396,19 @@ def summary(found: Scanned, told: Sequence[CurveEvent]) -> str:
         series += f" and {len(found.series) - 8} more"
     counts = [(sum(event.severity == word for event in told), word) for word in reversed(SEVERITIES)]
     parts = [
-        ", ".join(f"{count:,} {word}" for count, word in counts if count) or "nothing to tell",
-        _many(found.rows, "row"), steps, f"{len(found.series)} series ({series})",
-        _many(found.restarts, "restart") if found.restarts else "",
-        _many(found.isolated, "isolated outlier") + " counted, not told",
-        _many(found.unreadable, "unreadable record"),
+        ", ".join(many(count, word) for count, word in counts if count) or "nothing to tell",
+        many(found.rows, "row"), steps, f"{len(found.series)} series ({series})",
+        many(found.restarts, "restart") if found.restarts else "",
+        many(found.isolated, "isolated outlier") + " counted, not told",
+        many(found.unreadable, "unreadable record"),
         f"{found.dropped_events:,} events beyond {EVENTS_AT_MOST:,} left out" if found.dropped_events else "",
         "" if "loss" in found.series else "there is no loss in it, so nothing is known of that",
     ]  # fmt: skip
-    return f"{named(found.path)} ({found.format}): " + "; ".join(part for part in parts if part)
+    return "; ".join(part for part in parts if part)
 
 
-def _many(count: int, word: str) -> str:
-    return f"{count:,} {word}{'' if count == 1 else 's'}"
+def many(count: int, word: str) -> str:
+    return f"{count:,} {word}{'' if count == 1 or word == 'daily' else 's'}"
 
 
 def _width() -> int:

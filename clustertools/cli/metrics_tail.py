@@ -18,6 +18,7 @@ import click
 from clustertools.cli.frame import Output, common, examples
 from clustertools.cli.metrics_scan import (
     Wanted,
+    complain,
     event_cells,
     event_line,
     metric_option,
@@ -83,13 +84,11 @@ def tail(
         following.take(_piped(following), live=True)
         following.hear(following.watch.finish(), live=True)
         return following.status
-    if state is not None:
-        following.load(state)
-    for look in _looks(following, once):
-        following.take(look.items, live=following.caught_up)
-        if state is not None and (look.items or look.grew or not following.saved):
-            replace(state, following.state())
-            following.saved = True
+    try:
+        following.follow(once, state)
+    except Unobservable as exc:
+        complain(exc)
+        return Status.UNKNOWN
     return following.status
 
 
@@ -101,7 +100,6 @@ class Following:
         self.memory: Mapping[str, Any] = {}
         self.watch = CurveWatch(options=Options(wanted.extra))
         self.caught_up = False
-        self.saved = False
         self.last_step: int | None = None
         self._wanted = wanted
         self.telling = telling
@@ -115,6 +113,17 @@ class Following:
     @property
     def open_events(self) -> int:
         return sum(map(self._wanted.tells, self._open.values()))
+
+    def follow(self, once: bool, state: Path | None) -> None:
+        """Until Ctrl-C, or with `once` until all that is there was read."""
+        if state is not None:
+            self.load(state)
+        is_saved = False
+        for look in _looks(self, once):
+            self.take(look.items, live=self.caught_up)
+            if state is not None and (look.items or look.grew or not is_saved):
+                replace(state, self.state())
+                is_saved = True
 
     def take(self, items: Iterable[Point | Event], *, live: bool) -> None:
         """What the files brought. What was in them when they were opened is told in its end state only."""
@@ -182,8 +191,10 @@ def _looks(following: Following, once: bool) -> Iterator[RunNews]:
 
     Raises Unobservable when the first look fails; later a file system may be away for a while.
     """
-    host, note = LocalHost(), following.telling.note
-    job = Job(id="", run=following.path, state="running", log_paths=(following.path,))
+    host, note, is_placed = LocalHost(), following.telling.note, False
+    # a child that reads for us stands in another folder
+    path = os.path.abspath(following.path)
+    job = Job(id="", run=path, state="running", log_paths=(path,))
     while True:
         try:
             look = read_run(host, job, following.memory)
@@ -202,10 +213,12 @@ def _looks(following: Following, once: bool) -> Iterator[RunNews]:
         if once and not look.paths:
             raise Unobservable(f"there is no {following.path}")
         if not look.paths:
-            note(f"there is no {following.path} yet; waiting for it")
+            what = "nothing to read in" if os.path.isdir(following.path) else "no"
+            note(f"there is {what} {following.path} yet; waiting for it")
         elif look.unrecognised:
             note(f"no step of a known form is in {look.unrecognised} yet")
-        elif once or not following.caught_up:
+        elif not is_placed:
+            is_placed = True
             note(_where(following, look))
         following.caught_up = True
         if once:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from array import array
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,10 +24,13 @@ CENTRE_ROWS = 15
 #: Rows against their centre that make the spread: enough that the upper twentieth is more than a handful. In
 #: a young run the younger half counts: what a loss does while it falls from its first values ends soon.
 SPREAD_ROWS, _YOUNG_ROWS = 80, 12
+#: Where the last rows scatter so much less that the others must be of another time (the loss has fallen by
+#: half, the log interval has changed), so many times their spread counts.
+_LATELY_ROWS, _LATELY_TIMES = 24, 2.0
 #: Rows that are kept as they came: for the slope, the quantum and how rows hang together.
-_RECENT_ROWS = 45
-#: The centre is looked at anew after so many rows, the spread after four times as many.
-_SETTLE_ROWS = 8
+_RECENT_ROWS = 36
+#: The centre is looked at anew after so many rows, the spread after six times as many.
+_SETTLE_ROWS, _SPREAD_TIMES = 8, 6
 #: The slope is taken from three medians of so many rows; it has to be the same way between both pairs, and
 #: the smaller one counts, so that a step, as at the end of an epoch, is none.
 _SLOPE_ROWS = 9
@@ -71,8 +75,8 @@ class Level:
         self.quantum: float = saved.get("quantum", 0.0)
         self.carry: float = saved.get("carry", 0.0)
         self.high: float = saved.get("high", math.inf)
-        self.recent: list[float] = list(saved.get("recent", ()))
-        self.gaps: list[float] = list(saved.get("gaps", ()))
+        self.recent = array("d", saved.get("recent", ()))
+        self.gaps = array("d", saved.get("gaps", ()))
         self.outs: float = saved.get("outs", 0.0)
         self.heights: float = saved.get("heights", 0.0)
         self.watched: float = saved.get("watched", 0.0)
@@ -80,7 +84,7 @@ class Level:
     def state(self) -> dict[str, Any]:
         """JSON-ready; `Level(floor, state)` goes on from it."""
         names = (name for name in self.__slots__ if name != "floor")
-        return {n: list(v) if isinstance(v := getattr(self, n), list) else v for n in names}
+        return {n: list(v) if isinstance(v := getattr(self, n), array) else v for n in names}
 
     @property
     def is_ready(self) -> bool:
@@ -90,9 +94,9 @@ class Level:
         """A row of the level. One that is out by itself is to be taken as `high`: it widens the spread if
         many come, and one does nothing."""
         self.recent.append(value)
-        self.rows += 1
-        self.centre += self.slope
-        self.high += self.slope
+        if self.slope:
+            self.centre += self.slope
+            self.high += self.slope
         self.wait -= 1
         if not self.wait:
             self._settle()
@@ -131,9 +135,15 @@ class Level:
             self.outs += 1.0
             self.heights += math.log(min(z / OUT_SIGMAS, 1e6))
 
+    def renew(self) -> None:
+        """From here on rows are of another kind, as when the log interval changes: the level is learned anew.
+        How far out single rows go stays known."""
+        self.rows, self.wait, self.slope, self.high = 0, _SETTLE_ROWS, 0.0, math.inf
+        del self.recent[:], self.gaps[:]
+
     def accept(self, values: Sequence[float]) -> None:
         """A new level holds: these are its rows."""
-        self.recent, self.gaps = list(values[:CENTRE_ROWS]), self.gaps[-SPREAD_ROWS // 4 :]
+        self.recent, self.gaps = array("d", values[:CENTRE_ROWS]), self.gaps[-SPREAD_ROWS // 4 :]
         self.centre = sorted(self.recent)[len(self.recent) // 2]
         self.wait = _SETTLE_ROWS
         for value in values[CENTRE_ROWS:]:
@@ -142,16 +152,20 @@ class Level:
 
     def _settle(self) -> None:
         """The centre anew from the last rows, and now and then the spread."""
-        recent, rows = self.recent, self.rows
+        recent = self.recent
         count = _SETTLE_ROWS - self.wait
-        self.wait = _SETTLE_ROWS
+        self.rows += count
+        rows, self.wait = self.rows, _SETTLE_ROWS
         if rows > _SETTLE_ROWS and count:  # the first rows have no centre yet to be held against
             slope = self.slope
             first = self.centre - slope * count
-            self.gaps += [value - first - slope * k for k, value in enumerate(recent[-count:])]
+            if slope:
+                self.gaps.extend(value - first - slope * k for k, value in enumerate(recent[-count:]))
+            else:
+                self.gaps.extend([value - first for value in recent[-count:]])
             self.watched += count
         slope = self.slope = self._slope()
-        last = recent[-CENTRE_ROWS:]
+        last = list(recent[-CENTRE_ROWS:])
         if slope:  # each row carried on to the first of those to come
             ahead = len(last)
             last = [value + slope * (ahead - k) for k, value in enumerate(last)]
@@ -161,7 +175,7 @@ class Level:
             return
         del recent[:-_RECENT_ROWS]
         del self.gaps[: -min(SPREAD_ROWS, max(_YOUNG_ROWS, rows // 2))]
-        if rows < SPREAD_ROWS or rows // _SETTLE_ROWS % 4 == 0:
+        if rows < SPREAD_ROWS or rows // _SETTLE_ROWS % _SPREAD_TIMES == 0:
             self._respread()
         self.scale = max(abs(self.centre), self.spread)
         if self.scale > 0:  # of a series of zeros nothing is known
@@ -170,33 +184,34 @@ class Level:
     def _slope(self) -> float:
         """Per row, of a series that falls; else 0: a rise is not followed, it may be the beginning of one."""
         recent = self.recent
-        part = min(_SLOPE_ROWS, len(recent) // 3)
+        count = len(recent)
+        part = min(_SLOPE_ROWS, count // 3)
         if part < 3:
             return 0.0
-        count = len(recent)
-        third, second, first = (
-            sorted(recent[count - (k + 1) * part : count - k * part])[part // 2] for k in range(3)
-        )
-        before, after = second - first, third - second
-        if before >= 0 or after >= 0:
+        half = part // 2
+        second = sorted(recent[count - 2 * part : count - part])[half]
+        before = second - sorted(recent[count - 3 * part : count - 2 * part])[half]
+        if before >= 0:
             return 0.0
-        return max(before, after) / part
+        after = sorted(recent[count - part :])[half] - second
+        return max(before, after) / part if after < 0 else 0.0
 
     def _respread(self) -> None:
         count = len(self.gaps)
         if not count:
             return
-        gaps = sorted(self.gaps)
-        middle = gaps[count // 2]
-        # quarters for the bulk, the upper twentieth for a tail that is heavier than its bulk
-        bulk = (gaps[(3 * count) // 4] - gaps[count // 4]) / 1.349
-        tail = (gaps[min(count - 1, (19 * count) // 20)] - middle) / 1.645
+        middle, bulk, tail = _spreads(self.gaps)
         values = sorted(set(self.recent))
         if len(values) > 1 and 2 * len(values) <= len(self.recent):
             self.quantum = min(b - a for a, b in itertools.pairwise(values))
         # few rows know their spread badly: half as much again at 16, nothing to speak of at 100
+        wide = max(bulk, tail) * (1.0 + 8.0 / count)
+        if count > 2 * _LATELY_ROWS:
+            _, bulk_lately, tail_lately = _spreads(self.gaps[-_LATELY_ROWS:])
+            wide = min(wide, _LATELY_TIMES * max(bulk_lately, tail_lately))
+            bulk = min(bulk, _LATELY_TIMES * bulk_lately)
         self.bulk = max(bulk, self.quantum)
-        self.spread = max(self.bulk, tail) * (1.0 + 8.0 / count)
+        self.spread = max(wide, self.quantum)
         # a series that rises is not out for it; one that falls may stop to
         self.bias = max(middle, 0.0)
         self.carry += 0.25 * (self._carry() - self.carry)
@@ -209,9 +224,20 @@ class Level:
         From how often the series turns: differences of rows that know nothing of each other go the same way
         twice in a third of all cases, those of a slow wave always. A trend does not matter to it.
         """
-        steps = [b - a for a, b in itertools.pairwise(self.recent)]
-        pairs = [a * b for a, b in itertools.pairwise(steps) if a and b]
-        if len(pairs) < 2 * _SETTLE_ROWS:
+        recent = self.recent
+        steps = [b - a for a, b in itertools.pairwise(recent) if a != b]
+        pairs = len(steps) - 1
+        if pairs < 2 * _SETTLE_ROWS:
             return 0.0
-        same = sum(pair > 0 for pair in pairs) / len(pairs)
+        same = sum((a > 0) == (b > 0) for a, b in itertools.pairwise(steps)) / pairs
         return min(1.0, max(0.0, 1.0 + 2.0 * math.sin(math.pi * (same - 0.5))))
+
+
+def _spreads(gaps: Sequence[float]) -> tuple[float, float, float]:
+    """The middle, and sigmas of the bulk, by its quarters, and of the tail above, by its upper twentieth: it
+    may be heavier."""
+    known = sorted(gaps)
+    count = len(known)
+    middle = known[count // 2]
+    bulk = (known[(3 * count) // 4] - known[count // 4]) / 1.349
+    return middle, bulk, (known[min(count - 1, (19 * count) // 20)] - middle) / 1.645

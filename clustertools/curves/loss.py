@@ -48,6 +48,8 @@ SIGN_ROWS = 5
 FIRST_VALUES = 14
 #: As the first rows of the run: within 20 %, after the loss had fallen to this share of them.
 RESTART_NEAR, LEARNED_SHARE, FIRST_ROWS = 0.2, 0.7, 4
+#: The log interval has changed when as many rows are so many times as many steps, or as few.
+INTERVAL_TIMES = 3
 #: After a resume the loss is up for some tens of rows by itself (IDEFICS): only what is this high counts.
 RESUME_ROWS, RESUME_LIFT = 50, 0.3
 
@@ -67,19 +69,21 @@ class LossWatch:
         loss = values.get("loss")
         grad = values.get("grad_norm")
         joined = self._loss
+        level, grads = joined.level, joined.grad
         if loss is not None:
-            if grad is None:
-                if loss <= joined.high:
-                    joined.take(row.step, loss, story, told)
-                else:
-                    joined.look(row.step, loss, None, story, told)
-            elif loss <= joined.high and grad <= joined.grad_high and grad > 0:
+            # the ordinary row; a value that is no number is not at most anything
+            is_in = not joined.busy and loss <= level.high
+            if is_in and grad is None:
                 joined.take(row.step, loss, story, told)
-                joined.grad.take(grad)
+            elif is_in and grad is not None and 0 < grad <= grads.high:
+                joined.take(row.step, loss, story, told)
+                grads.take(grad)
             else:
                 joined.look(row.step, loss, grad, story, told)
         elif grad is not None:
             joined.look(row.step, None, grad, story, told)
+        if not self._extra:
+            return
         for name, series in self._extra.items():
             value = values.get(name)
             if value is not None:
@@ -104,10 +108,8 @@ class LossWatch:
 
 
 class Joined:
-    """One series and the grad norm beside it.
-
-    `high` and `grad_high` are the bounds of an ordinary row: minus infinity while anything is going on, so
-    that every row then comes to `look`.
+    """One series and the grad norm beside it. `busy`: something is going on, so that every row has to come to
+    `look`; an ordinary row only to `take`.
     """
 
     def __init__(self, metric: str, state: Mapping[str, Any] | None = None) -> None:
@@ -116,6 +118,8 @@ class Joined:
         self.level = Level(LOSS_FLOOR, saved.get("level"))
         self.grad = Level(GRAD_FLOOR, saved.get("grad"))
         self.slow = Slow(saved.get("slow"))
+        #: of the last block of rows its last step, and how many steps it was long
+        self.block: list[int] = list(saved.get("block", (0, 0)))
         self.first_step: int | None = saved.get("first_step")
         self.firsts: list[float] = list(saved.get("firsts", ()))
         self.now = Disturbance.of(saved.get("now"))
@@ -129,24 +133,24 @@ class Joined:
     def state(self) -> dict[str, Any]:
         return {
             "level": self.level.state(), "grad": self.grad.state(), "slow": self.slow.state(),
-            "first_step": self.first_step, "firsts": self.firsts,
+            "block": self.block, "first_step": self.first_step, "firsts": self.firsts,
             "now": self.now.state() if self.now else None, "waiting": self.waiting, "sign": self.sign,
             "resumed": self.resumed, "busy": self.busy,
         }  # fmt: skip
-
-    @property
-    def high(self) -> float:
-        return -math.inf if self.busy else self.level.high
-
-    @property
-    def grad_high(self) -> float:
-        return self.grad.high
 
     def take(self, step: int, value: float, story: Story, told: list[News]) -> None:
         """An ordinary row."""
         level = self.level
         level.take(value)
-        if level.wait == BLOCK_ROWS and level.rows >= BLOCK_ROWS:
+        if level.wait == BLOCK_ROWS:
+            steps, before = step - self.block[0], self.block[1]
+            if before > 0 and not before < INTERVAL_TIMES * steps < INTERVAL_TIMES**2 * before:
+                level.renew()
+                self.grad.renew()
+                self.slow = Slow()
+                self.block = [step, steps]
+                return
+            self.block = [step, steps]
             risen = self.slow.add(step, level.recent[-BLOCK_ROWS:], level.spread)
             if risen is not None and self.now is None:
                 self._rise(*risen, step, value, story, told)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from array import array
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 #: Rows of which the median is one block: as often as a level looks at its centre.
@@ -12,7 +13,7 @@ BLOCK_ROWS = 8
 #: tens of rows has not moved them yet, and a loss that falls is held against the newest.
 _BACK_BLOCKS, _SKIP_BLOCKS, _TIMES_BACK = 9, 3, 3
 #: Blocks that are kept, and how many of them are known before anything is told.
-_KEPT_BLOCKS, _KNOWN_BLOCKS = 48, 24
+_KEPT_BLOCKS, _KNOWN_BLOCKS = 40, 24
 #: A rise has to be 10 % of the level (loss.md section 4), twice as much as the run ever rose lately, and ten
 #: of the sigmas that a median of eight rows has.
 _LIFT, _TIMES, _SPREADS = 0.10, 2.0, 4.5
@@ -23,47 +24,54 @@ _BLOCKS_OUT = 2
 class Slow:
     """The blocks of one series."""
 
-    __slots__ = ("blocks", "out")
+    __slots__ = ("before", "middles", "out", "rates", "spreads")
 
     def __init__(self, state: Mapping[str, Any] | None = None) -> None:
         saved = state or {}
-        #: of each block its median, how fast that has come up from those before, and the spread of the level
-        self.blocks: list[list[float]] = [list(block) for block in saved.get("blocks", ())]
+        #: of each block its median, how fast that has come up from those before, the spread of the level, and
+        #: the median of the blocks before
+        self.middles = array("d", saved.get("middles", ()))
+        self.rates = array("d", saved.get("rates", ()))
+        self.spreads = array("d", saved.get("spreads", ()))
+        self.before = array("d", saved.get("before", ()))
         #: the steps of the last blocks that show a rise
         self.out: list[int] = list(saved.get("out", ()))
 
     def state(self) -> dict[str, Any]:
-        return {"blocks": self.blocks, "out": self.out}
+        return {name: list(getattr(self, name)) for name in self.__slots__}
 
-    def add(self, step: int, values: list[float], spread: float) -> tuple[int, float] | None:
+    def _keep(self, *block: float) -> None:
+        for series, value in zip((self.middles, self.rates, self.spreads, self.before), block, strict=True):
+            series.append(value)
+            del series[:-_KEPT_BLOCKS]
+
+    def add(self, step: int, values: Sequence[float], spread: float) -> tuple[int, float] | None:
         """The rows of the next block, `step` that of the last one. Returns the step from which on the series
         has risen and what it had been, once that is sure."""
         middle = sorted(values)[len(values) // 2]
-        blocks = self.blocks
-        before, back = self._before()
-        gap = middle - before if back else 0.0
-        blocks.append([middle, gap / max(1, back), spread])
-        del blocks[:-_KEPT_BLOCKS]
-        if not back or len(blocks) < _KNOWN_BLOCKS or gap <= _LIFT * abs(before):
+        count = len(self.middles)
+        lately = sorted(self.middles[-_BACK_BLOCKS - _SKIP_BLOCKS + 1 :][:_BACK_BLOCKS])
+        if len(lately) < _BACK_BLOCKS:
+            self._keep(middle, 0.0, spread, middle)
+            return None
+        medians = [lately[_BACK_BLOCKS // 2]]
+        for times in range(1, _TIMES_BACK):
+            if count >= times * _BACK_BLOCKS + _BACK_BLOCKS + _SKIP_BLOCKS - 1:
+                medians.append(self.before[-times * _BACK_BLOCKS])
+        before, back = min(medians), len(medians) * _BACK_BLOCKS
+        gap = middle - before
+        self._keep(middle, gap / back, spread, medians[0])
+        if count + 1 < _KNOWN_BLOCKS or gap <= _LIFT * abs(before):
             self.out = []
             return None
-        known = blocks[:-_BACK_BLOCKS]
-        if gap <= max(_TIMES * back * max(block[1] for block in known), _SPREADS * known[-1][2]):
+        fastest, known_spread = max(self.rates[:-_BACK_BLOCKS]), self.spreads[-_BACK_BLOCKS - 1]
+        if gap <= max(_TIMES * back * fastest, _SPREADS * known_spread):
             self.out = []
             return None
         self.out.append(step)
         if len(self.out) < _BLOCKS_OUT:
             return None
         first = self.out[0]
-        self.out, self.blocks = [], []
+        self.out = []
+        del self.middles[:], self.rates[:], self.spreads[:], self.before[:]
         return first, before
-
-    def _before(self) -> tuple[float, int]:
-        """The lowest of the medians before, and how many blocks they reach back (0: none is known)."""
-        end = len(self.blocks) - _SKIP_BLOCKS + 1
-        ends = range(end, _BACK_BLOCKS - 1, -_BACK_BLOCKS)[:_TIMES_BACK]
-        found = [
-            sorted(block[0] for block in self.blocks[at - _BACK_BLOCKS : at])[_BACK_BLOCKS // 2]
-            for at in ends
-        ]
-        return (min(found), len(found) * _BACK_BLOCKS) if found else (0.0, 0)

@@ -32,8 +32,6 @@ BREATH_ITERATIONS = 50
 SEARCH_CALM_ITERATIONS, SEARCH_SKIPS_AT_MOST = 50, 35
 #: Losses that were numbers before a single nan is believed at once: some tables say nan for "not recorded".
 KNOWN_ROWS = 5
-#: A loss that left out of rows that are whole otherwise is a nan only after so many rows with it.
-WHOLE_ROWS = 50
 #: A row of training has at least one of these; where they are gone too the row is another kind of record.
 _BESIDE = (
     "learning_rate", "grad_norm", "step_seconds", "throughput_tokens_per_second", "tokens", "samples",
@@ -62,7 +60,6 @@ class _Memory:
     loss: float = math.nan
     step: int | None = None
     beside: list[str] | None = None
-    whole: int = 0
     strange: int = 0
     zeros: int = 0
     zero_rows: int = 0
@@ -117,7 +114,6 @@ class NotFinite:
             if not values.get("skipped_iterations") and not values.get("nan_iterations") and scale == m.scale:
                 m.loss, m.step = loss, row.step
                 m.losses += 1
-                m.whole += 1
                 return
         self._look(row, loss, norm, story, told)
         m.step = row.step
@@ -139,7 +135,6 @@ class NotFinite:
         skipped = max(skipped, halved, self._new("skipped_steps_total", row, steps))
         sort = self._sort(row, loss, norm, skipped, nans, steps)
         if sort == "nothing":
-            m.whole = 0
             return
         if sort == "bad":
             self._bad(row, loss, norm, story, told)
@@ -170,7 +165,7 @@ class NotFinite:
     ) -> _Sort:  # fmt: skip
         m = self._m
         if loss is None:
-            if "loss" in row.missing or self._is_left_out(row):
+            if "loss" in row.missing:
                 return "skip" if skipped and (m.step is None or skipped >= steps) else "bad"
             if nans and not skipped:
                 return "bad"
@@ -193,17 +188,6 @@ class NotFinite:
         if any(not math.isnan(values.get(n, math.nan)) for n in names):
             return True
         return all(n == "grad_norm" for n in names) and math.isnan(values.get("eval_loss", math.nan))
-
-    def _is_left_out(self, row: Row) -> bool:
-        """Whether a whole row has all but the loss, which all rows before had."""
-        names = self._m.beside or []
-        return (
-            (self._m.whole >= WHOLE_ROWS or self._event is not None)
-            and "grad_norm" in names
-            and "learning_rate" in names
-            and "eval_loss" not in row.values
-            and all(n in row.values for n in names)
-        )
 
     def _new(self, name: str, row: Row, steps: int) -> int:
         """How many were skipped since the row before, whether the log counts by row or from the start on.
@@ -263,7 +247,6 @@ class NotFinite:
                 self._begin(m.zero_step, row, "loss", 0.0, "page", story, told)
             return
         m.losses += 1
-        m.whole += 1
         m.loss = loss
         m.strange = 0
         # what *all* rows with a loss have beside it, as far as they are looked at
@@ -295,7 +278,6 @@ class NotFinite:
 
     def _bad(self, row: Row, loss: float | None, norm: float, story: Story, told: list[News]) -> None:
         m = self._m
-        m.whole = 0
         value = math.nan if loss is None or loss == 0.0 else loss
         first, m.grad_step = m.grad_step if m.grad_step is not None else row.step, None
         if self._event is not None:
@@ -412,12 +394,13 @@ class NotFinite:
                 self._begin_skipping(m.streak_step, row, m.searched, "in a row", story, told)
         elif m.streak >= IN_A_ROW:
             self._begin_skipping(m.streak_step, row, m.streak, "in a row", story, told)
-        elif len(m.skips) >= OFTEN and self._is_not_breath():
+        elif len(m.skips) >= OFTEN and not self._is_breath():
             self._begin_skipping(m.skips[0], row, OFTEN, f"in {OFTEN_ITERATIONS} iterations", story, told)
 
-    def _is_not_breath(self) -> bool:
+    def _is_breath(self) -> bool:
+        """Whether the scaler tries a higher scale now and then. Where the scale is logged it tells more."""
         skips = self._m.skips
-        return min(b - a for a, b in itertools.pairwise(skips)) < BREATH_ITERATIONS
+        return self._m.scaled or min(b - a for a, b in itertools.pairwise(skips)) >= BREATH_ITERATIONS
 
     def _begin_skipping(
         self, first: int, row: Row, count: int, how: str, story: Story, told: list[News]

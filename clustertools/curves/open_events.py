@@ -19,7 +19,7 @@ OVER_AT_MOST = 8
 #: Kinds that do not pass by themselves: a loss that stays high is no recovery.
 LASTING: frozenset[Kind] = frozenset({"divergence", "restart", "level_shift"})
 #: More open events than this are not kept apart: a run in such a state is told by the first ones.
-OPEN_AT_MOST = 32
+OPEN_AT_MOST = 8
 
 
 @dataclass(slots=True)

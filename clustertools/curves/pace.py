@@ -291,7 +291,7 @@ class Pace:
     def _begin(self, row: Row, story: Story, told: list[News]) -> None:
         slow = [d[1] for d in self._doubt if d[1] > self._edge]
         self._end(told)
-        self._usual, self._slow, self._slow_rows = self._base, _median(slow), len(self._doubt)
+        self._usual, self._slow, self._slow_rows = self._base, _median(slow), len(slow)
         if self._before and self._returns():
             self._doubt = []
             self._scale(self._slow / self._base)
@@ -394,7 +394,8 @@ class Pace:
             return
         middle = math.sqrt(self._usual * self._slow)
         slow = [int(n[0]) for n in self._newest if n[1] > middle]
-        self._close(self._event, "ended", self._block_end if self._stands else slow[-1], told)
+        end = self._block_end if self._stands or not slow else slow[-1]
+        self._close(self._event, "ended", max(end, self._event.step), told)
 
     def _close(
         self, event: CurveEvent, change: Change, end: int, told: list[News], back: int | None = None

@@ -20,6 +20,8 @@ WAYS = (
     "step_seconds", "throughput_tokens_per_second", "samples_per_second", "tflops_per_gpu", "clock",
 )  # fmt: skip
 _CLOCK = len(WAYS) - 1
+#: What is not between these is no time of a step, nor the inverse of a throughput.
+_LEAST, _MOST = 1e-15, 1e15
 #: Rows after a start of the run that tell nothing of its pace: compiling, cold caches.
 SKIPPED_AT_START = 3
 #: Stamps of whole seconds are compared over so many seconds: one more or less is then 2.5 %.
@@ -93,7 +95,7 @@ class StepSeconds:
         if not _SIZES.isdisjoint(values):
             self._compare_sizes(values)
         seconds = values.get("step_seconds") if self._way == 0 else self._by_other_ways(row, steps)
-        if seconds is None or not 0.0 < seconds < math.inf:
+        if seconds is None or not _LEAST < seconds < _MOST:
             return None
         if self._skip:
             self._skip -= 1

@@ -164,6 +164,12 @@ class Rows:
             self._emit(held, found)
         else:
             self._held = held
+            self._hurry(found)
+
+    def _hurry(self, found: list[Row | Restart]) -> None:
+        """A loss that is no number waits for nothing: the run may end with it."""
+        if self._held is not None and not math.isfinite(self._held[1].get("loss", 0.0)):
+            self._release(found)
 
     def _is_part(self, values: Mapping[str, float]) -> bool:
         """Whether a record of the last step brings only what that step does not have yet."""
@@ -182,6 +188,7 @@ class Rows:
         self._fragmented, self._single = True, 0
         if mine is not None:
             _merge(mine, held)
+            self._hurry(found)
             return
         # it came after its row was passed on: what is new of it goes after
         self._names |= fresh
@@ -385,6 +392,8 @@ class Rows:
 
     def _restart(self, rows: list[_Held], found: list[Row | Restart]) -> None:
         self._release(found)
+        if self._evaluation is not None:
+            self._tell_evaluation(found)  # of the branch that ends here
         self._back, self._resumed, self._bad_step = [], False, None
         found.append(Restart(rows[0][0], self._last))
         self._last, self._epoch = None, None

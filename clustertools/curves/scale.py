@@ -18,8 +18,10 @@ from typing import Any
 from clustertools.curves import Change, CurveEvent, News, Options, Restart, Row, Severity, Story
 
 #: Net halvings that are a collapse, and the iterations in which they came. Our choice, from the runs above:
-#: 4 in 20, 5 in 7, all that there were in 40; the second for the slow one. At least two rows are looked at.
-FALLS = ((4, 500), (5, 3000))
+#: 4 in 20, 5 in 7, all that there were in 40; the last for the slow one. At least two rows are looked at.
+FALLS = ((3, 100), (4, 500), (5, 3000))
+#: A scale counts as one that was had when it held for so long: a doubling that overflows at once is a breath.
+HELD_TO_COUNT_ITERATIONS = 20
 #: Halvings that wake somebody, as a scale of 1 or less does: there is nothing left to scale.
 PAGE_HALVINGS = 6
 FLOOR = 1.0
@@ -122,13 +124,16 @@ class Scale:
 
     def _top(self, since: int) -> list[float]:
         """The last change to the highest scale that still held at step `since` or later."""
-        top = self._changes[-2]
-        for place in range(len(self._changes) - 3, -1, -1):
+        changes = self._changes
+        top = changes[-2]
+        for place in range(len(changes) - 3, -1, -1):
             # a change is the end of the one before: the row before it still had the scale
-            if self._changes[place + 1][2] < since:
+            if changes[place + 1][2] < since:
                 break
-            if self._changes[place][1] > top[1]:
-                top = self._changes[place]
+            grew = place > 0 and changes[place - 1][1] < changes[place][1]
+            held = changes[place + 1][0] - changes[place][0] >= HELD_TO_COUNT_ITERATIONS
+            if changes[place][1] > top[1] and (held or not grew):
+                top = changes[place]
         return top
 
     def _begin(self, step: int, top: list[float], scale: float, story: Story, told: list[News]) -> None:

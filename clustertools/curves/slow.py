@@ -44,7 +44,7 @@ class Slow:
     def add(self, row: Row, story: Story, told: list[News]) -> None:
         if self._history.add(row):
             self._step = row.step
-            if len(self._history.points) % 2 == 0:
+            if self._history.count % 2 == 0:
                 self._judge(row.step, story, told)
 
     def _judge(self, step: int, story: Story, told: list[News]) -> None:
@@ -78,9 +78,11 @@ class Slow:
         rise = risen(points, norm, stall)
         if not self._believed(norm, rise is not None) or rise is None:
             return
+        why = "and the loss does not improve any more"
+        if rise.alone:
+            why = "faster than ever before in this run, while the loss does not show it yet"
         message = (
-            f"{name} {rise.value:.3g}, {rise.value / rise.low:.1f} times its lowest of {rise.low:.3g}, "
-            "and the loss does not improve any more"
+            f"{name} {rise.value:.3g}, {rise.value / rise.low:.1f} times the {rise.low:.3g} it had, {why}"
         )
         first = points[(rise.since + len(points)) // 2].step
         self._begin(kind, norm, first, step, rise.value, rise.low, message, story, told)

@@ -3,7 +3,7 @@
 A run that learns ever more slowly is no stall: all do, and one that has converged, a noise floor, a short
 fine-tuning or a reward that hovers look flat as well. What is told is a break: the loss fell steadily and
 for long, every curve that fits what was lets expect more, and from one point on it does not fall any more, at
-a learning rate that still moves the weights. Without a logged learning rate nothing is said.
+a learning rate that still moves the weights. Where the log does not tell the rate the break must be wider.
 """
 
 from __future__ import annotations
@@ -17,13 +17,16 @@ from clustertools.curves.history import Point, smooth
 
 #: Points without which nothing is judged (each of 8 rows and more), and the share of them that is warm-up.
 POINTS_AT_LEAST, WARM_UP = 32, 0.05
-#: The learning rate is spent below this share of its highest by definition of the kind.
+#: The learning rate is spent below this share of its highest, as the kind is defined.
 SPENT_RATE = 0.1
-#: The flat part: at least this share of the run so far, so many points, and this share of what was before.
-FLAT_SHARE, FLAT_POINTS, FLAT_OF_BEFORE = 0.10, 6, 0.35
+#: The flat part: at least this share of the run so far, so many points, and this share of what was before;
+#: with less than the last one the gap has to be wider.
+FLAT_SHARE, FLAT_POINTS, FLAT_OF_BEFORE_AT_LEAST, FLAT_OF_BEFORE = 0.10, 6, 0.15, 0.35
 #: Our choices, from made runs with and without a stall. `GAP_SIGMAS`, `GAP_SHARE`: how far the flat level
-#: lies above the most careful of the fits. `KEPT_PACE`: the fall while the rows doubled last, as a share of
-#: that while they doubled before. `FALL_SIGMAS`: how far above the noise it must be.
+#: lies above the most careful of the fits; where the learning rate is not logged, UNKNOWN_RATE times that.
+#: `KEPT_PACE`: the fall while the rows doubled last, as a share of that while they doubled before.
+#: `FALL_SIGMAS`: how far above the noise it must be.
+UNKNOWN_RATE = 1.5
 GAP_SIGMAS, GAP_SHARE, KEPT_PACE, FALL_SIGMAS = 8.0, 0.01, (0.5, 1.6), 10.0
 #: No point may hold more of a fall than this: a stair, a leap, a new mix of data.
 STAIR_SHARE = 0.4
@@ -58,10 +61,11 @@ def stalled(points: Sequence[Point]) -> Stall | None:
     first = max(2, math.ceil(WARM_UP * count))
     sigma = noise(losses[first:])
     start = _flat_from(losses, first, sigma)
-    if start is None or not rate_holds(points, start):
+    if start is None or rate_holds(points, start) is False:
         return None
+    is_known = points[-1].learning_rate is not None
     flat = count - start
-    if flat < max(FLAT_POINTS, FLAT_SHARE * count, FLAT_OF_BEFORE * start):
+    if flat < max(FLAT_POINTS, FLAT_SHARE * count, FLAT_OF_BEFORE_AT_LEAST * start):
         return None
     before = losses[first:start]
     if not _fell_steadily(losses, first, start, sigma):
@@ -70,14 +74,15 @@ def stalled(points: Sequence[Point]) -> Stall | None:
     expected, spread = careful_forecast(before, first, count - 1 - flat / 3)
     late = sorted(losses[-max(3, flat // 2) :])
     gap = late[len(late) // 2] - expected
-    if gap < max(GAP_SIGMAS * max(sigma, spread), GAP_SHARE * abs(level)):
+    weight = max(1.0, FLAT_OF_BEFORE * start / flat) ** 2 * (1.0 if is_known else UNKNOWN_RATE)
+    if gap < weight * max(GAP_SIGMAS * max(sigma, spread), GAP_SHARE * abs(level)):
         return None
     return Stall(start, level, expected, max(sigma, spread))
 
 
 def _clearly_falls(losses: Sequence[float]) -> bool:
     """Whether the last points lie below those before the shortest flat part: so it is with most runs."""
-    place = round(len(losses) / (1 + FLAT_OF_BEFORE))
+    place = round(len(losses) / (1 + FLAT_OF_BEFORE_AT_LEAST))
     then, now = sorted(losses[place - 3 : place + 3]), sorted(losses[-6:])
     return now[3] < then[3] - GAP_SHARE * abs(then[3])
 
@@ -110,12 +115,15 @@ def _flat_from(losses: Sequence[float], first: int, sigma: float) -> int | None:
     return None if late < early - 1.0 * sigma or late > early + RISING_SHARE * abs(early) else start
 
 
-def rate_holds(points: Sequence[Point], start: int) -> bool:
-    """Whether the learning rate from `start` on can teach, and neither leapt nor fell off near there."""
+def rate_holds(points: Sequence[Point], start: int) -> bool | None:
+    """Whether the learning rate from `start` on can teach, and neither leapt nor fell off near there.
+
+    None when the log does not tell it.
+    """
     rates = [p.learning_rate for p in points]
     known = [r for r in rates if r is not None]
-    if len(known) < len(rates) or not known:
-        return False
+    if len(known) < len(rates):
+        return False if known else None
     highest = max(known)
     now = known[start:]
     if highest <= 0 or min(now) < SPENT_RATE * highest:

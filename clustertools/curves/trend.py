@@ -2,7 +2,8 @@
 
 The growth by itself says nothing: of 46 public runs 23 rise by 1.5 to 7.6 times after warm-up, and 8 of the
 19 among them in which nothing is wrong. It counts when what the loss had been gaining is gone: it is a stall
-by clustertools.curves.stall, or has turned and rises again.
+by clustertools.curves.stall, or has turned and rises again. Or when it is far faster than ever before in this
+run.
 """
 
 from __future__ import annotations
@@ -29,13 +30,19 @@ LEAP_SHARE = 0.5
 TURN_SIGMAS, TURN_SHARE, TURN_LENGTH, FELL_SIGMAS = 6.0, 0.01, 0.10, 20.0
 
 
+#: Far faster than ever: so many times within an eighth or a quarter of the run, and never before after
+#: warm-up more than so many times within as long; no more of it in one point than this share. Our choice.
+AWAY_RATIO, AWAY_BEFORE, AWAY_LEAP_SHARE = 4.0, 1.5, 0.4
+
+
 @dataclass(frozen=True, slots=True)
 class Rise:
-    """`since`: the point from which both hold; `value` and `low` of the smoothed norm."""
+    """`since`: the point from which it holds; `value`, `low`: smoothed norm; `alone`: the loss is fine."""
 
     since: int
     value: float
     low: float
+    alone: bool = False
 
 
 def risen(points: Sequence[Point], norm: Norm, stall: Stall | None) -> Rise | None:
@@ -57,12 +64,29 @@ def risen(points: Sequence[Point], norm: Norm, stall: Stall | None) -> Rise | No
         return None
     turn = stall.since if stall is not None else _turned(points)
     if turn is None:
-        return None
+        away = _away(eased, warm)
+        return None if away is None else Rise(away, eased[-1], eased[away], alone=True)
     half = (low * eased[-1]) ** 0.5
     if eased[turn] > half:
         return None
     high = next(i for i in range(place, len(eased)) if eased[i] > half)
     return Rise(max(high, turn), eased[-1], low)
+
+
+def _away(eased: Sequence[float], warm: int) -> int | None:
+    """The point at which the norm left its own pace; None when it did not, or there is too little before."""
+    count = len(eased)
+    for span in (count // 8, count // 4):
+        start = count - 1 - span
+        if eased[-1] < AWAY_RATIO * eased[start] or start - span - warm < 2 * span:
+            continue
+        if max(eased[at + span] / eased[at] for at in range(warm, start - span)) > AWAY_BEFORE:
+            continue
+        leap = max(b / a for a, b in pairwise(eased[start:]))
+        if leap > (eased[-1] / eased[start]) ** AWAY_LEAP_SHARE:
+            continue
+        return next(at for at in range(start, count) if eased[at] >= AWAY_BEFORE * eased[start])
+    return None
 
 
 def _turned(points: Sequence[Point]) -> int | None:
@@ -74,7 +98,7 @@ def _turned(points: Sequence[Point]) -> int | None:
     eased = smooth(losses)
     low = min(eased[first:])
     place = eased.index(low, first)
-    if count - place < max(TURN_LENGTH * count, 5) or low <= 0 or not rate_holds(points, place):
+    if count - place < max(TURN_LENGTH * count, 5) or low <= 0 or rate_holds(points, place) is False:
         return None
     if eased[first] - low < max(FELL_SIGMAS * sigma, 0.1 * low):
         return None

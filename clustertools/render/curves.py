@@ -124,11 +124,18 @@ class Curve:
         is_log = name not in _LINEAR and low >= 0 and positive > 0 and high / positive >= LOG_FROM
         return Scale(positive if is_log else low, high, is_log)
 
-    def strokes(self, since: float = -math.inf) -> Iterator[list[tuple[float, float]]]:
-        """Lines to draw, broken where the values are no numbers."""
+    def strokes(
+        self, since: float = -math.inf, breaks: Sequence[float] = ()
+    ) -> Iterator[list[tuple[float, float]]]:
+        """Lines to draw, broken at rows that are no numbers and where the run went back (`breaks`)."""
         stroke: list[tuple[float, float]] = []
         for bucket in self.buckets:
-            stroke += (point for point in bucket.points() if point[0] >= since)
+            for point in bucket.points():
+                if stroke and bisect.bisect(breaks, stroke[-1][0]) != bisect.bisect(breaks, point[0]):
+                    yield stroke
+                    stroke = []
+                if point[0] >= since:
+                    stroke.append(point)
             if bucket.not_finite and stroke:
                 yield stroke
                 stroke = []
@@ -233,6 +240,11 @@ class Picture:
         """Forget the marks of all other events."""
         wanted = set(numbers)
         self.marks = {number: mark for number, mark in self.marks.items() if number in wanted}
+
+    @property
+    def breaks(self) -> list[float]:
+        """Where the run went back, in order."""
+        return [x for x, _ in self.restarts]
 
     def step_at(self, x: float) -> int:
         """The step that was trained at a place of the axis."""
@@ -353,7 +365,7 @@ def _panel(picture: Picture, name: str, axis: _Axis, rows: int, pen: Pen) -> lis
         return [title]
     across, up = pen.dots
     grid: dict[tuple[int, int], set[tuple[int, int]]] = {}
-    for stroke in curve.strokes(axis.begin):
+    for stroke in curve.strokes(axis.begin, picture.breaks):
         spots = [(axis.column(x, across), round((1 - scale.part(y)) * (rows * up - 1))) for x, y in stroke]
         for x, y in _joined(spots):
             grid.setdefault((y // up, x // across), set()).add((x % across, y % up))

@@ -147,7 +147,7 @@ def _series_svg(picture: Picture, name: str, numbers: dict[int, int], key: str) 
         )
     own = sorted((mark for mark in shown if mark.event.metric == name), key=lambda mark: mark.x)
     body += [_own(mark, at_x, picture.last_x) for mark in own]
-    for stroke in curve.strokes():
+    for stroke in curve.strokes(breaks=picture.breaks):
         path = "L".join(f"{x:.1f} {y:.1f}" for x, y in _thinned((at_x(x), at_y(y)) for x, y in stroke))
         body.append(f'<path class="line" d="M{path}{"h0.1" if len(stroke) == 1 else ""}"/>')
     body += _labels(own, numbers, at_x)

@@ -66,6 +66,10 @@ def is_event_file(head: bytes) -> bool:
     return bool(length <= _LENGTH_LIMIT_BYTES and masked_crc32c(head[:8]) == crc)
 
 
+# "lm loss vs samples", "steps-vs-samples/y=steps,x=samples": Megatron-LM's, whose step is no step
+_OTHER_AXIS = re.compile(r"[ -]vs[ -]")
+
+
 class EventReader:
     """Turns the bytes of an event file into points, one for each tag and step, however they are cut.
 
@@ -135,6 +139,8 @@ class EventReader:
     def _points(self, payload: bytes, offset: int, found: list[Point | Event]) -> None:
         wall_time, step, scalars = _decode_event(payload)
         for tag, value in scalars:
+            if _OTHER_AXIS.search(tag):
+                continue
             before = self._steps.previous(tag, step)
             if before is not None:
                 text = f"the step went back from {before} to {step}"

@@ -79,9 +79,12 @@ def named(pairs: Iterable[tuple[str, str]]) -> dict[str, float]:
     values: dict[str, float] = {}
     ranks: dict[str, int] = {}
     for name, text in pairs:
-        value = number(text)
-        if value is None:
-            continue
+        try:
+            value = float(text)
+        except ValueError:
+            if (odd := number(text)) is None:
+                continue
+            value = odd
         key, rank = canonical_rank(name)
         if key and rank < ranks.get(key, 10**6):
             values[key], ranks[key] = value, rank
@@ -130,7 +133,11 @@ def _megatron_record(line: Line, match: re.Match[str], rest: str, memory: Memory
     whole = "skipped_iterations" in values or "nan_iterations" in values
     missing = tuple(n for n in memory.seen if n not in values) if whole else ()
     memory.seen = [n for n in ("loss", "grad_norm") if n in values or n in memory.seen]
-    return point_at(line, int(match[1]), values, total_steps=int(match[2]), missing=missing)
+    # NeMo counts iterations within an epoch beside the steps of all
+    step = integer(values.pop("global_step", None))
+    return point_at(
+        line, int(match[1]) if step is None else step, values, total_steps=int(match[2]), missing=missing
+    )
 
 
 def _pairs(text: str, separator: str) -> Iterable[tuple[str, str]]:
@@ -353,15 +360,18 @@ def build_nanogpt(line: Line, memory: Memory) -> Records | None:
 
 
 # [step=100/500000,epoch=0]        [step=100/???,epoch=1,eta=3 days, 1:02:03]
+# [epoch=1][batch=10/4800]:
 OLMO_HEADER = re.compile(
-    r"\[step=([\d,]{1,20})/([\d,]{1,20}|\?{3})(?:,epoch=(\d{1,9}))?[^\]]{0,120}\]\s{0,20}$"
+    r"\[(?:step|batch)=([\d,]{1,20})/([\d,]{1,20}|\?{3})(?:,epoch=(\d{1,9}))?[^\]]{0,120}\]:?\s{0,20}$"
 )
 #     optim/total grad norm=0.21
-OLMO_FIELD = re.compile(r"\s{2,20}([A-Za-z][^=]{0,160})=(\S{1,60})\s{0,20}$")
+# 	 Train loss/train/total: 11.9
+OLMO_FIELD = re.compile(r"\s{2,20}(?:(?:Train|Eval) )?([A-Za-z][^=:]{0,160})(?:=|: )(\S{1,60})\s{0,20}$")
 
 
 def olmo(lines: list[str], line: Line) -> Point:
-    """A record of OLMo (olmo/train.py) or OLMo-core (ConsoleLoggerCallback): a header and indented fields."""
+    """A record of OLMo (olmo/train.py) or OLMo-core (ConsoleLoggerCallback), and of Composer
+    (loggers/console_logger.py): a header and indented fields."""
     match = OLMO_HEADER.search(lines[0])
     assert match is not None
     fields = [m.groups() for m in map(OLMO_FIELD.match, lines[1:]) if m]
@@ -442,7 +452,7 @@ _STEP_WORDS = ("step", "iter", "update")
 _BEFORE_STEP = re.compile(r"(?:^|[^\w/.-])(?:global[_ ]?|train(?:ing)?[_ ])?$")
 _KEY_VALUE = re.compile(
     r"(?<![\w/.-])((?:[A-Za-z][\w/.-]{0,40} ){0,2}[A-Za-z][\w/.-]{0,40}?)(\s{0,4}[:=]\s{0,8}|\s{1,8})"
-    rf"\$?({NUMBER})(ms\b|s\b|%)?(?![\w])"
+    rf"\$?(?:tensor\()?({NUMBER})(\s?ms\b|s\b|%|[KMBG]\b)?(?![\w]|\.\d)"
 )
 # | 2543.10 ms |      | 206166 tok/s
 _BARE_MS = re.compile(rf"\| *({NUMBER}) ?ms\b")
@@ -467,6 +477,9 @@ def generic(line: Line, memory: Memory) -> Records | None:
         values.setdefault("step_seconds", value / 1000)
     if (bare := _BARE_TOKENS.search(rest)) and (value := number(bare[1])) is not None:
         values.setdefault("throughput_tokens_per_second", value)
+    values = with_step_seconds(values)
+    if "seconds" in values and "completed step" in text:
+        values.setdefault("step_seconds", values.pop("seconds"))  # MaxText
     told = values.keys() & {"loss", "eval_loss", "grad_norm", "learning_rate", "step_seconds"}
     if not told and not match[2] and match.start() > 1:
         return None
@@ -493,6 +506,8 @@ def _generic_pair(values: dict[str, float], words: str, separator: str, digits: 
     value = number(digits)
     if value is None:
         return
+    unit = unit.strip()
+    value *= _SIZES.get(unit, 1)
     parts = words.split()
     # "train loss", "learning rate": the longest ending of the words that is a known name
     for begin in range(len(parts)):
@@ -509,10 +524,12 @@ def _generic_pair(values: dict[str, float], words: str, separator: str, digits: 
         values.setdefault(name, value)
 
 
+#: nanotron (logging.py, human_format) writes 1.31M for a number of tokens.
+_SIZES = {"K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9}
 _GENERIC_NAMES = frozenset(
     (
         "loss eval_loss grad_norm param_norm loss_scale learning_rate throughput_tokens_per_second "
-        "step_seconds epoch tokens perplexity"
+        "step_seconds step_milliseconds epoch tokens perplexity"
     ).split()
 )
 

@@ -22,6 +22,7 @@ from weakref import WeakKeyDictionary
 from clustertools.errors import Absent, ConfigError
 from clustertools.host import FileStat, Host, PassingHost
 from clustertools.sources import training_formats as formats
+from clustertools.sources import training_formats_epochs
 from clustertools.sources.training_events import event_of
 from clustertools.sources.training_progress import ProgressTracker
 from clustertools.sources.training_records import csv_row, json_lines, take_header
@@ -51,12 +52,14 @@ _LATEST = 4
 #: A line that no pattern can match has none of these: found with memchr, so such lines cost next to nothing.
 _ANCHORS = (
     b"step", b"Step", b"STEP", b"teration", b"loss", b"Loss", b"LOSS", b"%|", b"heckpoint", b'{"', b"{'",
-    b"raining", b"rainer.fit", b"esum", b"valuati", b"alidation", b" trl:", b" tel:", b" train ", b" val ",
+    b"raining", b"rainer.fit", b"esum", b"valuati", b"alidation",
+    b" trl:", b" tel:", b"[batch=", b" train ", b" val ",
 )  # fmt: skip
 
+FAMILIES = {**formats.FAMILIES, **training_formats_epochs.FAMILIES}
 #: What may be asked for by name, and the families that it stands for.
 FORMATS: Mapping[str, tuple[str, ...]] = {
-    **{name: (name,) for name in formats.FAMILIES},
+    **{name: (name,) for name in FAMILIES},
     "hf_trainer": ("hf_trainer", "progress_bar"),
     "lightning": ("progress_bar",),
     "megatron_deepspeed": ("megatron", "deepspeed"),
@@ -84,6 +87,7 @@ class LogReader:
         if format is not None and format not in FORMATS:
             raise ConfigError(f"there is no log format {format!r}; choose from {', '.join(sorted(FORMATS))}")
         self._wanted = format
+        self._matchers = [(f, m) for f, m in FAMILIES.items() if self._may(f)]
         self.format: str | None = format
         self.cut_lines = 0
         self.position = 0
@@ -266,6 +270,8 @@ class LogReader:
     def _json(self, line: Line, found: list[Point | Event]) -> Line | None:
         """None when the line was a JSON object; else the line to read as text, perhaps one inside it."""
         stripped = line.text.lstrip()
+        if stripped.startswith("{'"):
+            return line  # a Python dict: the Trainer's
         if not stripped.startswith("{") and not ('{"' in stripped[:200] and stripped.endswith("}")):
             return line
         if " | {" in stripped[:400]:
@@ -285,8 +291,8 @@ class LogReader:
     def _text(self, line: Line, found: list[Point | Event]) -> None:
         if self._may("olmo") and self._olmo(line, found):
             return
-        for family, matcher in formats.FAMILIES.items():
-            if self._may(family) and (records := matcher(line, self._memory)) is not None:
+        for family, matcher in self._matchers:
+            if (records := matcher(line, self._memory)) is not None:
                 self._tell(family, records, found)
                 return
         if event := event_of(line):
@@ -310,7 +316,9 @@ class LogReader:
             self._open[other]["age"] += 1
             if self._open[other]["age"] > _OPEN_AGE_AT_MOST:
                 self._close_record(other, found)
-        if "[step=" not in line.text or not formats.OLMO_HEADER.search(line.text):
+        if ("[step=" not in line.text and "[batch=" not in line.text) or not formats.OLMO_HEADER.search(
+            line.text
+        ):
             return False
         self._open[key] = {
             "lines": [line.text], "offset": line.offset_bytes, "rank": line.rank, "time": line.time, "age": 0,

@@ -161,6 +161,10 @@ _NO_JSON = re.compile(
 )
 
 
+#: No record that is worth mending is longer.
+_MENDED_CAP = 1 << 16
+
+
 def json_value(text: str) -> Any:
     """The value of a JSON text, also of one with bare numbers that JSON cannot say; None when it is none."""
     try:
@@ -181,6 +185,9 @@ def _json_object(text: str, memory: Memory) -> dict[str, Any] | None:
     data = json_object(text)
     if data is not None:
         return data
+    if len(text) > _MENDED_CAP:
+        memory.unread += text.startswith('{"')
+        return None
     mended = json_value(text)
     if isinstance(mended, dict):
         return mended

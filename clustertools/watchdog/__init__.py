@@ -53,7 +53,7 @@ from clustertools.sinks.message import (
 from clustertools.sources.job_look import Looker
 from clustertools.store import ActionRow, Store
 from clustertools.text import plain
-from clustertools.watchdog.deciding import decisions
+from clustertools.watchdog.deciding import decisions, rollbacks
 from clustertools.watchdog.loop import Clock, SystemClock, loop
 from clustertools.watchdog.observing import Observer, Seen
 from clustertools.watchdog.settings import Pass, Settings
@@ -191,6 +191,7 @@ class Watchdog:
             preview=self.scheduler.preview,
             judged=self._judged(after),
             decisions=decisions(shown, seen, attempts, nodes, self.host, now),
+            rollbacks=rollbacks(shown, seen, attempts, self.host, now),
         )
         return policy.plan(shown, self.playbooks, Ledger(past, attempts), world, now, self.settings.budgets)
 

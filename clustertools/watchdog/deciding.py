@@ -8,7 +8,7 @@ from clustertools.diagnose import Diagnosis
 from clustertools.errors import Absent, Unobservable
 from clustertools.host import Host
 from clustertools.model import Attempt, Incident
-from clustertools.restarts import Decision, decide
+from clustertools.restarts import DIVERGED, Decision, decide
 from clustertools.schedulers import NodeState, RunSpec
 from clustertools.sources import mounts
 from clustertools.watchdog.observing import Seen
@@ -25,16 +25,39 @@ def decisions(
     host: Host,
     now: float,
 ) -> dict[str, Decision]:
-    """Run -> what to do about it, for each run that has an open incident. `nodes`: none when not known."""
-    troubled: dict[str, set[str]] = {}
+    """Run -> what to do about it, for each run that has an open incident. `nodes`: none when not known.
+
+    A loss that diverged does not count: the run trains, and what else it needs is not put off for that.
+    """
+    return {
+        run: _decision(run, codes - {DIVERGED}, seen, attempts.get(run, ()), nodes, host, now)
+        for run, codes in _troubled(incidents, seen).items()
+        if codes - {DIVERGED}
+    }
+
+
+def rollbacks(
+    incidents: Mapping[str, Incident],
+    seen: Seen,
+    attempts: Mapping[str, Sequence[Attempt]],
+    host: Host,
+    now: float,
+) -> dict[str, Decision]:
+    """Run -> whether it is to go back, for each run whose loss diverged."""
+    return {
+        run: _decision(run, codes, seen, attempts.get(run, ()), {}, host, now)
+        for run, codes in _troubled(incidents, seen).items()
+        if DIVERGED in codes
+    }
+
+
+def _troubled(incidents: Mapping[str, Incident], seen: Seen) -> dict[str, frozenset[str]]:
+    troubled: dict[str, frozenset[str]] = {}
     for incident in incidents.values():
         run = incident.finding.subject.run
         if incident.state == "open" and run in seen.jobs:
-            troubled.setdefault(run, set()).add(incident.finding.code)
-    return {
-        run: _decision(run, frozenset(codes), seen, attempts.get(run, ()), nodes, host, now)
-        for run, codes in troubled.items()
-    }
+            troubled[run] = troubled.get(run, frozenset()) | {incident.finding.code}
+    return troubled
 
 
 def _decision(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
@@ -9,14 +10,14 @@ import random
 import re
 import shlex
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from clustertools.cli import main
 from clustertools.cli.metrics_read import read as read_series
-from clustertools.cli.metrics_scan import KINDS, scan
+from clustertools.cli.metrics_scan import KINDS, event_rows, scan
 from clustertools.cli.metrics_tail import Screen
 from clustertools.cli.metrics_tail import tail as follow
 from clustertools.curves import CurveEvent, News, watch
@@ -27,11 +28,15 @@ FIRST_KEYS = [
 ]  # fmt: skip
 
 
+#: What no terminal and no page may get as it is.
+HOSTILE = "\x1b]0;owned\x07<script>alert(1)</script>\u202e\x9b31m"
+
+
 class Ten:
     """A detector of which every test knows what it says: a loss of ten and more is a spike while it lasts."""
 
     def __init__(self, state, options):
-        self.extra, self.open = options.extra, None
+        self.extra, self.open = options.extra, state and CurveEvent(**state)
 
     def add(self, row, story, told):
         for name in ("loss", *self.extra):
@@ -58,7 +63,7 @@ class Ten:
         pass
 
     def state(self):
-        return None
+        return self.open and asdict(self.open)
 
 
 @pytest.fixture
@@ -150,12 +155,25 @@ def test_a_series_of_no_known_name_is_watched_when_it_is_asked_for(tmp_path, ten
     assert "badness 50 at step 2" in scanned(capsys, path, "--metric", "badness", code=1).out
 
 
-def test_a_pipe(spiky, capsys, monkeypatch):
+def test_gzip_and_a_pipe(spiky, capsys, monkeypatch, tmp_path):
+    packed = tmp_path / "old.log.gz"
+    packed.write_bytes(gzip.compress(spiky.read_bytes()))
     expected = scanned(capsys, spiky, code=1).out
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(spiky.read_bytes())))
-    told = scanned(capsys, "-", code=1)
-    assert told.out == expected
-    assert "the standard input" in told.err
+    assert scanned(capsys, packed, code=1).out == expected
+    for data in (spiky.read_bytes(), packed.read_bytes()):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+        told = scanned(capsys, "-", code=1)
+        assert told.out == expected
+        assert "the standard input" in told.err
+
+
+def test_a_folder_and_a_trainer_state(tmp_path, ten, capsys):
+    history = [{"step": n, "loss": 20.0 if n == 7 else 2.0, "epoch": n / 10} for n in range(1, 12)]
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"log_history": history, "max_steps": 20}))
+    for path in (tmp_path, tmp_path / "trainer_state.json"):
+        told = scanned(capsys, path, code=1)
+        assert "loss 20 at step 7" in told.out
+        assert "(trainer_state): 1 notice; 11 rows" in told.err
 
 
 def test_what_is_no_log_says_so(tmp_path, capsys):
@@ -163,12 +181,15 @@ def test_what_is_no_log_says_so(tmp_path, capsys):
     empty.write_bytes(b"")
     prose.write_text("# A project\n\nIt trains models.\n")
     binary.write_bytes(bytes(range(256)) * 500)
-    for path in (empty, prose, binary):
-        told = scanned(capsys, path, code=3)
-        assert told.out == ""
-        assert str(path) in told.err
-        assert "Traceback" not in told.err
-    scanned(capsys, tmp_path / "missing.log", code=3)
+    for path in (empty, prose, binary, tmp_path / f"missing{HOSTILE.replace('/', '')}.log"):
+        for words in (["scan"], ["read"], ["tail", "--once"]):
+            if words[0] == "tail" and path.exists():
+                continue  # it may yet become one
+            assert main(["metrics", *words, str(path)]) == 3
+            told = capsys.readouterr()
+            assert told.out == ""
+            assert path.name[:7] in told.err
+            assert not {"\x1b", "\x9b", "\u202e", "\x07"} & set(told.err)
 
 
 @pytest.mark.root
@@ -185,9 +206,6 @@ def test_no_permission(spiky):
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
 
 
-HOSTILE = "\x1b]0;owned\x07<script>alert(1)</script>\u202e\x9b31m"
-
-
 def test_nothing_from_a_log_reaches_the_terminal_unescaped(tmp_path, ten, capsys):
     path = tmp_path / f"run-{HOSTILE.replace('/', '')}.jsonl"
     lines = [{"step": n, "loss": 20.0 if n == 5 else 2.0, HOSTILE: 1.0} for n in range(10)]
@@ -199,6 +217,21 @@ def test_nothing_from_a_log_reaches_the_terminal_unescaped(tmp_path, ten, capsys
         assert main(["metrics", "read", str(path), *words]) == 0
         told = capsys.readouterr()
         assert not {"\x1b", "\x9b", "\u202e", "\x07"} & set(told.out + told.err)
+
+
+def test_the_words_of_a_log_are_printed_plain(tmp_path, capsys):
+    path = tmp_path / "train.log"
+    path.write_text(
+        f" iteration 5/ 9 | elapsed time per iteration (ms): 5.0 | lm loss: 7.0E+00 | grad norm: 1.0 |\n"
+        f"saving checkpoint at iteration 5 to /ckpt/\u202e{HOSTILE}\n"
+    )
+    for words in ([], ["--json"]):
+        assert main(["metrics", "read", str(path), "--records", *words]) == 0
+        told = capsys.readouterr()
+        assert "checkpoint_started" in told.out
+        assert not {"\x1b", "\x9b", "\u202e", "\x07"} & set(told.out + told.err)
+    event = CurveEvent(1, "spike", HOSTILE, 1, 1, 1.0, 1.0, 1.0, "page", f"said {HOSTILE}", 2)
+    assert not {"\x1b", "\x9b", "\u202e", "\x07"} & set("".join(event_rows([event])))
 
 
 def test_a_torn_last_line_is_no_event(tmp_path, ten, capsys):
@@ -337,14 +370,26 @@ def test_tail_goes_on_from_its_state(tmp_path, ten, capsys):
     told = tail(capsys, path, "--once", "--state", state, code=2)
     assert told.out == ""
     assert "1 event goes on" in told.err
+    append(path, {3: 2.0})
+    told = tail(capsys, path, "--once", "--state", state, "--json", code=2)
+    assert [json.loads(line)["change"] for line in told.out.splitlines()] == ["recovered"]
+    assert "no event goes on" in tail(capsys, path, "--once", "--state", state).err
     other = tmp_path / "other.jsonl"
     log(other, {1: 2.0})
     assert "a state of its own" in tail(capsys, other, "--once", "--state", state, code=3).err
     state.write_text("{")
     assert "begun anew" in tail(capsys, path, "--once", "--state", state, code=2).err
+    assert "no event goes on" in tail(capsys, path, "--once", "--state", state).err
     assert json.loads(state.read_text())["version"] == 1
     assert tail(capsys, tmp_path / "none.jsonl", "--once", code=3).out == ""
     assert "a pipe cannot be read again" in tail(capsys, "-", "--once", code=3).err
+
+
+def test_tail_of_what_can_never_be_read_ends(tmp_path, live, capsys):
+    live(lambda: None)
+    circle = tmp_path / "circle.log"
+    circle.symlink_to(circle)
+    assert "circle.log" in tail(capsys, circle, code=3).err
 
 
 def test_tail_of_a_pipe_tells_at_once_and_ends_with_it(tmp_path, ten, capsys, monkeypatch):
@@ -463,3 +508,19 @@ def test_the_first_spike_of_bloom_is_told_in_time_and_has_recovered(tmp_path, ca
     assert event["alarm_step"] <= 31_217
     assert event["recovered_step"] <= 31_250
     assert (event["value"], event["file"]) == (5.098124, str(path))
+
+
+def test_a_log_is_not_written_over_by_a_page(spiky, tmp_path, capsys):
+    before = spiky.read_bytes()
+    assert "not written over" in scanned(capsys, spiky, "--html", spiky, code=3).err
+    assert spiky.read_bytes() == before
+    out = tmp_path / "curves.html"
+    for _ in range(2):
+        scanned(capsys, spiky, "--html", out, code=1)
+    assert "--html goes with both" in scanned(capsys, spiky, "--plot", "--json", code=3).err
+
+
+def test_a_file_without_a_loss_is_told_as_such(tmp_path, ten, capsys):
+    told = scanned(capsys, log(tmp_path / "g.jsonl", {1: 2.0, 2: 2.1}, key="grad_norm"), code=0)
+    assert "nothing to tell; 2 rows" in told.err
+    assert "there is no loss in it" in told.err

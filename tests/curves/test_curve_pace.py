@@ -115,6 +115,13 @@ def test_what_is_no_slowdown() -> None:
     assert not any([faster, a_while, compiling, resumed, other_nodes, interval])
 
 
+@pytest.mark.parametrize("odd", [1e308, 5e-324, 0.0, -1.0, math.inf, math.nan])
+def test_what_is_no_time_is_passed_over(odd: float) -> None:
+    series = [*steady(60, 5.0), odd, odd, odd, odd, *steady(60, 5.0)]
+    told = fed(rows_of([*series, *steady(60, 9.0, seed=2), odd, odd]))
+    assert began(told) == [124]
+
+
 def test_a_larger_batch_is_not_slower() -> None:
     rows = rows_of([*steady(310, 5.0), *steady(300, 9.0)])
     assert began(fed(rows)) == [310]
@@ -147,9 +154,12 @@ def test_evaluations_of_several_rows_are_learned() -> None:
     assert not fed(rows_of([*series, *steady(60, 5.0), 20.0, 20.0, 20.0, *steady(60, 5.0)]))
 
 
-@pytest.mark.parametrize("way", ["step_seconds", "whole"])
+@pytest.mark.parametrize("way", ["step_seconds", "whole", "habit"])
 def test_saved_at_any_row_it_goes_on_the_same(way: str) -> None:
+    habit = [*steady(30, 8.0), *steady(60, 5.0)] * (5 if way == "habit" else 0)
+    way = "step_seconds" if habit else way
     series = [*steady(160, 5.0), *steady(260, 6.0), *steady(30, 5.0), *steady(30, 12.0, seed=3)]
+    series = [*series[:100], *habit, *series[100:]]
     rows: list[Row | Restart] = [*rows_of(series, way), Restart(400), *rows_of(steady(80, 5.0), way)]
     story, saved, told = Story(), None, []  # type: Story, str | None, list[News]
     for row in rows:

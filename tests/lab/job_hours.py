@@ -198,7 +198,8 @@ class SimulatedRun:
         rate = self.rate(step) if rate is None else rate
         family = self.shape.family
         if family == "megatron":
-            skipped = self.shape.half_precision and math.isfinite(loss) and self.dice.random() < 0.01
+            # Megatron-LM doubles its loss scale every 1000 steps, and mostly skips one then
+            skipped = self.shape.half_precision and math.isfinite(loss) and self.dice.random() < 0.002
             told = "" if skipped and self.shape.every == 1 else f" lm loss: {loss:.6E} |"
             return (
                 f" iteration {step:8}/{total:8} | consumed samples: {step * 512} | "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 
 import pytest
 
@@ -70,6 +71,7 @@ def test_numbers_that_are_none_break_the_line_and_are_counted():
         curve.add(x, value)
     assert curve.not_finite == 2
     assert list(curve.strokes()) == [[(0, 1.0), (1, 2.0)], [(4, 3.0)]]
+    assert list(curve.strokes(breaks=[1])) == [[(0, 1.0)], [(1, 2.0)], [(4, 3.0)]]
     assert (curve.first, curve.last) == (1.0, 3.0)
 
 
@@ -109,6 +111,10 @@ def test_a_dumb_terminal_gets_ascii_and_only_a_terminal_gets_colours():
     assert plainly.isascii()
     assert "\x1b" not in plainly
     assert "^ spike 500" in plainly
+    falling = drawn(80, loss=lambda step: 100.0 - step)
+    assert {".", "'", "|"} <= set(
+        "".join(text_plot(falling, width=200, wanted=["loss"], pen=Pen(unicode=False)))
+    )
     assert "\x1b[33m" in "\n".join(text_plot(picture, pen=Pen(color=True)))
 
 
@@ -211,6 +217,14 @@ def test_the_page_tells_each_event_and_its_place():
     ):  # fmt: skip
         assert words in said, words
     assert "Nothing happened" in page([Told("a", "", drawn(), ())])
+
+
+def test_a_noisy_curve_has_two_points_a_pixel_at_most_and_keeps_its_extremes():
+    seed = random.Random(3)
+    picture = drawn(40_000, loss=lambda step: 50.0 if step == 31_000 else seed.gauss(2, 0.1))
+    path = re.search(r'class="line" d="([^"]*)"', page([Told("a", "", picture, ())]))[1]
+    assert 1000 < path.count("L") < 2 * 900
+    assert min(float(y) for y in re.findall(r" ([\d.]+)", path)) == 22.0
 
 
 def test_a_flat_a_short_and_a_huge_curve_can_be_drawn():

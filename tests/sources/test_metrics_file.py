@@ -172,6 +172,48 @@ def test_event_files_by_their_content(tmp_path: Path) -> None:
     assert steps == [(10, True), (20, True), (30, True), (20, False), (20, True), (30, True), (40, True)]
 
 
+def test_series_over_another_axis_are_no_steps() -> None:
+    data = event_record(
+        10, 1.0, **{"lm loss": 2.5, "lm loss vs samples": 2.5, "steps-vs-samples/y=steps": 9.0}
+    )
+    assert [(i.step, dict(i.values)) for i in read(data)[1] if isinstance(i, Point)] == [(10, {"loss": 2.5})]
+
+
+@pytest.mark.parametrize(
+    ("line", "step", "values"),
+    [
+        ("completed step: 10, seconds: 0.5, TFLOP/s/device: 100.1, Tokens/s/device: 1000.1, loss: 10.1", 10,
+         {"loss": 10.1, "step_seconds": 0.5, "throughput_tokens_per_second": 1000.1}),
+        ("07/10/2024 16:05:48 [INFO|DP=0|PP=0|ip-1]: iteration: 10 / 100 | consumed_tokens: 1.31M | "
+         "elapsed_time_per_iteration_ms: 350 | tokens_per_sec: 375K | lm_loss: 10.9 | lr: 0.0003 ",
+         10,
+         {"loss": 10.9, "tokens": 1310000.0, "step_seconds": 0.35, "throughput_tokens_per_second": 375000.0}),
+        ("01/29 21:35:34 - mmengine - INFO - Iter(train) [ 10/720]  lr: 9.0e-05  eta: 0:31:46  time: 2.68  "
+         "data_time: 0.0077  loss: 2.69", 10, {"loss": 2.69, "step_seconds": 2.68, "learning_rate": 9e-05}),
+        ("x - mmengine - INFO - Epoch(train)  [2][ 50/60]  lr: 9.0e-05  eta: 0:31:46  loss: 2.69", 110,
+         {"loss": 2.69}),
+        ("Epoch 1 | iter 10 step 5 | loss train: 2.345, val: n/a | iter time: 123.4 ms (step)", 10,
+         {"loss": 2.345, "step_seconds": 0.1234}),
+        ("[batch=10/4800]:\n\t Train time/batch: 9\n\t Train loss/train/total: 11.9\n", 10, {"loss": 11.9}),
+        ("step:1 - actor/entropy_loss:0.5 - actor/pg_loss:-0.01 - actor/grad_norm:0.2 - timing_s/step:20.5",
+         1,
+         {"actor_pg_loss": -0.01, "grad_norm": 0.2, "step_seconds": 20.5}),
+        ("Training epoch 0, iteration 10/100 | lr: 2.9e-06 | global_step: 110 | reduced_train_loss: 9.1 | "
+         "train_step_timing in s: 5.2", 110, {"loss": 9.1, "step_seconds": 5.2}),
+        ("step 5 loss: tensor(2.345, device='cuda:0')", 5, {"loss": 2.345}),
+        ("2024 | INFO | Train Epoch: 1 [ 262/1000 (26%)] Loss: 10.9 Batch (t): 1.2 LR: 0.0001", 1262,
+         {"loss": 10.9, "step_seconds": 1.2, "learning_rate": 0.0001}),
+        ("Epoch: [0][  10/5005]\tTime  0.361 ( 1.2)\tLoss 6.9e+00 (7.0e+00)", 10,
+         {"loss": 6.9, "step_seconds": 0.361}),
+    ],
+)  # fmt: skip
+def test_lines_of_other_frameworks(line: str, step: int, values: dict[str, float]) -> None:
+    (point,) = read(line.encode())[1]
+    assert isinstance(point, Point)
+    assert point.step == step
+    assert {name: point.values.get(name) for name in values} == pytest.approx(values)
+
+
 def test_mlflow_file_and_folder(tmp_path: Path) -> None:
     (tmp_path / "metrics").mkdir()
     for key in ("loss", "grad_norm"):
@@ -232,9 +274,9 @@ def test_a_document_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_an_array_of_any_size_is_streamed() -> None:
-    data = b"[" + b",\n".join(b'{"step": %d, "loss": NaN}' % n for n in range(40_000)) + b', {"step": 4'
+    data = b"[" + b",\n".join(b'{"step": %d, "loss": NaN}' % n for n in range(15_000)) + b', {"step": 4'
     metrics, found = read(data)
-    assert len(found) == 40_000
+    assert len(found) == 15_000
     assert metrics.unread == 1
 
 
@@ -317,7 +359,7 @@ def _rss_kb() -> int:
     return int(text.split("VmRSS:")[1].split()[0])
 
 
-LINE = b"iteration noise 0123456789 abcdefghij klmnopqrst uvwxyz\n"
+LINE = b"a line of the data loader 0123456789 abcdefghij klmnopqrst uvwxyz\n"
 
 
 @pytest.mark.parametrize(
@@ -364,7 +406,7 @@ _TOKENS = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.lists(st.one_of(_TOKENS, _TOKENS, st.binary(max_size=6)), max_size=40))
 def test_any_content_is_read_or_refused(pieces: list[bytes]) -> None:
     data = b"".join(pieces)

@@ -20,7 +20,7 @@ COMMAND = "python -m tests.lab.loss_runs"
 
 def rounded(name: str, value: float, how: Mapping[str, str]) -> float:
     """As the run logs it: 5 significant digits, 'bf16', or 'd2' for two decimals."""
-    if not math.isfinite(value):
+    if not math.isfinite(value) or name == "loss_scale":
         return value
     rule = how.get(name, "")
     if rule == "bf16":
@@ -107,7 +107,7 @@ def write_csv(path: Path, recipe: Recipe, lines: list[Line]) -> None:
     shown = [",".join(names)]
     for line in lines:
         shown.append(",".join(_cell(line.get(name)) for name in names))
-    path.write_text("\n".join(shown) + "\n")
+    _put(path, shown)
 
 
 def _cell(value: float | None) -> str:
@@ -115,7 +115,7 @@ def _cell(value: float | None) -> str:
         return ""
     if math.isfinite(value) and value == int(value) and abs(value) < 1e9:
         return str(int(value))
-    return f"{value:.6g}"
+    return f"{value:.9g}"
 
 
 def read_labels(folder: Path) -> dict[str, Any]:
@@ -134,7 +134,14 @@ def write_labels(folder: Path, runs: Mapping[str, Any]) -> None:
                 shown += ["    - " + _flow(event) for event in value]
             else:
                 shown.append(f"    {key}: {_flow(value)}")
-    (folder / "labels.yaml").write_text("\n".join(shown) + "\n")
+    _put(folder / "labels.yaml", shown)
+
+
+def _put(path: Path, shown: list[str]) -> None:
+    """All at once: others may be reading the folder."""
+    half = path.with_suffix(".part")
+    half.write_text("\n".join(shown) + "\n")
+    half.replace(path)
 
 
 def _flow(value: Any) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
+from tests.lab.loss_runs.faults import LASTING
 from tests.lab.loss_runs.training import Fault, Line, Recipe
 
 #: An event: the excess is a tenth of the level and ten sigmas (loss.md section 4's figures for clean means).
@@ -138,7 +139,7 @@ class Excess:
     grey: list[tuple[int, int]]
 
 
-def _excess(branches: Branches) -> tuple[list[float], list[float]]:
+def _excess(branches: Branches) -> tuple[list[float], list[float], float]:
     before = column(branches.before[-31:], "loss") or column(branches.twin[:5], "loss")
     was = median(before)
     own = [line.get("loss", math.nan) for line in branches.twin]
@@ -154,11 +155,15 @@ def _excess(branches: Branches) -> tuple[list[float], list[float]]:
         loss = line.get("loss", math.nan)
         above.append(loss - same - max(0.0, was - usual) if good(loss) else 0.0)
     tail = TAIL * max(map(abs, apart), default=0.0)
-    return above, [max(SHARE * abs(usual), SIGMAS * sigma, tail) for usual in level]
+    return (
+        above,
+        [max(SHARE * abs(usual), SIGMAS * sigma, tail) for usual in level],
+        max(sigma, tail / SIGMAS),
+    )
 
 
 def _loss(branches: Branches, labels: Labels) -> Excess:
-    above, needed = _excess(branches)
+    above, needed, sigma = _excess(branches)
     lines = branches.faulty
     half = [one >= 0.5 * need for one, need in zip(above, needed, strict=True)]
     events: list[tuple[int, int]] = []
@@ -167,19 +172,28 @@ def _loss(branches: Branches, labels: Labels) -> Excess:
         shares = [
             one / need for one, need in zip(above[start : end + 1], needed[start : end + 1], strict=True)
         ]
-        if max(shares) >= 1 or _lasting(above[start : end + 1], needed[start : end + 1]):
+        if max(shares) >= 1:
             events.append((start, end))
         else:
             grey.append((start, end))
     # What is nearer than a checkpoint's distance to an event, and alike, is the event's own unrest.
+    at_work = branches.fault.rows or (len(lines) if branches.fault.cause in LASTING else 0)
     joined: list[tuple[int, int]] = []
     for start, end in events:
-        if joined and start - joined[-1][1] <= 15:
+        if joined and start - joined[-1][1] <= (15 if joined[-1][1] >= at_work else BACK):
             joined[-1] = (joined[-1][0], end)
         elif joined and start - joined[-1][1] <= BACK and max(above[start : end + 1]) < 2 * needed[start]:
             grey.append((start, end))
         else:
             joined.append((start, end))
+    for start, end in _lasting(above, branches, sigma):
+        if any(first <= end + BACK and start <= last + BACK for first, last in joined):
+            continue
+        # Late unrest that only the mean of eight shows is the same disturbance, dying down.
+        (joined if start <= branches.fault.rows + 20 or at_work == len(lines) else grey).append((start, end))
+    joined.sort()
+    if at_work == len(lines) and joined:
+        joined = [(joined[0][0], joined[-1][1])]
     for start, end in joined:
         _loss_event(branches, labels, above, needed, start, end)
     for start, end in grey:
@@ -196,10 +210,18 @@ def _loss(branches: Branches, labels: Labels) -> Excess:
     return Excess(above, needed, joined, grey)
 
 
-def _lasting(above: list[float], needed: list[float]) -> bool:
-    """Eight rows running at half the need and, in their mean, three quarters of it: nobody overlooks that."""
-    shares = [one / need for one, need in zip(above, needed, strict=True)]
-    return any(sum(shares[at : at + 8]) >= 8 * 0.75 for at in range(len(shares) - 7))
+def _lasting(above: list[float], branches: Branches, sigma: float) -> list[tuple[int, int]]:
+    """Where the mean of eight rows running, cleaner than one row by the root of eight, reaches the need:
+    nobody overlooks that, though no single row says it. Six of the eight must be out: else one row did it."""
+    was = abs(median(column(branches.twin, "loss") or [0.0]))
+    needed = max(SHARE * was, SIGMAS * sigma / math.sqrt(8))
+    hit = [False] * len(above)
+    for at in range(len(above) - 7):
+        part = above[at : at + 8]
+        if sum(part) >= 8 * needed and sum(one >= 0.5 * needed for one in part) >= 6:
+            first = next(place for place in range(8) if part[place] >= 0.5 * needed)
+            hit[at + first : at + 8] = [True] * (8 - first)
+    return groups(hit)
 
 
 def _loss_event(
@@ -214,7 +236,7 @@ def _loss_event(
     if end >= len(lines) - GAP and end - start < 20 and len(lines) >= BACK:
         _ignore(labels, lines, start, end)
         return
-    sure = above[peak] >= 1.5 * needed[peak] or end - start >= 3
+    sure = above[peak] >= 1.5 * needed[peak] or (above[peak] >= needed[peak] and end - start >= 3)
     begins = median(column(branches.first[:5], "loss"))
     looks_new = abs(lines[start].get("loss", math.inf) - begins) <= 0.2 * abs(begins)
     if fault.cause == "weights_lost" and looks_new:
@@ -260,7 +282,10 @@ def _grad(branches: Branches, labels: Labels, loss: Excess) -> None:
         near.append(one >= max(0.6 * BURST * base, base + 0.5 * BURST_SIGMAS * sigma) and one > 2 * own)
     for start, end in groups(near):
         inside = any(first - 10 <= end and start <= last + 10 for first, last in loss.events)
-        if inside or _in_nan(labels, lines, start, end):
+        if inside:
+            continue
+        if _in_nan(labels, lines, start, end):
+            _ignore(labels, lines, start, end)
             continue
         unsure = any(first - 3 <= end and start <= last + 3 for first, last in loss.grey)
         if not any(hit[start : end + 1]) or unsure:
@@ -276,6 +301,15 @@ def _in_nan(labels: Labels, lines: Sequence[Line], start: int, end: int) -> bool
     return any(e["kind"] == "nan" and e["start"] <= high and low <= e["end"] for e in labels.events)
 
 
+def _collapse(labels: Labels, lines: Sequence[Line], start: int, end: int) -> None:
+    """The steps that were skipped on the way are part of it."""
+    low, high = int(lines[start]["step"]), int(lines[end]["step"])
+    skips = [e for e in labels.events if e["kind"] == "nan" and e["start"] <= high and low <= e["end"]]
+    labels.events = [event for event in labels.events if event not in skips]
+    first = min([low, *(event["start"] for event in skips)])
+    labels.events.append({"kind": "loss_scale_collapse", "start": first, "end": high, "sure": True})
+
+
 def _slow_kinds(branches: Branches, labels: Labels) -> None:
     lines, fault, recipe = branches.faulty, branches.fault, branches.recipe
     first, last = lines[0]["step"], lines[-1]["step"]
@@ -285,14 +319,9 @@ def _slow_kinds(branches: Branches, labels: Labels) -> None:
             line["loss_scale"] / twin["loss_scale"] for line, twin in zip(lines, branches.twin, strict=True)
         ]
         for start, end in groups([one <= 0.5 for one in share]):
-            if min(share[start : end + 1]) <= 1 / 16:
-                steps = int(lines[start]["step"]), int(lines[end]["step"])
-                labels.events = [
-                    e
-                    for e in labels.events
-                    if not (e["kind"] == "nan" and steps[0] <= e["start"] <= steps[1])
-                ]
-                _event(labels, "loss_scale_collapse", lines, start, end)
+            low = next((at for at in range(start, end + 1) if share[at] <= 1 / 16), None)
+            if low is not None and low - start > 10:
+                _collapse(labels, lines, start, end)
             elif end > start:
                 _ignore(labels, lines, start, end)
     for name, kind in (("param_norm", "param_norm_rise"), ("grad_norm", "grad_rise")):
@@ -315,7 +344,9 @@ def _slow_kinds(branches: Branches, labels: Labels) -> None:
         ]
         slow = next((at for at, is_over in enumerate(over) if is_over), 0)
         if slow >= 20 and sum(over) >= 20 and over[-1]:
-            begins = next(at for at, one in enumerate(risen) if one >= 1.2 * max(low, past[-1]))
+            begins = next(at for at, one in enumerate(risen) if one >= 1.2 * max(low, median(past[-31:])))
+            begun = lines[begins]["step"]
+            labels.events = [e for e in labels.events if e["kind"] != "grad_burst" or e["start"] < begun]
             _event(labels, kind, lines, begins, len(lines) - 1, not told)
     if not told and fault.cause in ("frozen", "same_batch", "rate") and len(lines) >= 100:
         tail = len(lines) // 3
