@@ -27,7 +27,7 @@ FLAT_SHARE, FLAT_POINTS, FLAT_OF_BEFORE_AT_LEAST, FLAT_OF_BEFORE = 0.10, 6, 0.15
 #: `KEPT_PACE`: the fall while the rows doubled last, as a share of that while they doubled before.
 #: `FALL_SIGMAS`: how far above the noise it must be.
 UNKNOWN_RATE = 1.5
-GAP_SIGMAS, GAP_SHARE, KEPT_PACE, FALL_SIGMAS = 8.0, 0.01, (0.5, 1.6), 10.0
+GAP_SIGMAS, GAP_SHARE, KEPT_PACE, FALL_SIGMAS = 8.0, 0.01, (0.5, 1.6), 8.0
 #: No point may hold more of a fall than this: a stair, a leap, a new mix of data.
 STAIR_SHARE = 0.4
 #: A loss that rises by more than this in the flat part does something else than stall.

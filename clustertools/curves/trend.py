@@ -8,6 +8,7 @@ run.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -33,6 +34,8 @@ TURN_SIGMAS, TURN_SHARE, TURN_LENGTH, FELL_SIGMAS = 6.0, 0.01, 0.10, 20.0
 #: Far faster than ever: so many times within an eighth or a quarter of the run, and never before after
 #: warm-up more than so many times within as long; no more of it in one point than this share. Our choice.
 AWAY_RATIO, AWAY_BEFORE, AWAY_LEAP_SHARE = 4.0, 1.5, 0.4
+#: Or so many times in all, from a third of the run in which it kept its level: more than any of those 46 did.
+AWAY_IN_ALL = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,17 +79,27 @@ def risen(points: Sequence[Point], norm: Norm, stall: Stall | None) -> Rise | No
 def _away(eased: Sequence[float], warm: int) -> int | None:
     """The point at which the norm left its own pace; None when it did not, or there is too little before."""
     count = len(eased)
+    third = eased[warm : count // 3]
+    if (
+        eased[-1] >= AWAY_IN_ALL * max(third)
+        and max(third) <= AWAY_BEFORE * min(third)
+        and _is_gradual(eased[warm:])
+    ):
+        return next(at for at in range(warm, count) if min(eased[at:]) >= AWAY_BEFORE * max(third))
     for span in (count // 8, count // 4):
         start = count - 1 - span
         if eased[-1] < AWAY_RATIO * eased[start] or start - span - warm < 2 * span:
             continue
         if max(eased[at + span] / eased[at] for at in range(warm, start - span)) > AWAY_BEFORE:
             continue
-        leap = max(b / a for a, b in pairwise(eased[start:]))
-        if leap > (eased[-1] / eased[start]) ** AWAY_LEAP_SHARE:
-            continue
-        return next(at for at in range(start, count) if eased[at] >= AWAY_BEFORE * eased[start])
+        if _is_gradual(eased[start:]):
+            return next(at for at in range(start, count) if eased[at] >= AWAY_BEFORE * eased[start])
     return None
+
+
+def _is_gradual(eased: Sequence[float]) -> bool:
+    leap: float = max(b / a for a, b in pairwise(eased))
+    return leap <= math.pow(eased[-1] / eased[0], AWAY_LEAP_SHARE)
 
 
 def _turned(points: Sequence[Point]) -> int | None:

@@ -114,6 +114,8 @@ def test_records_of_another_kind_have_no_loss() -> None:
         r for row in rows for r in (row, Row(row.step, {"eval_loss": 2.4, "loss": NAN, "learning_rate": NAN}))
     ]
     assert events(table) == [], "a table has nan where a record of its own has nothing"
+    seldom = [r for row in rows for r in ((row, *table[1:2]) if row.step % 50 == 0 else (row,))]
+    assert events(seldom) == []
     few = [{"loss": 2.5, "grad_norm": 0.4}, {"loss": NAN, "grad_norm": NAN, "eval_loss": 2.4}] * 100
     assert events(Row(step, values) for step, values in enumerate(few)) == []
     assert events(r for row in rows for r in (row, Row(row.step, {"disk_used": 3.0}))) == []

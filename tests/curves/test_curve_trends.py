@@ -72,6 +72,8 @@ def test_the_search_for_a_scale_says_nothing() -> None:
     search = [32.0 - step for step in range(16)]
     assert collapses([*search, *[16.0] * 1000]) == []
     assert collapses([30.0, 21.0, 17.0, *[16.0] * 100], every=10) == []
+    slow = [exponent for exponent in range(32, 26, -1) for _ in range(30)]
+    assert collapses([*map(float, slow), *[26.0] * 1000]) == []
     assert collapses([*[15.0] * 1000, *search, *[15.0] * 1000]) == [], "started anew in the same log"
     again: list[Row | Restart] = [*scales([15.0] * 1000), Restart(900, 1000), *scales(search, first=900)]
     assert told_of(Scale, again) == []
@@ -229,7 +231,12 @@ CLEAN: dict[str, tuple[Callable[[float], float], Callable[[float], float]]] = {
     ),
     "converged": (lambda at: 0.4 + 3 * math.exp(-at / 0.12), lambda _: 1.0),
     "converged late": (lambda at: 0.4 + 3 * math.exp(-at / 0.3), lambda _: 1.0),
-    "its rate is spent": (stops, lambda at: 1.0 if at < 0.5 else 0.05),
+    "its rate is spent": (stops, lambda at: math.exp(-at / 0.24)),
+    "stairs that end": (lambda at: 1.3 * 0.85 ** min(int(math.log2(1 + at * 30) * 1.1), 4), lambda _: 1.0),
+    "two sweeps": (
+        lambda at: 0.3 + 1.5 / (1 + math.exp((at - 0.1) / 0.05)) + 2 / (1 + math.exp((at - 0.45) / 0.05)),
+        lambda _: 1.0,
+    ),
     "epochs": (lambda at: 1.3 * 0.85 ** int(at * 4) * (1 + 0.3 * math.exp(-at / 0.02)), lambda _: 1.0),
     "fine-tuning": (lambda at: 0.9 + 0.5 * math.exp(-at / 0.01), lambda at: 1 - 0.99 * at),
     "reward": (lambda at: 0.02 * math.sin(40 * at), lambda _: 1.0),
@@ -287,6 +294,9 @@ def test_a_grad_norm_that_runs_away_while_the_loss_still_falls_is_told() -> None
     ((kind, step, alarm),) = seen(Made(1).run(power, norm=lambda at: max(1.0, 25 ** ((at - 0.8) / 0.15))))
     assert kind == "grad_rise"
     assert 24_000 <= step < alarm <= 29_500
+    ((kind, step, alarm),) = seen(Made(1).run(power, norm=lambda at: max(1.0, 20 ** ((at - 0.4) / 0.4))))
+    assert kind == "grad_rise", "slower, but more in all than a run does by itself"
+    assert 12_000 <= step < alarm <= 29_500
 
 
 def test_a_parameter_norm_that_runs_away_is_told() -> None:
@@ -308,6 +318,12 @@ def test_a_run_that_went_back_is_judged_by_its_own_branch() -> None:
     good: list[Row | Restart] = list(Made(2).run(power))
     told = told_of(Slow, [*rows, Restart(15_000, 29_990), *good[1000:]])
     assert [(n.event.kind, n.change) for n in told] == [("stall", "began"), ("stall", "ended")]
+    slow = Slow()
+    for row in rows:
+        assert isinstance(row, Row)
+        slow.add(row, Story(), told)
+    slow.restart(Restart(15_000, 29_990), Story(), told)
+    assert max(step for step, *_ in slow.state()["history"]["points"]) < 15_000
 
 
 def test_the_whole_of_a_run_stays_small() -> None:
