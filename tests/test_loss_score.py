@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks.loss import report
-from benchmarks.loss.__main__ import main
+from benchmarks.loss.__main__ import CORPUS, main, score_all
 from benchmarks.loss.peers import (
     PEERS,
     Moving,
@@ -306,3 +306,28 @@ class TestRules:
         ordered.add(7.5)
         window.append(7.5)
         assert ordered.mad(7.25) == sum(sorted(abs(v - 7.25) for v in window)[3:5]) / 2
+
+
+#: What the watch does not reach on the scored corpus yet (docs/loss-scores.md). Take out what it has reached.
+NOT_YET = (
+    "loss: precision ",
+    "loss: false_per_10k ",
+    "step_time: recall ",
+)
+
+
+@pytest.mark.slow
+def test_what_has_to_be_reached_on_the_scored_corpus() -> None:
+    runs, absent = load(CORPUS, "score")
+    assert len(runs) >= 50
+    assert not absent
+    scores = {(score.detector, score.family): score for score in score_all(runs)}
+    told = report.wanted(scores)
+    assert len(told) > 30
+    missed = [text for text, good in told if not good and not text.startswith(NOT_YET)]
+    assert missed == []
+    # the open ones have a floor of their own, so that they do not get worse unseen
+    loss, steps = scores["ours", "loss"], scores["ours", "step_time"]
+    assert (loss.precision() or 0.0) >= 0.88
+    assert (loss.per_10k() or 0.0) <= 0.9
+    assert steps.recall()[0] >= 4

@@ -158,14 +158,14 @@ def wanted(scores: Mapping[tuple[str, str], Score]) -> list[tuple[str, bool]]:
 
 
 def _better(ours: Score, peer: Score) -> bool:
-    """No worse in either, and better in one."""
+    """A higher F1, and not beaten or equalled in both recall and precision."""
 
     def both(score: Score) -> tuple[float, float]:
         found, events = score.recall()
         return (found / events if events else 0.0), (score.precision() or 0.0)
 
     mine, theirs = both(ours), both(peer)
-    return ours.f1() > peer.f1() if mine == theirs else mine[0] >= theirs[0] and mine[1] >= theirs[1]
+    return ours.f1() > peer.f1() and (mine[0] > theirs[0] or mine[1] > theirs[1])
 
 
 def machine() -> str:
