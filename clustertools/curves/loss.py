@@ -452,6 +452,9 @@ class Joined:
 
     def _over(self, now: Disturbance, told: list[News]) -> None:
         told.append(now.news("recovered"))
+        if not self.level.is_log:  # around zero, what comes and goes is noise as well: it is told more seldom
+            for value in now.values:
+                self.level.note_single(self.level.z(value))
         for held in now.held if now.kind != "slow_bump" else ():
             self.level.take(min(held[0], self.level.high))
         now.over, now.rows, now.values, now.held = True, 0, [], []
