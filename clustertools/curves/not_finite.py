@@ -32,6 +32,8 @@ BREATH_ITERATIONS = 50
 SEARCH_CALM_ITERATIONS, SEARCH_SKIPS_AT_MOST = 50, 35
 #: Losses that were numbers before a single nan is believed at once: some tables say nan for "not recorded".
 KNOWN_ROWS = 5
+#: A table with the loss alone that leaves it out of a row: a nan after so many rows with it. Our choice.
+WHOLE_ROWS = 50
 #: A row of training has at least one of these; where they are gone too the row is another kind of record.
 _BESIDE = (
     "learning_rate", "grad_norm", "step_seconds", "throughput_tokens_per_second", "tokens", "samples",
@@ -61,6 +63,7 @@ class _Memory:
     step: int | None = None
     beside: list[str] | None = None
     strange: int = 0
+    empty_at: int = 0
     zeros: int = 0
     zero_rows: int = 0
     zero_step: int = 0
@@ -167,7 +170,7 @@ class NotFinite:
         if loss is None:
             if "loss" in row.missing:
                 return "skip" if skipped and (m.step is None or skipped >= steps) else "bad"
-            if nans and not skipped:
+            if (nans and not skipped) or (not row.values and self._is_rare()):
                 return "bad"
             return "skip" if skipped or not math.isfinite(norm) else "nothing"
         if math.isinf(loss):
@@ -178,6 +181,12 @@ class NotFinite:
         if loss == 0.0 and math.isnan(norm) and not m.zeros:
             return "bad"
         return "bad" if nans and not skipped else "good"
+
+    def _is_rare(self) -> bool:
+        """Whether a row without any value comes after so many with a loss that the loss is left out of it."""
+        m = self._m
+        since, m.empty_at = m.losses - m.empty_at, m.losses
+        return since >= WHOLE_ROWS
 
     def _is_training(self, row: Row) -> bool:
         """Whether a row whose loss is nan has what the rows with a loss had beside it.

@@ -30,6 +30,8 @@ UNKNOWN_RATE = 1.5
 GAP_SIGMAS, GAP_SHARE, KEPT_PACE, FALL_SIGMAS = 8.0, 0.01, (0.5, 1.6), 8.0
 #: No point may hold more of a fall than this: a stair, a leap, a new mix of data.
 STAIR_SHARE = 0.4
+#: A fit that promises less than this share of the level follows a first fall, not what came after it.
+CREDIBLE_SHARE = 0.5
 #: A loss that rises by more than this in the flat part does something else than stall.
 RISING_SHARE = 0.02
 #: Exponents of the power laws that are fitted, and decay lengths (shares of the run) of the exponentials.
@@ -73,6 +75,8 @@ def stalled(points: Sequence[Point]) -> Stall | None:
     level = sorted(losses[start:])[flat // 2]
     expected, spread = careful_forecast(before, first, count - 1 - flat / 3)
     late = sorted(losses[-max(3, flat // 2) :])
+    if min(losses) > 0 and expected < CREDIBLE_SHARE * level:
+        return None
     gap = late[len(late) // 2] - expected
     weight = max(1.0, FLAT_OF_BEFORE * start / flat) ** 2 * (1.0 if is_known else UNKNOWN_RATE)
     if gap < weight * max(GAP_SIGMAS * max(sigma, spread), GAP_SHARE * abs(level)):

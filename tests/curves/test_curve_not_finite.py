@@ -254,3 +254,9 @@ def test_saved_anywhere_it_goes_on_with_the_same_result() -> None:
     for cut in range(0, len(rows), 3):
         assert repr(told_of(rows, cut)) == repr(whole), f"cut before row {cut}"
     assert len(json.dumps(NotFinite().state())) < 3000
+
+
+def test_a_table_with_the_loss_alone_that_leaves_it_out_once() -> None:
+    rows = [Row(step, {} if step == 301 else {"loss": 2.5}) for step in range(1, 400)]
+    assert spans(rows) == [("loss", 301, 301, "page")]
+    assert spans([Row(step, {} if step % 10 else {"loss": 2.5}) for step in range(1, 999)]) == []
