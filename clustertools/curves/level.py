@@ -49,6 +49,8 @@ _EDGE_SIGMAS, _EDGE_RATE = 2.0, 0.05
 #: Heights of single rows fall off as a power law: 3 where a run has shown none (a t distribution of 3 degrees
 #: of freedom, the heaviest of them that has a variance), with the weight of so many rows seen. 1.5 at least.
 _TAIL_POWER, _TAIL_WEIGHT, _TAIL_HEAVIEST = 3.0, 4.0, 1.5
+#: The tallest of so many single rows is worth knowing, and what is so many times as tall is beyond them.
+_TALLEST_OUTS, _TALLEST_TIMES = 5, 1.5
 #: How rows hang together is known to about so much from so few of them.
 _CARRY_LESS = 0.3
 #: As if one row out had been seen in so many, before the run's own record counts.
@@ -67,7 +69,7 @@ class Level:
 
     __slots__ = (  # noqa: RUF023 - in the order in which they are set
         "floor", "is_log", "low", "rows", "wait", "centre", "slope", "spread", "bulk", "bias", "scale",
-        "quantum", "carry", "high", "recent", "gaps", "outs", "heights", "watched",
+        "quantum", "carry", "high", "recent", "gaps", "outs", "heights", "tallest", "watched",
     )  # fmt: skip
 
     def __init__(self, floor: float, state: Mapping[str, Any] | None = None) -> None:
@@ -90,6 +92,7 @@ class Level:
         self.gaps = array("d", saved.get("gaps", ()))
         self.outs: float = saved.get("outs", 0.0)
         self.heights: float = saved.get("heights", 0.0)
+        self.tallest: float = saved.get("tallest", 0.0)
         self.watched: float = saved.get("watched", 0.0)
 
     def state(self) -> dict[str, Any]:
@@ -163,8 +166,14 @@ class Level:
             edge = max(_EDGE_RATE, self.rate)
             return edge * math.exp(share * math.log(self.rate / edge))
         power = (_TAIL_WEIGHT + self.outs) / (_TAIL_WEIGHT / _TAIL_POWER + self.heights)
-        power = max(power, _TAIL_HEAVIEST)
-        return self.rate * math.exp(-power * math.log(z / OUT_SIGMAS)) if math.isfinite(z) else 0.0
+        if not math.isfinite(z):
+            return 0.0
+        chance = self.rate * math.exp(-max(power, _TAIL_HEAVIEST) * math.log(z / OUT_SIGMAS))
+        if self.outs >= _TALLEST_OUTS and z > _TALLEST_TIMES * self.tallest:
+            # many rows of one size say little of how far others go: beyond all of them the general law holds
+            beyond = math.exp(-_TAIL_POWER * math.log(z / (_TALLEST_TIMES * self.tallest)))
+            chance = min(chance, beyond / (_RATE_ROWS + self.watched))
+        return chance
 
     @property
     def rate(self) -> float:
@@ -175,6 +184,7 @@ class Level:
         """Rows that were out by themselves, `z` at most: it is kept in mind how far."""
         if z >= OUT_SIGMAS:
             self.outs += 1.0
+            self.tallest = max(self.tallest, z)
             self.heights += math.log(min(z / OUT_SIGMAS, 1e6))
 
     def renew(self) -> None:

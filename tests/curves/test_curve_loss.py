@@ -251,3 +251,15 @@ def test_a_series_that_turns_negative_is_learned_anew_and_watched():
     rows[300][1]["loss"] = -math.inf
     news, _ = told(rows)
     assert [n.event.step for n in news if n.change == "began"] == [401]
+
+
+def test_single_rows_that_the_run_has_shown_before_are_not_told_without_a_grad_norm_either():
+    rows: Rows = [(step, {"loss": values["loss"]}) for step, values in run(3000)]
+    for at in range(150, 3000, 100):
+        rows[at][1]["loss"] *= 1.13
+    news, story = told(rows)
+    assert news == []
+    assert story.isolated > 20
+    rows[2777][1]["loss"] *= 3
+    news, _ = told(rows)
+    assert [n.event.alarm_step for n in news if n.change == "began"] == [2778], "but one of another size is"
