@@ -83,6 +83,7 @@ class TestLabels:
             ("step,loss\n1,2,3\n", {}, "row 0 has 3 cells of 2"),
             ("step,loss\n1,2\n", {"events": [{"kind": "oops", "start": 1, "end": 1}]}, "'oops'"),
             ("step,loss\n1,2\n", {"events": [{"kind": "nan", "start": 7, "end": 9}]}, "7 to 9"),
+            ("step,loss\n1,2\n", {"events": [{"kind": "nan", "start": 1}]}, "needs `start` and `end`"),
         ],
     )
     def test_a_wrong_label_is_said(self, text: str, labels: dict[str, Any], says: str) -> None:

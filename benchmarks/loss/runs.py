@@ -180,7 +180,10 @@ def _event(run: Run, event: Mapping[str, Any]) -> Labelled:
     kind = event.get("kind")
     if kind not in KINDS:
         raise LabelError(f"run {run.name}: the kind {kind!r} is none of {', '.join(sorted(KINDS))}")
-    start, end = int(event["start"]), int(event["end"])
+    try:
+        start, end = int(event["start"]), int(event["end"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise LabelError(f"run {run.name}: a {kind} needs `start` and `end`, both steps: {event}") from error
     span = run.span(start, end)
     if span is None:
         raise LabelError(f"run {run.name}: no row has a step of {start} to {end}, where a {kind} is labelled")

@@ -6,6 +6,9 @@ level.high             above it a row may be out of it; infinite before enough r
 level.z(5.1)           in robust sigmas
 level.chance(8.0)      in how many rows out of one a row comes so far out by itself, as this run shows
 
+A series that is positive is looked at in logarithms: what a loss scatters shrinks with it, and one that is
+fitted to nothing falls through decades. From its first value that is zero or below on, it is taken as it is.
+
 The centre is the median of the last rows, carried on along their slope where they have one. The spread is
 that of the rows against the centre that was known when they came: what a trend, a schedule or a slow wave
 does to it is in there, so no model of them is needed.
@@ -27,6 +30,8 @@ SPREAD_ROWS, _YOUNG_ROWS = 80, 12
 #: Where the last rows scatter so much less that the others must be of another time (the loss has fallen by
 #: half, the log interval has changed), so many times their spread counts.
 _LATELY_ROWS, _LATELY_TIMES = 24, 2.0
+#: A tail shorter than this (half as much again as the level) counts as so many times the bulk at most.
+_TAIL_SHORT, _TAIL_TIMES = 0.25, 1.5
 #: Rows that are kept as they came: for the slope, the quantum and how rows hang together.
 _RECENT_ROWS = 36
 #: The centre is looked at anew after so many rows, the spread after six times as many.
@@ -44,10 +49,14 @@ _EDGE_SIGMAS, _EDGE_RATE = 2.0, 0.05
 #: Heights of single rows fall off as a power law: 3 where a run has shown none (a t distribution of 3 degrees
 #: of freedom, the heaviest of them that has a variance), with the weight of so many rows seen. 1.5 at least.
 _TAIL_POWER, _TAIL_WEIGHT, _TAIL_HEAVIEST = 3.0, 4.0, 1.5
+#: How rows hang together is known to about so much from so few of them.
+_CARRY_LESS = 0.3
 #: As if one row out had been seen in so many, before the run's own record counts.
 _RATE_ROWS = 2000.0
 #: The record forgets by half in so many rows: the data of a run change.
 _FORGET_ROWS = 4096
+#: More than any loss; its logarithm.
+_HUGE, _HUGE_LOG = 1e300, 690.0
 
 
 class Level:
@@ -57,13 +66,15 @@ class Level:
     """
 
     __slots__ = (  # noqa: RUF023 - in the order in which they are set
-        "floor", "rows", "wait", "centre", "slope", "spread", "bulk", "bias", "scale", "quantum", "carry",
-        "high", "recent", "gaps", "outs", "heights", "watched",
+        "floor", "is_log", "low", "rows", "wait", "centre", "slope", "spread", "bulk", "bias", "scale",
+        "quantum", "carry", "high", "recent", "gaps", "outs", "heights", "watched",
     )  # fmt: skip
 
     def __init__(self, floor: float, state: Mapping[str, Any] | None = None) -> None:
         saved = state or {}
         self.floor = floor
+        self.is_log: bool = saved.get("is_log", True)
+        self.low = 0.0 if self.is_log else -_HUGE
         self.rows: int = saved.get("rows", 0)
         self.wait: int = saved.get("wait", _SETTLE_ROWS)
         self.centre: float = saved.get("centre", 0.0)
@@ -83,7 +94,7 @@ class Level:
 
     def state(self) -> dict[str, Any]:
         """JSON-ready; `Level(floor, state)` goes on from it."""
-        names = (name for name in self.__slots__ if name != "floor")
+        names = (name for name in self.__slots__ if name not in ("floor", "low"))
         return {n: list(v) if isinstance(v := getattr(self, n), array) else v for n in names}
 
     @property
@@ -93,21 +104,51 @@ class Level:
     def take(self, value: float) -> None:
         """A row of the level. One that is out by itself is to be taken as `high`: it widens the spread if
         many come, and one does nothing."""
+        if self.is_log:
+            if value <= 0.0:
+                self._take_as_it_is()
+            else:
+                value = math.log(value)
         self.recent.append(value)
         if self.slope:
             self.centre += self.slope
-            self.high += self.slope
+            self.high = self.high * math.exp(self.slope) if self.is_log else self.high + self.slope
         self.wait -= 1
         if not self.wait:
             self._settle()
 
+    def _take_as_it_is(self) -> None:
+        self.is_log, self.low = False, -_HUGE
+        self.quantum = self.bulk = self.spread = self.bias = 0.0
+        self.renew()
+
+    @property
+    def base(self) -> float:
+        """What the series has been, as it was logged."""
+        return self.raised(0.0)
+
+    def raised(self, sigmas: float) -> float:
+        """So many sigmas above the level, as it would be logged."""
+        place = self.centre + (self.bias + sigmas * self.spread if sigmas else 0.0)
+        return math.exp(min(place, _HUGE_LOG)) if self.is_log else place
+
     def z(self, value: float) -> float:
         """Robust sigmas above the level."""
+        if self.is_log:
+            if value <= 0.0:
+                return -math.inf
+            value = math.log(value)
         return (value - self.centre - self.bias) / self.spread if self.spread > 0 else math.inf
 
     def lift(self, value: float) -> float:
         """How far above the level, as a share of it."""
-        return (value - self.centre) / self.scale if self.scale > 0 else math.inf
+        base = self.base
+        scale = base if self.is_log else self.scale
+        return (value - base) / scale if scale > 0 else math.inf
+
+    def bulks(self, value: float) -> float:
+        """How far above the level in sigmas of its bulk, as one who looks at a window would have them."""
+        return self.lift(value) * self.scale / self.bulk if self.bulk > 0 else math.inf
 
     def chance(self, z: float) -> float:
         """In how many rows out of one a row comes this many sigmas out by itself.
@@ -119,15 +160,16 @@ class Level:
             return 1.0
         if z < OUT_SIGMAS:
             share = (z - _EDGE_SIGMAS) / (OUT_SIGMAS - _EDGE_SIGMAS)
-            return _EDGE_RATE * math.exp(share * math.log(self.rate / _EDGE_RATE))
+            edge = max(_EDGE_RATE, self.rate)
+            return edge * math.exp(share * math.log(self.rate / edge))
         power = (_TAIL_WEIGHT + self.outs) / (_TAIL_WEIGHT / _TAIL_POWER + self.heights)
         power = max(power, _TAIL_HEAVIEST)
         return self.rate * math.exp(-power * math.log(z / OUT_SIGMAS)) if math.isfinite(z) else 0.0
 
     @property
     def rate(self) -> float:
-        """Which share of the rows is out by itself; at most so many that it still says something."""
-        return min((1.0 + self.outs) / (_RATE_ROWS + self.watched), 0.5 * _EDGE_RATE)
+        """Which share of the rows is out by itself."""
+        return min(0.5, (1.0 + self.outs) / (_RATE_ROWS + self.watched))
 
     def note_single(self, z: float) -> None:
         """Rows that were out by themselves, `z` at most: it is kept in mind how far."""
@@ -143,7 +185,10 @@ class Level:
 
     def accept(self, values: Sequence[float]) -> None:
         """A new level holds: these are its rows."""
-        self.recent, self.gaps = array("d", values[:CENTRE_ROWS]), self.gaps[-SPREAD_ROWS // 4 :]
+        if self.is_log and min(values) <= 0.0:
+            self._take_as_it_is()
+        first = [math.log(value) for value in values[:CENTRE_ROWS]] if self.is_log else values[:CENTRE_ROWS]
+        self.recent, self.gaps = array("d", first), self.gaps[-SPREAD_ROWS // 4 :]
         self.centre = sorted(self.recent)[len(self.recent) // 2]
         self.wait = _SETTLE_ROWS
         for value in values[CENTRE_ROWS:]:
@@ -177,9 +222,12 @@ class Level:
         del self.gaps[: -min(SPREAD_ROWS, max(_YOUNG_ROWS, rows // 2))]
         if rows < SPREAD_ROWS or rows // _SETTLE_ROWS % _SPREAD_TIMES == 0:
             self._respread()
-        self.scale = max(abs(self.centre), self.spread)
+        self.scale = 1.0 if self.is_log else max(abs(self.centre), self.spread)
         if self.scale > 0:  # of a series of zeros nothing is known
-            self.high = self.centre + max(self.bias + HIGH_SIGMAS * self.spread, self.floor * self.scale)
+            base = self.base
+            self.high = max(
+                self.raised(HIGH_SIGMAS), base + self.floor * (base if self.is_log else self.scale)
+            )
 
     def _slope(self) -> float:
         """Per row, of a series that falls; else 0: a rise is not followed, it may be the beginning of one."""
@@ -200,14 +248,15 @@ class Level:
         count = len(self.gaps)
         if not count:
             return
-        middle, bulk, tail = _spreads(self.gaps)
+        middle = sorted(self.gaps)[count // 2]
+        bulk, tail = _spreads(self.gaps, self.is_log)
         values = sorted(set(self.recent))
         if len(values) > 1 and 2 * len(values) <= len(self.recent):
             self.quantum = min(b - a for a, b in itertools.pairwise(values))
         # few rows know their spread badly: half as much again at 16, nothing to speak of at 100
         wide = max(bulk, tail) * (1.0 + 8.0 / count)
         if count > 2 * _LATELY_ROWS:
-            _, bulk_lately, tail_lately = _spreads(self.gaps[-_LATELY_ROWS:])
+            bulk_lately, tail_lately = _spreads(self.gaps[-_LATELY_ROWS:], self.is_log)
             wide = min(wide, _LATELY_TIMES * max(bulk_lately, tail_lately))
             bulk = min(bulk, _LATELY_TIMES * bulk_lately)
         self.bulk = max(bulk, self.quantum)
@@ -230,14 +279,25 @@ class Level:
         if pairs < 2 * _SETTLE_ROWS:
             return 0.0
         same = sum((a > 0) == (b > 0) for a, b in itertools.pairwise(steps)) / pairs
-        return min(1.0, max(0.0, 1.0 + 2.0 * math.sin(math.pi * (same - 0.5))))
+        return min(1.0, max(0.0, 1.0 + 2.0 * math.sin(math.pi * (same - 0.5)) - _CARRY_LESS))
 
 
-def _spreads(gaps: Sequence[float]) -> tuple[float, float, float]:
-    """The middle, and sigmas of the bulk, by its quarters, and of the tail above, by its upper twentieth: it
-    may be heavier."""
+def _spreads(gaps: Sequence[float], is_log: bool) -> tuple[float, float]:
+    """Sigmas of the bulk of the rows, by its quarters, and of their tail, by its outer twentieth on the wider
+    side.
+
+    A heavy tail is up to 1.3 times its bulk (a t distribution of 3 degrees of freedom). One that is longer,
+    but short beside the level, comes from a few rows on the way back from a spike. Where it is long beside
+    the level as well, or there is no level but zero, rows are of two kinds, as in policy training: it counts.
+    """
     known = sorted(gaps)
     count = len(known)
-    middle = known[count // 2]
+    middle, far = known[count // 2], min(count - 1, (19 * count) // 20)
     bulk = (known[(3 * count) // 4] - known[count // 4]) / 1.349
-    return middle, bulk, (known[min(count - 1, (19 * count) // 20)] - middle) / 1.645
+    if is_log:
+        tail = (known[far] - middle) / 1.645
+        if bulk and tail < _TAIL_SHORT:
+            tail = min(tail, _TAIL_TIMES * bulk)
+    else:
+        tail = max(known[far] - middle, middle - known[count - 1 - far]) / 1.645
+    return bulk, tail

@@ -28,18 +28,21 @@ GRAD_FLOOR, SIGN_RATIO = 0.5, 2.5
 #: A burst of the grad norm alone is 5 times its median and 40 robust sigmas (loss.md section 4). 30 of ours:
 #: medians over other windows differ by so much, and a burst of just 40 is one as well.
 BURST_RATIO, BURST_SIGMAS = 5.0, 30.0
-#: What is told has to be rarer than this by the run's own record: one in 100,000 rows.
-RARE = 1e-5
+#: What is told has to be rarer than this by the run's own record: two in 100,000 rows.
+RARE = 2e-5
 #: ... and so high: 10 % (loss.md section 4); twice the level where there is a grad norm that did not move.
 SPOT_LIFT, UNMOVED_LIFT = 0.10, 1.0
 #: ... of a series that has a level at all: a loss around zero is noise, and one row of it tells nothing.
 SPOT_SPREADS = 4.0
-#: Rows that confirm the highest have to be rarer than this together, a grad norm rarer than that.
+#: Rows that confirm the highest, and a burst of the grad norm, have to be rarer than this; a grad norm that
+#: confirms a loss, rarer than that.
 CONFIRMED, SIGN_RARE = 1e-3, 1e-2
 #: With the grad norm out, so much of the loss is enough to belong to it; less is not taken for a sign of it.
 JOINT_SIGMAS, JOINT_LIFT = 3.0, 0.02
 #: After a row that is out, the next ones are with it from here on, until so many wait.
 AFTER_SIGMAS, WAIT_ROWS = 2.0, 3
+#: Rows of which none is high by itself have to be so much rarer: blocks of other data last for some rows too.
+LASTS_RARE = 1e-7
 #: Rows that are out and still tell nothing after so many are how the series is.
 GIVE_UP_ROWS = 8
 #: A sign in the grad norm belongs to a loss that leaves within so many rows: four in BLOOM's first spike.
@@ -72,7 +75,7 @@ class LossWatch:
         level, grads = joined.level, joined.grad
         if loss is not None:
             # the ordinary row; a value that is no number is not at most anything
-            is_in = not joined.busy and loss <= level.high
+            is_in = not joined.busy and level.low < loss <= level.high
             if is_in and grad is None:
                 joined.take(row.step, loss, story, told)
             elif is_in and grad is not None and 0 < grad <= grads.high:
@@ -151,7 +154,7 @@ class Joined:
                 self.block = [step, steps]
                 return
             self.block = [step, steps]
-            risen = self.slow.add(step, level.recent[-BLOCK_ROWS:], level.spread)
+            risen = self.slow.add(step, level.recent[-BLOCK_ROWS:], level.spread, level.is_log)
             if risen is not None and self.now is None:
                 self._rise(*risen, step, value, story, told)
 
@@ -206,7 +209,7 @@ class Joined:
             if now is None or now.over or grad <= now.grad_back:
                 level.take(grad)
             return 0.0
-        ratio = grad / level.centre if level.centre > 0 else 0.0
+        ratio = grad / level.base
         z = level.z(grad)
         if now is None or now.over:
             level.take(level.high)  # many of these are how the run is; few change nothing
@@ -245,10 +248,9 @@ class Joined:
     def _let_go(self, story: Story) -> None:
         """What was out and not confirmed was the data."""
         level, waiting = self.level, self.waiting
-        z = max(row[3] for row in waiting)
-        level.note_single(z)
-        story.isolated += z >= OUT_SIGMAS
+        story.isolated += max(row[3] for row in waiting) >= OUT_SIGMAS
         for row in waiting:
+            level.note_single(row[3])
             level.take(min(row[1], level.high))
         self.waiting = []
 
@@ -265,6 +267,8 @@ class Joined:
             sign = min(1.0, SIGN_ROWS * self.grad.chance(self.sign[3]))
             if chance * sign <= RARE and sign <= SIGN_RARE:
                 return True
+        if len(waiting) >= WAIT_ROWS and lift >= SPOT_LIFT and chance <= LASTS_RARE:
+            is_high = True  # two sigmas less, three times over
         if chance > RARE or not is_high:
             return False
         if len(waiting) > 1 and chance <= CONFIRMED * min(row[4] for row in waiting):
@@ -316,7 +320,7 @@ class Joined:
             chance *= min(1.0, SIGN_ROWS * self.grad.chance(self.sign[3]))
         self.now = Disturbance(
             number=story.number(), kind=kind, metric=self.metric, step=int(first[0]), alarm_step=int(last[0]),
-            baseline=level.centre, back=self._back(peak), grad_back=self.grad.high, peak=peak,
+            baseline=level.base, back=self._back(peak), grad_back=self.grad.high, peak=peak,
             confidence=_sure(chance), end_step=int(last[0]), rows=len(values), sign_step=sign,
             grad_ratio=ratio, values=values,
         )  # fmt: skip
@@ -325,14 +329,15 @@ class Joined:
 
     def _back(self, peak: float) -> float:
         """Up to where the loss is back: what its level scatters, and of a high peak the last twentieth."""
-        level = self.level
-        return level.centre + max(
-            level.bias + 4.0 * level.spread, 0.5 * level.floor * level.scale, 0.05 * (peak - level.centre)
-        )
+        level, base = self.level, self.level.base
+        least = 0.5 * level.floor * (base if level.is_log else level.scale)
+        return max(level.raised(4.0), base + max(least, 0.05 * (peak - base)))
 
     def _burst(self, step: int, grad: float | None, ratio: float, story: Story, told: list[News]) -> None:
         level = self.grad
-        if grad is None or not level.is_ready or grad - level.centre < BURST_SIGMAS * level.bulk:
+        if grad is None or not level.is_ready or level.bulks(grad) < BURST_SIGMAS:
+            return
+        if level.chance(level.z(grad)) > CONFIRMED:
             return
         if self.now is not None:
             known = self.now
@@ -341,7 +346,7 @@ class Joined:
             return
         self.now = Disturbance(
             number=story.number(), kind="grad_burst", metric="grad_norm", step=step, alarm_step=step,
-            baseline=level.centre, back=self._back(self.level.centre), grad_back=level.high, peak=grad,
+            baseline=level.base, back=self._back(self.level.base), grad_back=level.high, peak=grad,
             confidence=_sure(level.chance(level.z(grad))), end_step=step, grad_ratio=ratio,
         )  # fmt: skip
         told.append(self.now.news("began"))
@@ -352,11 +357,13 @@ class Joined:
         """The loss has come up, too slowly for any row of it to be out."""
         if self.resumed:
             return
-        level = self.level
+        level, base = self.level, self.level.base
+        if level.is_log:
+            before = math.exp(before)
         self.now = Disturbance(
             number=story.number(), kind="slow_bump", metric=self.metric, step=first, alarm_step=step,
-            baseline=before, back=before + 0.3 * (level.centre - before) + level.spread,
-            grad_back=self.grad.high, peak=level.centre, confidence=0.8, end_step=step, values=[value],
+            baseline=before, back=before + 0.3 * (base - before) + level.raised(1.0) - base,
+            grad_back=self.grad.high, peak=base, confidence=0.8, end_step=step, values=[value],
         )  # fmt: skip
         self.busy = True
         told.append(self.now.news("began"))
@@ -440,11 +447,14 @@ class Joined:
         """A burst of the grad norm turns out to be the first sign of a loss that leaves."""
         now.sign_step = now.step if now.sign_step is None else now.sign_step
         now.kind, now.metric, now.step, now.end_step = kind, "loss", step, step
-        now.baseline, now.peak, now.rows = self.level.centre, peak, 1
+        now.baseline, now.peak, now.rows = self.level.base, peak, 1
         now.back, now.back_rows, now.back_step = self._back(peak), 0, None
 
     def _over(self, now: Disturbance, told: list[News]) -> None:
         told.append(now.news("recovered"))
+        if not self.level.is_log:  # around zero, what comes and goes is noise as well: it is told more seldom
+            for value in now.values:
+                self.level.note_single(self.level.z(value))
         for held in now.held if now.kind != "slow_bump" else ():
             self.level.take(min(held[0], self.level.high))
         now.over, now.rows, now.values, now.held = True, 0, [], []

@@ -24,7 +24,7 @@ _BLOCKS_OUT = 2
 class Slow:
     """The blocks of one series."""
 
-    __slots__ = ("before", "middles", "out", "rates", "spreads")
+    __slots__ = ("before", "is_log", "middles", "out", "rates", "spreads")
 
     def __init__(self, state: Mapping[str, Any] | None = None) -> None:
         saved = state or {}
@@ -36,19 +36,30 @@ class Slow:
         self.before = array("d", saved.get("before", ()))
         #: the steps of the last blocks that show a rise
         self.out: list[int] = list(saved.get("out", ()))
+        self.is_log: bool = saved.get("is_log", True)
 
     def state(self) -> dict[str, Any]:
-        return {name: list(getattr(self, name)) for name in self.__slots__}
+        kept = {name: list(getattr(self, name)) for name in self.__slots__ if name != "is_log"}
+        return {**kept, "is_log": self.is_log}
+
+    def _forget(self) -> None:
+        self.out = []
+        del self.middles[:], self.rates[:], self.spreads[:], self.before[:]
 
     def _keep(self, *block: float) -> None:
         for series, value in zip((self.middles, self.rates, self.spreads, self.before), block, strict=True):
             series.append(value)
             del series[:-_KEPT_BLOCKS]
 
-    def add(self, step: int, values: Sequence[float], spread: float) -> tuple[int, float] | None:
+    def add(
+        self, step: int, values: Sequence[float], spread: float, is_log: bool
+    ) -> tuple[int, float] | None:
         """The rows of the next block, `step` that of the last one. Returns the step from which on the series
-        has risen and what it had been, once that is sure."""
+        has risen and what it had been, once that is sure. `is_log`: the values are logarithms."""
         middle = sorted(values)[len(values) // 2]
+        if is_log != self.is_log:
+            self.is_log = is_log
+            self._forget()
         count = len(self.middles)
         lately = sorted(self.middles[-_BACK_BLOCKS - _SKIP_BLOCKS + 1 :][:_BACK_BLOCKS])
         if len(lately) < _BACK_BLOCKS:
@@ -61,7 +72,7 @@ class Slow:
         before, back = min(medians), len(medians) * _BACK_BLOCKS
         gap = middle - before
         self._keep(middle, gap / back, spread, medians[0])
-        if count + 1 < _KNOWN_BLOCKS or gap <= _LIFT * abs(before):
+        if count + 1 < _KNOWN_BLOCKS or gap <= _LIFT * (1.0 if is_log else abs(before)):
             self.out = []
             return None
         fastest, known_spread = max(self.rates[:-_BACK_BLOCKS]), self.spreads[-_BACK_BLOCKS - 1]
@@ -72,6 +83,5 @@ class Slow:
         if len(self.out) < _BLOCKS_OUT:
             return None
         first = self.out[0]
-        self.out = []
-        del self.middles[:], self.rates[:], self.spreads[:], self.before[:]
+        self._forget()
         return first, before

@@ -228,3 +228,26 @@ def test_a_named_series_is_watched_for_rises():
         values["z_loss"] = 0.01 * values["loss"] * (3.0 if 200 <= k < 210 else 1.0)
         watch.add(Row(step, values), story, news)
     assert [(n.change, n.event.metric) for n in news] == [("began", "z_loss"), ("recovered", "z_loss")]
+
+
+def test_a_loss_that_falls_through_decades_hides_no_spike():
+    rng = random.Random(3)
+    rows: Rows = [
+        (k, {"loss": 10 ** (1 - k / 100) * math.exp(0.03 * rng.gauss(0, 1)), "grad_norm": 1.0})
+        for k in range(1, 500)
+    ]
+    rows[399][1]["loss"] *= 30
+    rows[400][1]["loss"] *= 10
+    news, _ = told(rows)
+    assert changes(news) == [("began", "spike"), ("recovered", "spike")]
+    assert news[0].event.alarm_step == 400
+
+
+def test_a_series_that_turns_negative_is_learned_anew_and_watched():
+    rng = random.Random(4)
+    rows: Rows = [(k, {"loss": (0.5 if k < 200 else 0.0) + 0.05 * rng.gauss(0, 1)}) for k in range(1, 600)]
+    for k in range(400, 405):
+        rows[k][1]["loss"] = 3.0
+    rows[300][1]["loss"] = -math.inf
+    news, _ = told(rows)
+    assert [n.event.step for n in news if n.change == "began"] == [401]
