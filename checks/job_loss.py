@@ -17,6 +17,7 @@ from clustertools.catalog import skip_data
 from clustertools.check import Context, check
 from clustertools.curves import CurveEvent, Kind, News, Options
 from clustertools.curves.open_events import LASTING, OpenEvents, Told
+from clustertools.curves.packing import packed, unpacked
 from clustertools.curves.watch import CurveWatch
 from clustertools.model import Finding, Reading, Remedy
 from clustertools.sources.training_run import read_run
@@ -133,11 +134,13 @@ class Losses:
 
 @dataclass
 class Curves:
-    """What is known of the run's curves between two looks. `diverged_step` is the first bad step of a
+    """What is known of the run's curves between two looks. `watch` is the packed state of the detectors,
+    `isolated` how many single rows were out so far. `diverged_step` is the first bad step of a
     divergence that has not come back; it outlives the way back, as `Losses.first_bad_step` does. `bad_rows`:
     rows since the last disturbance of the loss began."""
 
-    watch: dict[str, Any] = field(default_factory=dict)
+    watch: str = ""
+    isolated: int = 0
     events: dict[str, Any] = field(default_factory=dict)
     attempt: int = -1
     last_step: int | None = None
@@ -156,7 +159,10 @@ class Curves:
         history = self.catching_up and (many or not self.watch)
         self.catching_up = self.catching_up and many
         try:
-            watch, events = CurveWatch(self.watch or None, options), OpenEvents(self.events)
+            watch, events = (
+                CurveWatch(unpacked(self.watch) if self.watch else None, options),
+                OpenEvents(self.events),
+            )
         except (TypeError, ValueError, KeyError, IndexError, AttributeError):
             # written by another version: the level of the run is learned anew
             watch, events, history = CurveWatch(None, options), OpenEvents(), True
@@ -166,7 +172,7 @@ class Curves:
             if isinstance(item, Point) and item.step is not None and not item.evaluation:
                 self._step(item.step)
                 self.bad_rows += 1
-        self.watch, self.events = watch.state(), events.state()
+        self.watch, self.events, self.isolated = packed(watch.state()), events.state(), watch.story.isolated
 
     def begin(self, attempt: int) -> None:
         """A new start of the run: what it trains on is not known yet."""
@@ -255,7 +261,7 @@ def job_loss(ctx: Context) -> Iterator[Finding | Reading]:
     yield from _curve_findings(ctx, told, news.format or "")
     for kind, sentence in events.over.items():
         ctx.over(_CODES[kind], sentence)  # type: ignore[index]
-    yield ctx.reading("loss_isolated_rows", float(curves.watch.get("story", {}).get("isolated", 0)))
+    yield ctx.reading("loss_isolated_rows", float(curves.isolated))
     if losses.waits and not losses.in_a_row:
         raise ctx.skip("a new start after a loss that was not a number: it has told no finite one yet")
     if curves.waits and not events.is_empty():
