@@ -233,12 +233,12 @@ OTHERS = (
             wait_ms=wait, pause_every=pause, columns=("loss", "step_seconds"),
         )
         for seed, clock, word, task, wait, pause, slow in (
-            (231, "cpu", "processor's clock", "factors", 2.0, 150, ((400, 200, 1.18), (1000, 300, 1.25))),
-            (232, "cpu", "processor's clock", "regression", 2.5, 100, ((500, 600, 1.14),)),
+            (231, "wall", "wall clock", "factors", 12.0, 150, ((400, 200, 1.18), (1000, 300, 1.25))),
+            (232, "wall", "wall clock", "regression", 15.0, 100, ((500, 600, 1.14),)),
             (233, "cpu", "processor's clock", "factors", 1.5, 250, ((350, 60, 2.5), (800, 40, 1.5), (1200,
             450, 1.2))),
-            (234, "wall", "wall clock", "factors", 4.0, 125, ((400, 250, 1.4), (1100, 400, 1.25))),
-            (235, "cpu", "processor's clock", "denoiser", 2.0, 0, ((600, 25, 4.0), (1000, 500, 1.12))),
+            (234, "wall", "wall clock", "factors", 20.0, 125, ((400, 250, 1.4), (1100, 400, 1.25))),
+            (235, "wall", "wall clock", "denoiser", 15.0, 0, ((600, 25, 4.0), (1000, 500, 1.12))),
         )
     ),
     score(

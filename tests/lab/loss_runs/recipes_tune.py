@@ -173,11 +173,11 @@ OTHERS = (
             columns=("loss", "step_seconds"),
         )
         for name, task, seed, clock, wait, pause, slow in (
-            ("waits-wall", "factors", 112, "wall", 3.0, 100, ((400, 250, 1.3), (1100, 400, 1.25))),
-            ("waits-cpu", "factors", 127, "cpu", 2.0, 125, ((400, 300, 1.15), (1000, 400, 1.3))),
+            ("waits-wall", "factors", 112, "wall", 15.0, 100, ((400, 250, 1.3), (1100, 400, 1.25))),
+            ("waits-cpu", "factors", 127, "wall", 12.0, 125, ((400, 300, 1.15), (1000, 400, 1.3))),
             ("waits-short", "factors", 128, "cpu", 1.5, 200, ((400, 50, 2.0), (900, 30, 1.5), (1300, 300,
             1.18))),
-            ("waits-more", "regression", 129, "cpu", 2.0, 0, ((350, 20, 5.0), (700, 800, 1.16))),
+            ("waits-more", "regression", 129, "wall", 12.0, 0, ((350, 20, 5.0), (700, 800, 1.16))),
         )
     ),
     tune(
