@@ -69,14 +69,14 @@ class Level:
 
     __slots__ = (  # noqa: RUF023 - in the order in which they are set
         "floor", "is_log", "low", "rows", "wait", "centre", "slope", "spread", "bulk", "bias", "scale",
-        "quantum", "carry", "high", "recent", "gaps", "outs", "heights", "tallest", "watched",
+        "quantum", "carry", "high", "recent", "gaps", "outs", "heights", "tallest", "watched", "reach",
     )  # fmt: skip
 
     def __init__(self, floor: float, state: Mapping[str, Any] | None = None) -> None:
         saved = state or {}
         self.floor = floor
         self.is_log: bool = saved.get("is_log", True)
-        self.low = 0.0 if self.is_log else -_HUGE
+        self.low: float = saved.get("low", 0.0)
         self.rows: int = saved.get("rows", 0)
         self.wait: int = saved.get("wait", _SETTLE_ROWS)
         self.centre: float = saved.get("centre", 0.0)
@@ -94,10 +94,11 @@ class Level:
         self.heights: float = saved.get("heights", 0.0)
         self.tallest: float = saved.get("tallest", 0.0)
         self.watched: float = saved.get("watched", 0.0)
+        self.reach: float = saved.get("reach", 0.0)
 
     def state(self) -> dict[str, Any]:
         """JSON-ready; `Level(floor, state)` goes on from it."""
-        names = (name for name in self.__slots__ if name not in ("floor", "low"))
+        names = (name for name in self.__slots__ if name != "floor")
         return {n: list(v) if isinstance(v := getattr(self, n), array) else v for n in names}
 
     @property
@@ -180,6 +181,10 @@ class Level:
         """Which share of the rows is out by itself."""
         return min(0.5, (1.0 + self.outs) / (_RATE_ROWS + self.watched))
 
+    def note_reach(self, value: float) -> None:
+        """A row that was out, above or below: a series around zero goes that far."""
+        self.reach = max(self.reach, abs(value - self.centre))
+
     def note_single(self, z: float) -> None:
         """Rows that were out by themselves, `z` at most: it is kept in mind how far."""
         if z >= OUT_SIGMAS:
@@ -238,6 +243,8 @@ class Level:
             self.high = max(
                 self.raised(HIGH_SIGMAS), base + self.floor * (base if self.is_log else self.scale)
             )
+            if not self.is_log:
+                self.low = self.centre - OUT_SIGMAS * self.spread
 
     def _slope(self) -> float:
         """Per row, of a series that falls; else 0: a rise is not followed, it may be the beginning of one."""

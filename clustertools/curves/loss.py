@@ -34,17 +34,22 @@ RARE = 2e-5
 SPOT_LIFT, UNMOVED_LIFT = 0.10, 1.0
 #: ... of a series that has a level at all: a loss around zero is noise, and one row of it tells nothing.
 SPOT_SPREADS = 4.0
+#: ... and goes as far up as down: until it lasts, it has to be so many times as far as it ever went.
+REACH_TIMES = 1.5
 #: Rows that confirm the highest, and a burst of the grad norm, have to be rarer than this; a grad norm that
 #: confirms a loss, rarer than that.
 CONFIRMED, SIGN_RARE = 1e-3, 1e-2
 #: With the grad norm out, so much of the loss is enough to belong to it; less is not taken for a sign of it.
 JOINT_SIGMAS, JOINT_LIFT = 3.0, 0.02
-#: After a row that is out, the next ones are with it from here on, until so many wait.
+#: After a row that is out, the next ones are with it from here on; so many of them say something by lasting.
 AFTER_SIGMAS, WAIT_ROWS = 2.0, 3
-#: Rows of which none is high by itself have to be so much rarer: blocks of other data last for some rows too.
-LASTS_RARE = 1e-7
+#: Rows of which none is high by itself have to be so much rarer, and where more rows are needed so high:
+#: blocks of other data last for some rows too.
+LASTS_RARE, LASTS_LIFT = 1e-7, 0.25
 #: Rows that are out and still tell nothing after so many are how the series is.
 GIVE_UP_ROWS = 8
+#: A loss that rises by less than this share of what the run began with is fitted to nothing all the same.
+FITTED_SHARE = 1e-3
 #: A sign in the grad norm belongs to a loss that leaves within so many rows: four in BLOOM's first spike.
 SIGN_ROWS = 5
 #: Of a long event, so many of its first rows are kept beside the last ones.
@@ -228,7 +233,7 @@ class Joined:
             return False
         z, lift = level.z(value), level.lift(value)
         if self.waiting:
-            return z >= AFTER_SIGMAS and lift >= JOINT_LIFT and len(self.waiting) < WAIT_ROWS
+            return z >= AFTER_SIGMAS and lift >= JOINT_LIFT
         return z >= JOINT_SIGMAS and lift >= JOINT_LIFT
 
     def _out(
@@ -251,6 +256,7 @@ class Joined:
         story.isolated += max(row[3] for row in waiting) >= OUT_SIGMAS
         for row in waiting:
             level.note_single(row[3])
+            level.note_reach(row[1])
             level.take(min(row[1], level.high))
         self.waiting = []
 
@@ -259,7 +265,9 @@ class Joined:
         level, waiting = self.level, self.waiting
         peak = max(row[1] for row in waiting)
         lift = level.lift(peak)
-        if lift < (RESUME_LIFT if self.resumed else TOLD_LIFT):
+        if lift < (RESUME_LIFT if self.resumed else TOLD_LIFT) or self._is_nothing(peak - level.base):
+            return False
+        if len(waiting) <= WAIT_ROWS and self._is_within_reach(peak):
             return False
         chance = math.prod(row[4] for row in waiting)
         is_high = level.z(peak) >= OUT_SIGMAS
@@ -267,7 +275,8 @@ class Joined:
             sign = min(1.0, SIGN_ROWS * self.grad.chance(self.sign[3]))
             if chance * sign <= RARE and sign <= SIGN_RARE:
                 return True
-        if len(waiting) >= WAIT_ROWS and lift >= SPOT_LIFT and chance <= LASTS_RARE:
+        lasts = SPOT_LIFT if len(waiting) <= WAIT_ROWS else LASTS_LIFT
+        if len(waiting) >= WAIT_ROWS and lift >= lasts and chance <= LASTS_RARE:
             is_high = True  # two sigmas less, three times over
         if chance > RARE or not is_high:
             return False
@@ -275,6 +284,15 @@ class Joined:
             return True
         unmoved = grad is not None and self.grad.is_ready
         return lift >= (UNMOVED_LIFT if unmoved else SPOT_LIFT) and level.scale >= SPOT_SPREADS * level.spread
+
+    def _is_within_reach(self, value: float) -> bool:
+        """Of a series around zero: not further than it went before, up or down."""
+        level = self.level
+        return not level.is_log and value - level.base <= REACH_TIMES * level.reach
+
+    def _is_nothing(self, rise: float) -> bool:
+        """So little, held against the run's first rows, that nobody would see it."""
+        return bool(self.firsts) and rise < FITTED_SHARE * median(self.firsts)
 
     def _in(
         self, step: int, value: float, grad: float | None, ratio: float, story: Story, told: list[News]
@@ -288,6 +306,9 @@ class Joined:
             return
         if self.waiting:
             self._let_go(story)
+        if value < level.low and not level.is_log:  # around zero: what goes down goes up as well
+            level.note_single(-level.z(value))
+            level.note_reach(value)
         if self.now is not None:  # over, and kept for a while: what comes again soon is the same
             self.now.rows += 1
             if self.now.rows > AGAIN_ROWS:
@@ -355,11 +376,11 @@ class Joined:
         self, first: int, before: float, step: int, value: float, story: Story, told: list[News]
     ) -> None:
         """The loss has come up, too slowly for any row of it to be out."""
-        if self.resumed:
-            return
         level, base = self.level, self.level.base
         if level.is_log:
             before = math.exp(before)
+        if self.resumed or self._is_nothing(base - before):
+            return
         self.now = Disturbance(
             number=story.number(), kind="slow_bump", metric=self.metric, step=first, alarm_step=step,
             baseline=before, back=before + 0.3 * (base - before) + level.raised(1.0) - base,
@@ -376,7 +397,7 @@ class Joined:
         now.grad_ratio = max(now.grad_ratio, ratio)
         page = now.severity
         if now.kind == "grad_burst":
-            if self._is_out(value):
+            if self._is_out(value) and not self._is_within_reach(value):
                 self._turn(now, "spike", step, value)
                 now.values, now.held = [value], []
                 told.append(now.news("grew"))
@@ -455,6 +476,7 @@ class Joined:
         if not self.level.is_log:  # around zero, what comes and goes is noise as well: it is told more seldom
             for value in now.values:
                 self.level.note_single(self.level.z(value))
+                self.level.note_reach(value)
         for held in now.held if now.kind != "slow_bump" else ():
             self.level.take(min(held[0], self.level.high))
         now.over, now.rows, now.values, now.held = True, 0, [], []

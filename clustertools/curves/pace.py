@@ -321,8 +321,10 @@ class Pace:
         middle = max(self._edge, math.sqrt(self._usual * self._slow))
         best, score, first = 0, 0, len(self._doubt) - 1
         for number in range(first, -1, -1):
-            score += 1 if self._doubt[number][1] > middle else -2
-            if score >= best:
+            seconds = self._doubt[number][1]
+            pauses = seconds > 2 * self._slow and number != first  # it would be one before the shift as well
+            score += -1 if pauses else 1 if seconds > middle else -2
+            if score > best:
                 best, first = score, number
         return int(self._doubt[first][0])
 

@@ -345,6 +345,14 @@ CLEAN = (
         clock="cpu",
         wait_ms=1.5, pause_every=120, columns=("loss", "step_seconds"), eval_every=60,
     ),
+    score(
+        "clean-steps-cpu", "a clean pace by the processor's clock, pauses for checkpoints", "factors", 270,
+        16000, 1e-3, clock="cpu", wait_ms=0.6, pause_every=400, columns=("step_seconds",),
+    ),
+    score(
+        "clean-steps-wall", "a clean pace by the wall clock, pauses for checkpoints", "regression", 271,
+        16000, 1e-3, clock="wall", wait_ms=1.5, pause_every=500, columns=("step_seconds",),
+    ),
 )  # fmt: skip
 
 SCORE: tuple[Recipe, ...] = (*LOSSES, *OTHERS, *CLEAN)
