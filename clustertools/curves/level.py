@@ -51,6 +51,8 @@ _EDGE_SIGMAS, _EDGE_RATE = 2.0, 0.05
 _TAIL_POWER, _TAIL_WEIGHT, _TAIL_HEAVIEST = 3.0, 4.0, 1.5
 #: The tallest of so many single rows is worth knowing, and what is so many times as tall is beyond them.
 _TALLEST_OUTS, _TALLEST_TIMES = 5, 1.5
+#: Rows that hang together tell as much of their spread as so many that do not, at least.
+_COUNT_AT_LEAST = 4.0
 #: How rows hang together is known to about so much from so few of them.
 _CARRY_LESS = 0.3
 #: As if one row out had been seen in so many, before the run's own record counts.
@@ -270,8 +272,10 @@ class Level:
         values = sorted(set(self.recent))
         if len(values) > 1 and 2 * len(values) <= len(self.recent):
             self.quantum = min(b - a for a, b in itertools.pairwise(values))
-        # few rows know their spread badly: half as much again at 16, nothing to speak of at 100
-        wide = max(bulk, tail) * (1.0 + 8.0 / count)
+        # few rows know their spread badly: half as much again at 16, nothing to speak of at 100; those that
+        # hang together count for fewer
+        counting = max(_COUNT_AT_LEAST, count * (1.0 - self.carry) / (1.0 + self.carry))
+        wide = max(bulk, tail) * (1.0 + 8.0 / counting)
         if count > 2 * _LATELY_ROWS:
             bulk_lately, tail_lately = _spreads(self.gaps[-_LATELY_ROWS:], self.is_log)
             wide = min(wide, _LATELY_TIMES * max(bulk_lately, tail_lately))
