@@ -310,11 +310,7 @@ class TestRules:
 
 
 #: What the watch does not reach on the scored corpus yet (docs/loss-scores.md). Take out what it has reached.
-NOT_YET = (
-    "loss: precision ",
-    "loss: false_per_10k ",
-    "step_time: recall ",
-)
+NOT_YET = ("loss: false_per_10k ",)
 
 
 @pytest.mark.slow
@@ -327,8 +323,5 @@ def test_what_has_to_be_reached_on_the_scored_corpus() -> None:
     assert len(told) > 30
     missed = [text for text, good in told if not good and not text.startswith(NOT_YET)]
     assert missed == []
-    # the open ones have a floor of their own, so that they do not get worse unseen
-    loss, steps = scores["ours", "loss"], scores["ours", "step_time"]
-    assert (loss.precision() or 0.0) >= 0.88
-    assert (loss.per_10k() or 0.0) <= 0.9
-    assert steps.recall()[0] >= 4
+    # the open one has a floor of its own, so that it does not get worse unseen
+    assert (scores["ours", "loss"].per_10k() or 0.0) <= 0.2

@@ -12,11 +12,12 @@ BLOCK_ROWS = 8
 #: them twice: the lowest of the three counts. They reach from 24 to 240 rows back, so that what rises within
 #: tens of rows has not moved them yet, and a loss that falls is held against the newest.
 _BACK_BLOCKS, _SKIP_BLOCKS, _TIMES_BACK = 9, 3, 3
-#: Blocks that are kept, and how many of them are known before anything is told.
-_KEPT_BLOCKS, _KNOWN_BLOCKS = 40, 24
-#: A rise has to be 10 % of the level (loss.md section 4), twice as much as the run ever rose lately, and ten
+#: Blocks that are kept, and how many of them are known before anything is told: what a young run does over
+#: hundreds of rows is not known sooner.
+_KEPT_BLOCKS, _KNOWN_BLOCKS = 40, 40
+#: A rise has to be 10 % of the level (loss.md section 4), three times what the run ever rose lately, and ten
 #: of the sigmas that a median of eight rows has.
-_LIFT, _TIMES, _SPREADS = 0.10, 2.0, 4.5
+_LIFT, _TIMES, _SPREADS = 0.10, 3.0, 4.5
 #: Blocks in a row that have to show it.
 _BLOCKS_OUT = 2
 

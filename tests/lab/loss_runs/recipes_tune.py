@@ -272,6 +272,12 @@ CLEAN = (
         clock="cpu",
         wait_ms=1.2, pause_every=150, columns=("loss", "step_seconds"), eval_every=75,
     ),
+    tune("judges-clean", "generator and judge, narrower", "adversaries", 153, 6000, 7e-4, shape={"size": 40}),
+    tune(
+        "judges-fast", "generator and judge at a high rate", "adversaries", 154, 4000, 3e-3,
+        shape={"size": 24},
+    ),
+    tune("latent-clean", "KL weight rises, other data", "variational", 155, 4000, 2e-3, shape={"size": 24}),
 )  # fmt: skip
 
 TUNE: tuple[Recipe, ...] = (*LOSSES, *OTHERS, *CLEAN)
