@@ -54,8 +54,9 @@ FITTED_SHARE = 1e-3
 SIGN_ROWS = 5
 #: Of a long event, so many of its first rows are kept beside the last ones.
 FIRST_VALUES = 14
-#: As the first rows of the run: within 20 %, after the loss had fallen to this share of them.
-RESTART_NEAR, LEARNED_SHARE, FIRST_ROWS = 0.2, 0.7, 4
+#: As the first rows of the run, each of so many: within 20 % (loss.md section 4), after the loss had fallen to
+#: this share of them. A spike that goes as high comes down sooner than the run first did.
+RESTART_NEAR, LEARNED_SHARE, FIRST_ROWS = 0.2, 0.7, 6
 #: The log interval has changed when as many rows are so many times as many steps, or as few.
 INTERVAL_TIMES = 3
 #: After a resume the loss is up for some tens of rows by itself (IDEFICS): only what is this high counts.
@@ -455,14 +456,14 @@ class Joined:
             told.append(now.news("grew"))
 
     def _is_restart(self, now: Disturbance) -> bool:
-        """Two rows as the first two of the run, or all so far where they are one, after it had learned."""
+        """Its first rows are those of the run again, one by one, after it had learned."""
         firsts, values = self.firsts, now.values
-        if len(values) < 2 or len(values) > FIRST_ROWS + 2 or len(firsts) < FIRST_ROWS:
+        if len(values) != FIRST_ROWS or len(firsts) < FIRST_ROWS or self.metric != "loss":
             return False
         start = median(firsts)
-        if self.metric != "loss" or start <= 0 or now.baseline > LEARNED_SHARE * start:
+        if start <= 0 or now.baseline > LEARNED_SHARE * start:
             return False
-        return all(abs(value - start) <= RESTART_NEAR * start for value in values[-2:])
+        return all(abs(a - b) <= RESTART_NEAR * abs(b) for a, b in zip(values, firsts, strict=True))
 
     def _turn(self, now: Disturbance, kind: Kind, step: int, peak: float) -> None:
         """A burst of the grad norm turns out to be the first sign of a loss that leaves."""
