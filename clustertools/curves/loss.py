@@ -54,8 +54,8 @@ FITTED_SHARE = 1e-3
 SIGN_ROWS = 5
 #: Of a long event, so many of its first rows are kept beside the last ones.
 FIRST_VALUES = 14
-#: As the first rows of the run, each of so many: within 20 % (loss.md section 4), after the loss had fallen to
-#: this share of them. A spike that goes as high comes down sooner than the run first did.
+#: As the first rows of the run, each of so many: within 20 %, after the loss had fallen to this share of them
+#: (loss.md section 4). A spike that goes as high comes down sooner than the run first did.
 RESTART_NEAR, LEARNED_SHARE, FIRST_ROWS = 0.2, 0.7, 6
 #: The log interval has changed when as many rows are so many times as many steps, or as few.
 INTERVAL_TIMES = 3
