@@ -21,10 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import yaml
-
 from clustertools.config_lines import (
-    Dumper,
     Node,
     Problems,
     join,
@@ -33,7 +30,6 @@ from clustertools.config_lines import (
     read_override,
 )
 from clustertools.config_shape import WRONG, Reader, leaves, nearest, option
-from clustertools.config_shape import schema as schema_of
 from clustertools.errors import ConfigError
 from clustertools.model import Status
 
@@ -414,7 +410,7 @@ def find(tree: Node, keys: Sequence[str]) -> Node | None:
     return node
 
 
-def _path(keys: Iterable[str]) -> str:
+def path_of(keys: Iterable[str]) -> str:
     path = ""
     for key in keys:
         path = join(path, key)
@@ -427,7 +423,7 @@ def _origins(config: Config, tree: Node) -> dict[str, str]:
         node = find(tree, keys)
         # the merged sections that hold nothing are nobody's
         origin = node.origin if node is not None and node.value is not None else "default"
-        origins[_path(keys)] = "-o" if origin.startswith("-o ") else origin
+        origins[path_of(keys)] = "-o" if origin.startswith("-o ") else origin
     return origins
 
 
@@ -451,7 +447,7 @@ def _relations(config: Config, tree: Node, problems: Problems) -> None:
     def wrong(keys: tuple[str, ...], text: str) -> None:
         at = max((n for n in range(len(keys) + 1) if find(tree, keys[:n]) is not None), default=0)
         node = find(tree, keys[:at])
-        problems.add(node.origin if node else "default", _path(keys), text)
+        problems.add(node.origin if node else "default", path_of(keys), text)
 
     for name, sink in config.sinks.items():
         _sink_relations(sink, ("sinks", name), wrong)
@@ -528,64 +524,15 @@ def validate_limits(
             node = find(loaded.tree, (*section, name))
             if name not in there:
                 problems.add(
-                    node.origin if node else "", _path((*section, name)),
+                    node.origin if node else "", path_of((*section, name)),
                     f"there is no {what} of this name{nearest(name, there)}",
                 )  # fmt: skip
     result: dict[str, Any] = {}
     for name, check in checks.items():
         keys = ("checks", name, "limits")
         node = find(loaded.tree, keys) or Node(None, "default")
-        result[name] = Reader(problems).record(check.limits, node, _path(keys))
+        result[name] = Reader(problems).record(check.limits, node, path_of(keys))
     problems.stop()
-    return result
-
-
-def show(loaded: Loaded, origin: bool = False) -> str:
-    """The effective config as YAML that loads again, with the origin of each value as a comment if wanted."""
-    tree: dict[str, Any] = {}
-    for keys, value in leaves(loaded.config):
-        if value == "" and loaded.origins[_path(keys)] == "default":
-            continue  # not set, and nothing to learn from it
-        branch = tree
-        for key in keys[:-1]:
-            branch = branch.setdefault(key, {})
-        branch[keys[-1]] = (value, loaded.origins[_path(keys)])
-    return "".join(_lines(tree, 0, origin))
-
-
-def _lines(tree: Mapping[str, Any], depth: int, origin: bool) -> Iterable[str]:
-    for key, value in tree.items():
-        start = f"{'  ' * depth}{_yaml(key)}:"
-        if isinstance(value, dict):
-            yield f"{start}\n"
-            yield from _lines(value, depth + 1, origin)
-        else:
-            yield f"{start} {_yaml(value[0])}{f'  # {value[1]}' if origin else ''}\n"
-
-
-def _yaml(value: Any) -> str:
-    text = yaml.dump(value, Dumper=Dumper, default_flow_style=True, width=1 << 20, allow_unicode=True)
-    return text.removesuffix("\n").removesuffix("\n...")
-
-
-def schema(checks: Mapping[str, Checkable] | None = None) -> dict[str, Any]:
-    """A JSON Schema for editors; with `checks`, of the limits of each as well."""
-    result = {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "clustertools config",
-        **schema_of(Config),
-    }
-    if checks is not None:
-        known = {}
-        for name, check in checks.items():
-            known[name] = schema_of(CheckConfig)
-            known[name]["properties"]["limits"] = schema_of(check.limits)
-        result["properties"]["checks"] = {
-            "type": "object",
-            "properties": known,
-            "patternProperties": {"^plugin_": schema_of(CheckConfig)},
-            "additionalProperties": False,
-        }
     return result
 
 

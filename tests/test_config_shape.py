@@ -18,8 +18,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from clustertools import config, config_shape
-from clustertools.config import Loaded, load, schema, show
+from clustertools.config import Loaded, load
 from clustertools.config_sample import SAMPLE
+from clustertools.config_show import schema, show
 from clustertools.errors import ConfigError
 
 Load = Callable[..., Loaded]

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from clustertools import config as configuration
+from clustertools import config_show
 from clustertools.check import discover
 from clustertools.cli.assemble import expectations as class_expectations
 from clustertools.cli.frame import Output, common, examples
@@ -80,7 +81,7 @@ def show(load: Callable[[], Loaded], origin: bool, out: Output) -> None:
         data: dict[str, Any] = {"config": loaded.config, "files": loaded.files}
         out.record("config", {**data, "origins": loaded.origins} if origin else data)
     else:
-        out.line(configuration.show(loaded, origin).rstrip("\n"))
+        out.line(config_show.show(loaded, origin).rstrip("\n"))
 
 
 @group.command(
@@ -117,7 +118,7 @@ def expectations(load: Callable[[], Loaded], recording: str | None, out: Output)
 @common
 def schema(out: Output) -> None:
     """Print a JSON Schema, for editors that complete and check YAML."""
-    out.line(json.dumps(configuration.schema(discover()), indent=None if out.json else 2))
+    out.line(json.dumps(config_show.schema(discover()), indent=None if out.json else 2))
 
 
 @group.command(epilog=examples("clustertools config sample > /etc/clustertools/config.yaml"))
