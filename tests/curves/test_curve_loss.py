@@ -263,3 +263,52 @@ def test_single_rows_that_the_run_has_shown_before_are_not_told_without_a_grad_n
     rows[2777][1]["loss"] *= 3
     news, _ = told(rows)
     assert [n.event.alarm_step for n in news if n.change == "began"] == [2778], "but one of another size is"
+
+
+def test_a_spike_as_high_as_the_first_steps_that_comes_down_at_once_is_no_restart():
+    rows = lift(run(), 300, [2.6, 2.4, 1.6, 1.3, 1.2, 1.1], 8.0)
+    news, _ = told(rows)
+    assert {n.event.kind for n in news} == {"spike"}
+    assert news[-1].change == "recovered"
+
+
+def around_zero(rows: int, seed: int = 5) -> Rows:
+    """As policies are trained: nearly nothing, and now and then a step as far up as down, with its gradient."""
+    rng = random.Random(seed)
+    found: Rows = []
+    for step in range(rows):
+        far = rng.random() < 0.01
+        loss = rng.choice((-1, 1)) * rng.uniform(0.005, 0.02) if far else 0.0037 + rng.gauss(0, 2e-4)
+        norm = rng.uniform(0.05, 0.3) if far else 0.001 * math.exp(0.2 * rng.gauss(0, 1))
+        found.append((step, {"loss": round(loss, 4), "grad_norm": norm}))
+    return found
+
+
+def test_a_loss_around_zero_is_told_by_how_far_it_ever_went():
+    quiet, _ = told(around_zero(4000))
+    assert [n for n in quiet[1:] if n.event.metric == "loss" and n.event.step > 1000] == []
+    rows = around_zero(4000)
+    rows[3500][1].update(loss=0.3, grad_norm=3.0)
+    news, _ = told(rows)
+    assert ("spike", 3500) in {(n.event.kind, n.event.step) for n in news}
+
+
+def test_what_a_loss_does_that_is_fitted_to_nothing_wakes_nobody():
+    rng = random.Random(2)
+    falls = [4.0 * math.exp(-step / 8) for step in range(140)]
+    flat = [2e-7 * math.exp(0.1 * rng.gauss(0, 1)) for _ in range(300)]
+    flat[150:156] = [2e-6] * 6
+    rows: Rows = [(step, {"loss": loss}) for step, loss in enumerate(falls + flat)]
+    assert told(rows)[0] == []
+    rows[350][1]["loss"] = 0.5
+    rows[351][1]["loss"] = 0.1
+    assert ("began", "spike") in changes(told(rows)[0])
+
+
+def test_rows_of_which_none_is_high_are_told_when_they_last():
+    rows: Rows = [(step, {"loss": values["loss"]}) for step, values in run(rows=600, scatter=0.12)]
+    for k, loss in enumerate((5.5, 4.3, 4.2, 4.3, 4.4, 4.3, 4.2)):
+        rows[500 + k][1]["loss"] = loss
+    news, _ = told(rows)
+    assert [n.event.kind for n in news if n.change == "began"] == ["spike"]
+    assert news[0].event.step == rows[500][0]
