@@ -273,7 +273,7 @@ def test_a_spike_as_high_as_the_first_steps_that_comes_down_at_once_is_no_restar
 
 
 def around_zero(rows: int, seed: int = 5) -> Rows:
-    """As policies are trained: nearly nothing, and now and then a step as far up as down, with its gradient."""
+    """As policies are trained: next to nothing, and now and then as far up as down, with a gradient."""
     rng = random.Random(seed)
     found: Rows = []
     for step in range(rows):
