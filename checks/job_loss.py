@@ -15,31 +15,45 @@ from typing import Any
 
 from clustertools.catalog import skip_data
 from clustertools.check import Context, check
-from clustertools.curves import CurveEvent, Kind, News, Options
+from clustertools.curves import CurveEvent, Kind, News, Options, Severity
 from clustertools.curves.open_events import LASTING, OpenEvents, Told
 from clustertools.curves.packing import packed, unpacked
 from clustertools.curves.watch import CurveWatch
-from clustertools.model import Finding, Reading, Remedy
+from clustertools.model import Finding, Reading, Remedy, Status
 from clustertools.sources.training_run import read_run
 from clustertools.sources.training_values import Event, Point, canonical
 
 #: So many starts are remembered with the step at which their loss was lost.
 _STARTS_AT_MOST = 8
-#: What each kind of event is called here. A loss that is no number is LossNotFinite, found below; that steps
-#: take longer is told by job_slow, which also looks for the node.
-_CODES: dict[Kind, str] = {
-    "nan": "StepsNotFinite",
-    "spike": "LossSpike",
-    "divergence": "LossDiverged",
-    "restart": "LossRestarted",
-    "level_shift": "LossLevelShift",
-    "slow_bump": "LossSlowBump",
-    "grad_burst": "GradNormBurst",
-    "grad_rise": "GradNormRise",
-    "param_norm_rise": "ParamNormRise",
-    "loss_scale_collapse": "LossScaleCollapse",
-    "stall": "TrainingStall",
+
+
+@dataclass(frozen=True, slots=True)
+class As:
+    """What an event is called here, and how grave it is."""
+
+    code: str
+    status: Status
+
+
+#: Kind and urgency of an event -> what it is told as. A loss that is no number is LossNotFinite, found below;
+#: that steps take longer is told by job_slow, which also looks for the node.
+TOLD_AS: dict[tuple[Kind, Severity], As] = {
+    ("nan", "page"): As("StepsNotFinite", Status.CRITICAL),
+    ("nan", "notice"): As("StepsNotFinite", Status.WARNING),
+    ("spike", "page"): As("LossSpike", Status.CRITICAL),
+    ("spike", "notice"): As("LossSpike", Status.WARNING),
+    ("divergence", "page"): As("LossDiverged", Status.CRITICAL),
+    ("restart", "page"): As("LossRestarted", Status.CRITICAL),
+    ("level_shift", "page"): As("LossLevelShift", Status.CRITICAL),
+    ("slow_bump", "notice"): As("LossSlowBump", Status.WARNING),
+    ("grad_burst", "notice"): As("GradNormBurst", Status.WARNING),
+    ("grad_rise", "daily"): As("GradNormRise", Status.WARNING),
+    ("param_norm_rise", "daily"): As("ParamNormRise", Status.WARNING),
+    ("loss_scale_collapse", "page"): As("LossScaleCollapse", Status.CRITICAL),
+    ("loss_scale_collapse", "notice"): As("LossScaleCollapse", Status.WARNING),
+    ("stall", "daily"): As("TrainingStall", Status.WARNING),
 }
+_CODES: dict[Kind, str] = {kind: told.code for (kind, _), told in TOLD_AS.items()}
 #: When nothing more is told of what lasts, it stays for a day, or until a person says that it is over.
 _LASTING_SECONDS = 86400.0
 #: A divergence may be told sooner, while it still rises. Nothing is undone before so many rows: BLOOM's first
@@ -296,8 +310,9 @@ def _curve_finding(ctx: Context, kind: Kind, each_of: list[Told], format: str) -
     assert job is not None
     newest = max(each_of, key=lambda t: t.event.number)
     event = newest.event
-    pages = any(t.event.severity == "page" for t in each_of)
-    say = ctx.critical if pages else ctx.warning
+    # by what it is called here: the early sign that became a spike is a sign all the same
+    grave = [TOLD_AS.get((kind, t.event.severity)) for t in each_of]
+    say = ctx.critical if any(one and one.status is Status.CRITICAL for one in grave) else ctx.warning
     evidence = [*_about(event, format), *(t.event.message for t in each_of if t is not newest)]
     if newest.ended:
         evidence.insert(0, newest.ended)

@@ -24,7 +24,10 @@ from tests.conftest import HOSTS
 
 RUNS = Path(__file__).parent / "runs"
 #: The recorded runs that together show every code of a run that can be critical; the others show how it ends.
-TELLING_RUNS = ("crash-loop", "hang-and-restart", "nan-loss", "never-starts", "resume-wrong")
+TELLING_RUNS = (
+    "crash-loop", "hang-and-restart", "nan-loss", "never-starts", "resume-wrong", "loss-spike-bloom",
+    "loss-diverged-told", "loss-goes-wrong", "loss-scale-collapse",
+)  # fmt: skip
 PLACES = yaml.safe_load(Path(__file__).with_name("world.yaml").read_text(encoding="utf-8"))
 FOLDERS = {path.parent.name: path.parent for path in sorted(HOSTS.glob("*/host.yaml"))}
 HEALTHY = [name for name, folder in FOLDERS.items() if "base" not in load_yaml(folder / "host.yaml")]

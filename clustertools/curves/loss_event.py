@@ -58,7 +58,7 @@ class Disturbance:
 
     def judge(self) -> None:
         """How urgent it is now. It never becomes less."""
-        pages = self.kind in _PAGES or (self.kind != "grad_burst" and self.grad_ratio >= PAGE_GRAD_RATIO)
+        pages = self.kind in _PAGES or (self.kind == "spike" and self.grad_ratio >= PAGE_GRAD_RATIO)
         if pages:
             self.severity = "page"
 

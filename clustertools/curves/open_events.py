@@ -25,13 +25,14 @@ OPEN_AT_MOST = 8
 @dataclass(slots=True)
 class Told:
     """One event as people hear of it. `kinds`: what it was called so far, the newest last. `edition` grows
-    with what people should read again. `seen`: a look has told it. `ended`: how, where nothing more is told
-    of it; `lasts`: but it is not over."""
+    with what people should read again. `seen`: a look has told it, `renamed`: but not by its newest kind.
+    `ended`: how, where nothing more is told of it; `lasts`: but it is not over."""
 
     event: CurveEvent
     kinds: list[Kind]
     edition: int = 0
     seen: bool = False
+    renamed: bool = False
     ended: str = ""
     lasts: bool = False
 
@@ -59,21 +60,22 @@ class OpenEvents:
         if event.kind not in told.kinds:
             # what nobody heard of under its earlier name needs no name but the last
             told.kinds = [*(told.kinds if told.seen else ()), event.kind]
+            told.renamed = True
         if news.change in ("recovered", "ended"):
             told.ended = how_it_ended(event, went_back=went_back)
             told.lasts = not went_back and event.recovered_step is None and event.kind in LASTING
-            if told.seen:
+            if told.seen and not told.renamed:
                 self._close(told)
-            elif history:
+            elif history and not told.seen:
                 del self._open[event.number]
 
     def told(self) -> Iterator[Told]:
         """What is to be told by this look. Each of what came and went since the last one is told once."""
         for told in list(self._open.values()):
-            if told.seen and told.ended:
+            if told.seen and told.ended and not told.renamed:
                 self._close(told)
                 continue
-            told.seen = True
+            told.seen, told.renamed = True, False
             for kind in told.kinds:
                 self.over.pop(kind, None)
             yield told

@@ -6,6 +6,7 @@ What is literal and what is made up stands in each run.yaml. The noise has a see
 from __future__ import annotations
 
 import json
+import math
 import random
 from pathlib import Path
 
@@ -84,6 +85,25 @@ def collapsing() -> tuple[list[str], list[str]]:
     return before, after
 
 
+def going_wrong() -> tuple[list[str], list[str]]:
+    """Learned to 2.9 by step 280; from 301 on the level is 4.2, from 401 on six steps have no gradients, and
+    from 441 on the loss is that of the first steps again."""
+    dice = random.Random(6)
+
+    def learning(step: int) -> float:
+        return 2.9 + 6.0 * 2 ** (-step / 25)
+
+    def row(step: int, loss: float, norm: float = 0.5) -> str:
+        return jsonl(step, loss + dice.gauss(0, 0.03), norm * (1 + dice.gauss(0, 0.05)))
+
+    before = [row(step, learning(step)) for step in range(1, 281)]
+    after = [row(step, 2.9 if step < 301 else 4.2) for step in range(281, 401)]
+    after += [row(step, 4.2, math.nan) for step in range(401, 407)]
+    after += [row(step, 4.2) for step in range(407, 441)]
+    after += [row(step, learning(step - 440)) for step in range(441, 471)]
+    return before, after
+
+
 def timeline(lines: list[str], first: float, every: float, path: str) -> str:
     """Appends, several lines to a record: the watchdog looks every half minute."""
     said, at = [], first
@@ -108,6 +128,8 @@ def write(name: str, head: str, lines: tuple[list[str], list[str]], every: float
     (folder / "run.yaml").write_text(body, encoding="utf-8")
 
 
+#: Whether the skipped steps of a search for a loss scale are told as well is not what most are about.
+NO_STEPS = "  limits: {job_loss: {kinds_off: [nan]}}\n"
 HEAD = """what: >
   {what}
 provenance: >
@@ -117,9 +139,7 @@ settings:
   mode: act
   interval: {interval}
   checks: [job_progress, job_exit, job_restarts, job_checkpoint, job_loss, job_resume]
-  # whether the skipped steps of a search for a loss scale are told as well is not what this is about
-  limits: {{job_loss: {{kinds_off: [nan]}}}}
-run:
+{limits}run:
   name: {name}
   log: /data/{name}/train.log
   checkpoints: /data/{name}/ckpt
@@ -184,6 +204,17 @@ COLLAPSED = """expect:
 - {kind: opened, code: LossSpike}
 - {kind: resolved, code: LossSpike}
 """
+WRONG = """expect:
+- {kind: opened, code: LossSpike, status: WARNING}
+- {kind: worsened, code: LossSpike, status: CRITICAL}
+- {kind: opened, code: LossLevelShift, status: CRITICAL}
+- {kind: resolved, code: LossSpike}
+- {kind: opened, code: StepsNotFinite, status: CRITICAL}
+- {kind: resolved, code: StepsNotFinite}
+- {kind: reopened, code: LossSpike, status: WARNING}
+- {kind: worsened, code: LossSpike, status: CRITICAL}
+- {kind: opened, code: LossRestarted, status: CRITICAL}
+"""
 
 
 def main() -> None:
@@ -199,7 +230,7 @@ def main() -> None:
                 "  BigScience's chronicles, in the form of its log; the 260 rows before, those between\n"
                 "  31223 and 31249 and those after 31250 are made up at that level"
             ),
-            name="loss-spike-bloom", rollback="true", until="75m", interval="60s",
+            limits=NO_STEPS, name="loss-spike-bloom", rollback="true", until="75m", interval="60s",
             checkpoints="[{step: 31200, age_seconds: 1500}]",
         ),
         bloom(), 105.0, SPIKE,
@@ -212,7 +243,7 @@ def main() -> None:
             name,
             HEAD.format(
                 what="The loss leaves its level at step 301 and does not come back.", provenance="made up",
-                name=name, rollback=rollback, until="20m", interval="30s",
+                limits=NO_STEPS, name=name, rollback=rollback, until="20m", interval="30s",
                 checkpoints="[{step: 280, age_seconds: 60}]",
             ),
             diverging(last), 10.0, expect,
@@ -221,10 +252,20 @@ def main() -> None:
         "loss-scale-collapse",
         HEAD.format(
             what="fp16: the loss scale falls thirty steps before the loss; both are one story.",
-            provenance="made up after GLM-130B's log of its own spikes", name="loss-scale-collapse",
-            rollback="true", until="20m", interval="30s", checkpoints="[{step: 280, age_seconds: 60}]",
+            provenance="made up after GLM-130B's log of its own spikes", limits=NO_STEPS,
+            name="loss-scale-collapse", rollback="true", until="20m", interval="30s",
+            checkpoints="[{step: 280, age_seconds: 60}]",
         ),
         collapsing(), 10.0, COLLAPSED,
+    )  # fmt: skip
+    write(
+        "loss-goes-wrong",
+        HEAD.format(
+            what="Another level that holds, steps without gradients, and the loss of the first steps again.",
+            provenance="made up", limits="", name="loss-goes-wrong", rollback="false", until="34m",
+            interval="30s", checkpoints="[{step: 280, age_seconds: 60}]",
+        ),
+        going_wrong(), 10.0, WRONG,
     )  # fmt: skip
 
 
