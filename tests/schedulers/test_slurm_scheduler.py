@@ -63,7 +63,7 @@ class Lab:
     def job(self, run: str = "") -> Job:
         return self.look()[run or self.key]
 
-    def until(self, state: str, run: str = "", seconds: float = 40.0) -> Job:
+    def until(self, state: str, run: str = "", seconds: float = 120.0) -> Job:
         last: list[Any] = []
 
         def is_there() -> bool:

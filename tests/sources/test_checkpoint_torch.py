@@ -165,7 +165,7 @@ def test_folder_given_itself(run: Path) -> None:
 
 
 SHARDED = """
-import sys, torch, torch.distributed as dist, torch.distributed.checkpoint as dcp
+import os, sys, torch, torch.distributed as dist, torch.distributed.checkpoint as dcp
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 rank, rendezvous, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
@@ -174,6 +174,7 @@ mesh = init_device_mesh("cpu", (2,))
 weight = distribute_tensor(torch.arange(4096.0).reshape(64, 64), mesh, [Shard(0)])
 dcp.save({"model": {"weight": weight}, "step": 100, "rng": torch.get_rng_state()}, checkpoint_id=folder)
 dist.destroy_process_group()
+os._exit(0)  # gloo's threads may abort an interpreter that takes its time to end
 """
 
 
