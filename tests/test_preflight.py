@@ -11,8 +11,8 @@ from clustertools.cli import cli, main
 
 pytestmark = pytest.mark.slow
 
-#: What this very machine shows is not what is tested: its kernel log may hold anything, and other tests hang its
-#: mounts and fill its memory and disks at the same time.
+#: What this very machine shows is not what is tested: its kernel log may hold anything, and other tests hang
+#: its mounts and fill its memory and disks at the same time.
 QUIET = tuple(
     word
     for name in (
