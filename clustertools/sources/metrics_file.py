@@ -283,7 +283,7 @@ def _opened(path: str, file: BinaryIO, format: str | None) -> Metrics:
             raise Unparsable(
                 f"{_shown(path)} is empty; a run that has just begun may write its first line later"
             )
-    except BaseException:
+    except BaseException:  # Ctrl-C too, while a pipe is waited for: the file is closed, and all goes on up
         source.close()
         raise
     return Metrics(path, source, format)
